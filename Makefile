@@ -1,0 +1,73 @@
+# Every target makes or reuses the environment it needs. Needed: Python >= 3.11 with pip, and make.
+#   make test PYTHON=python3.13      the same with another interpreter, in an environment of its own
+#   make test ARGS='-k jit'          with arguments for pytest
+usable := import sys; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13; do $$p -c '$(usable)' 2>/dev/null && echo $$p && break; done)
+endif
+VERSION := $(shell $(PYTHON) -c '$(usable)' && $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifeq ($(VERSION),)
+$(error Python >= 3.11 is needed; name one with PYTHON=...)
+endif
+
+# Python 3.11 has an environment and a lock of its own, as no JAX after 0.10 installs there; all newer ones share a lock.
+VENV := .venv$(if $(filter-out 3.11,$(VERSION)),-$(VERSION))
+LOCK := constraints/py$(if $(filter-out 3.11,$(VERSION)),313,311).txt
+BIN := $(VENV)/bin
+PEERS := $(VENV)-peers
+STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
+
+.PHONY: help setup demo test check format bench bench-peers docs lock clean
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+# The stamp .EXTRA in an environment says that the package is installed there with that extra.
+$(STAMPS): pyproject.toml $(LOCK)
+	@[ -x $(@D)/bin/pip ] || $(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet -c $(LOCK) -e '.[$(patsubst .%,%,$(@F))]'
+	@touch $@
+
+setup: $(VENV)/.check  ## everything but the peers
+
+demo: $(VENV)/.demo  ## train a classifier on handwritten digits
+	$(BIN)/python examples/digits.py
+
+# Compiled code is kept between runs.
+test: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+test: $(VENV)/.test  ## formalities first, then all tests, docstrings and documents
+	$(BIN)/python -m pytest -q tests/test_formalities.py
+	$(BIN)/python -m pytest -q --ignore=tests/test_formalities.py $(ARGS)
+
+check: $(VENV)/.check  ## format, lint, types, formalities
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_formalities.py
+
+format: $(VENV)/.check  ## mend what `check` says of format and lint, code blocks of documents included
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX
+	$(BIN)/python benchmarks/ratios.py $(ARGS)
+
+bench-peers: $(PEERS)/.peers  ## the same step in Flax NNX and Equinox, in an environment of its own
+	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+
+docs: $(VENV)/.test  ## write docs/api.md anew and execute every block of README.md and docs/
+	$(BIN)/python docs/_api.py
+	$(BIN)/python -m pytest -q README.md docs
+
+lock: unlocked := $(VENV)-lock
+lock:  ## resolve afresh and pin; once with PYTHON=python3.11, once with PYTHON=python3.13
+	$(PYTHON) -m venv --clear $(unlocked)
+	$(unlocked)/bin/pip install --quiet -e '.[check,peers]'
+	$(unlocked)/bin/pip check
+	(echo '# Python $(VERSION), written by `make lock`'; $(unlocked)/bin/pip freeze --exclude-editable) > $(LOCK)
+	rm -r $(unlocked)
+
+clean:  ## remove environments and caches
+	rm -rf .venv* .cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -r {} +

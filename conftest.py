@@ -1,0 +1,20 @@
+"""What has to be settled before JAX starts, and the documents as tests."""
+
+import os
+
+# JAX before 0.12 deadlocks on few cores, unless it is told of at least four times as many as it has devices.
+os.environ.setdefault("NPROC", "32")
+
+import hypothesis
+import jax
+from sybil import Sybil
+
+from _docs import PARSERS
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+# The first example compiles, which takes longer than the default deadline.
+hypothesis.settings.register_profile("brainstate", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("brainstate")
+
+pytest_collect_file = Sybil(PARSERS, patterns=["*.md"]).pytest()

@@ -1,0 +1,34 @@
+"""State-aware automatic differentiation for JAX."""
+
+from . import graph, nn, random, transform, util
+from ._errors import (
+    BatchAxisError,
+    BrainStateError,
+    FrozenReadWarning,
+    StateTypeError,
+    StateValueError,
+    TraceContextError,
+)
+from ._state import BatchState, HiddenState, LongTermState, ParamState, ShortTermState, State
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchAxisError",
+    "BatchState",
+    "BrainStateError",
+    "FrozenReadWarning",
+    "HiddenState",
+    "LongTermState",
+    "ParamState",
+    "ShortTermState",
+    "State",
+    "StateTypeError",
+    "StateValueError",
+    "TraceContextError",
+    "graph",
+    "nn",
+    "random",
+    "transform",
+    "util",
+]

@@ -1,0 +1,501 @@
+"""The seam: the one place that knows how States and tracers meet.
+
+A transform turns ordinary Python, which reads ``state.value`` and assigns ``state.value = …``, into a pure
+function, hands that to the JAX transform of the same name and puts the new values back. Every transform is
+therefore three beats::
+
+    with Scope(...) as scope:            # open:   reads and writes of this thread now go to the scope
+        out = fun(*args)                 #         (inside the function that JAX traces)
+        writes = scope.close()           #         what was written leaves as an ordinary pytree
+    ...                                  # call:   JAX returns `out` and `writes`
+    commit(writes)                       # commit: the values reach the States, or the enclosing scope
+
+Vocabulary
+    *scope*   one transformed call in progress; scopes nest, each thread has its own stack.
+    *read*    looks in the scope, then in its parents, then in the State itself.
+    *write*   stays in the innermost scope.
+    *Writes*  a pytree: the written values as children, the States in the static part. The treedef that JAX
+              hands back says *which* States were written, so different traces may write different States.
+    *stage*   run a function once, abstractly, and keep its jaxpr. The first read of a State leaves a marker in
+              the jaxpr; evaluating the jaxpr replaces the marker by the value given for that State. This is
+              how a transform that needs to know the States beforehand (jit, scan, cond) still runs the user's
+              function once.
+    *born*    a State created while a scope is open. If it is still referenced when the scope closes it leaves
+              with the writes, otherwise it costs nothing.
+
+Invariants
+    Only ``commit`` and a write with no scope open change a State, and neither ever stores a tracer: an
+    exception anywhere leaves every State as it was, and no other thread sees half a step.
+    A container that a State holds is lent out as a copy; what the user changes in place in it is a write.
+    Only this module and ``_state`` touch ``State._value``.
+"""
+
+import gc
+import sys
+import threading
+import warnings
+import weakref
+from pathlib import Path
+
+import jax
+from jax.core import Tracer
+from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
+
+from ._compat import current_trace, staging, trace_state
+from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+
+__all__ = [
+    "ABSENT",
+    "Carried",
+    "Cell",
+    "Scope",
+    "Staged",
+    "Writes",
+    "commit",
+    "create",
+    "frozen_here",
+    "gather",
+    "generation",
+    "invalidate",
+    "is_tracer",
+    "launch",
+    "read",
+    "refuse_states",
+    "stage",
+    "stored",
+    "write",
+]
+
+_NOT_USERS = (str(Path(__file__).parent), str(Path(jax.__file__).parent))  # frames that a warning skips
+
+with jax.ensure_compile_time_eval():
+    _EAGER = trace_state()  # the trace that computes at once; one object for all threads
+
+
+class _Thread(threading.local):
+    scope = None  # the innermost open Scope
+    given = None  # while a staged function is evaluated: {State: leaves that replace its markers}
+
+
+_thread = _Thread()
+_commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
+_step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
+
+# Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
+# hold on to a State that is no longer reachable, and is traced again.
+_generation = [0]
+
+
+def generation() -> int:
+    """Return the number of structural changes that Modules have announced so far."""
+    return _generation[0]
+
+
+def invalidate() -> None:
+    """Announce that a State or Module was replaced, so that compiled functions look again."""
+    _generation[0] += 1
+
+
+
+
+class Cell:
+    """What the seam knows of a State: one slot, empty until the State has a concrete value."""
+
+    __slots__ = ("__weakref__", "_value")
+
+    def describe(self) -> str:
+        """Name this State for an error message, without reading it."""
+        return type(self).__name__
+
+
+# ------------------------------------------------------------------------------------------------ leaving a scope
+
+
+class Writes:
+    """Written States (the static part) and their values (the children), as a pytree."""
+
+    __slots__ = ("states", "values")
+
+    def __init__(self, states, values):
+        self.states, self.values = states, values
+
+
+class _Absent:
+    """Stands for the value of a State that one trace of a compiled function writes and another does not."""
+
+    __slots__ = ()
+
+
+ABSENT = _Absent()
+
+jax.tree_util.register_pytree_node(Writes, lambda w: (w.values, w.states), Writes)
+jax.tree_util.register_pytree_node(_Absent, lambda _: ((), None), lambda *_: ABSENT)
+
+
+class Carried:
+    """A pytree of anything, which JAX sees as its arrays only: text and the like travel in the static part."""
+
+    __slots__ = ("leaves", "rest", "treedef")
+
+    def __init__(self, leaves, rest, treedef):
+        self.leaves, self.rest, self.treedef = leaves, rest, treedef
+
+    @classmethod
+    def of(cls, tree):
+        """Pack ``tree``."""
+        leaves, treedef = jax.tree.flatten(tree)
+        rest = tuple((i, leaf) for i, leaf in enumerate(leaves) if not valid_jaxtype(leaf))
+        for i, _ in rest:
+            leaves[i] = None
+        return cls(leaves, rest, treedef)
+
+    def tree(self):
+        """Return the tree that was packed."""
+        leaves = list(self.leaves)
+        for i, leaf in self.rest:
+            leaves[i] = leaf
+        return self.treedef.unflatten(leaves)
+
+
+jax.tree_util.register_pytree_node(
+    Carried, lambda c: (c.leaves, (c.rest, c.treedef)), lambda aux, leaves: Carried(leaves, *aux)
+)
+
+# ------------------------------------------------------------------------------------------------ the marker
+
+
+class _StateRead(Primitive):
+    """``state_read[state=… leaf=… aval=…]``: stands for one leaf of a State's value in a staged program."""
+
+    def bind(self, *, state, leaf, aval):
+        given = _thread.given
+        if given is not None and state in given:
+            return given[state][leaf]
+        return super().bind(state=state, leaf=leaf, aval=aval)
+
+
+_state_read = _StateRead("state_read")
+_state_read.def_abstract_eval(lambda *, state, leaf, aval: aval)
+
+
+# ------------------------------------------------------------------------------------------------ scopes
+
+
+class Scope:
+    """One transformed call in progress. ``values`` are the States whose value the transform provides."""
+
+    def __init__(self, name, values=(), *, stages=False, frozen=False):
+        self.name, self.stages, self.frozen = name, stages, frozen
+        self.parent = self.level = self.trace = None
+        self.values, self.written = {}, {}  # both ordered; `written` is used as an ordered set
+        self.reads = {}  # staging only: State -> (avals, treedef)
+        self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
+        self.born = []
+        self.unused = set(values)
+        for state, value in dict(values).items():
+            self.values[state] = self._lend(state, *jax.tree.flatten(value))
+
+    def __enter__(self):
+        self.parent, self.level = _thread.scope, trace_state()
+        self.trace = current_trace() if self.stages else None
+        _thread.scope = self
+        return self
+
+    def __exit__(self, *exc):
+        _thread.scope = self.parent
+        self.trace = None  # nothing may keep a finished trace alive
+
+    def read(self, state):
+        """Return the value of ``state`` as the function under transformation sees it."""
+        self.unused.discard(state)
+        try:
+            return self.values[state]
+        except KeyError:
+            value = self.values[state] = self._inherit(state)
+            return value
+
+    def write(self, state, value):
+        """Keep ``value`` as the new value of ``state`` until this scope is committed."""
+        if trace_state() != self.level:
+            raise TraceContextError(
+                f"{state.describe()} was written inside a raw JAX transform within brainstate.transform.{self.name}: "
+                f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
+            )
+        _admit(state, value)
+        if state not in self.values and not hasattr(state, "_value") and not self._known(state):
+            self.born.append(state)
+        self.values[state] = value
+        self.written[state] = True
+        self.unused.discard(state)
+        self.lent.pop(state, None)
+
+    def close(self) -> Writes:
+        """Return what was written: by assignment, in place, and to States born inside that outlive the call."""
+        for state, (leaves, treedef) in self.lent.items():
+            now, tree = jax.tree.flatten(self.values[state])
+            if tree != treedef or any(a is not b for a, b in zip(now, leaves, strict=True)):
+                _admit(state, self.values[state])
+                self.written[state] = True
+        survivors = self._survivors()
+        self.born = list(survivors)
+        values = [*(self.values[s] for s in self.written), *survivors.values()]
+        return Writes((*self.written, *survivors), values)
+
+    def _known(self, state):
+        scope = self.parent
+        while scope is not None and state not in scope.values:
+            scope = scope.parent
+        return scope is not None
+
+    def _inherit(self, state):
+        outer = self.parent.read(state) if self.parent is not None else _stored(state, self.frozen)
+        leaves, treedef = jax.tree.flatten(outer)
+        if self.stages:
+            leaves = self._mark(state, leaves, treedef)
+        elif jax.tree_util.treedef_is_leaf(treedef):
+            return outer
+        return self._lend(state, leaves, treedef)
+
+    def _lend(self, state, leaves, treedef):
+        if not jax.tree_util.treedef_is_leaf(treedef):
+            self.lent[state] = (leaves, treedef)
+        return treedef.unflatten(leaves)
+
+    def _mark(self, state, leaves, treedef):
+        for path, leaf in jax.tree.leaves_with_path(treedef.unflatten(leaves)):
+            if not valid_jaxtype(leaf):
+                where = jax.tree_util.keystr(path)
+                raise StateTypeError(
+                    f"{state.describe()} holds a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX type: "
+                    f"brainstate.transform.{self.name} takes arrays and numbers as inputs. Keep such a value in a "
+                    f"plain attribute, or pass it as a static argument."
+                )
+        avals = [jax.typeof(leaf) for leaf in leaves]
+        self.reads[state] = (avals, treedef)
+        with set_current_trace(self.trace):
+            return [_state_read.bind(state=state, leaf=i, aval=aval) for i, aval in enumerate(avals)]
+
+    def _survivors(self):
+        """Return {State: value} of the States born here that somebody outside still refers to."""
+        kept = [(weakref.ref(s), self.values.pop(s), self.written.pop(s)) for s in self.born]
+        for state in self.born:
+            self.lent.pop(state, None)
+        self.born = state = None
+        if any(ref() is not None for ref, *_ in kept):
+            gc.collect()  # once per trace that creates States: a dead cycle is no survivor
+        return {ref(): value for ref, value, _ in kept if ref() is not None}
+
+
+# ------------------------------------------------------------------------------------------------ reading, writing
+
+
+def read(state):
+    """Return the value of ``state``: from the innermost scope, else from the State itself."""
+    scope = _thread.scope
+    if scope is not None:
+        return scope.read(state)
+    if trace_state() != _EAGER and staging():
+        _warn_frozen(state)
+    try:
+        return state._value
+    except AttributeError:
+        return _stored(state)
+
+
+def write(state, value) -> None:
+    """Set the value of ``state``: in the innermost scope, else in the State itself."""
+    scope = _thread.scope
+    if scope is not None:
+        scope.write(state, value)
+        return
+    if trace_state() != _EAGER:
+        raise _raw_transform(state)
+    if type(value) not in _plain:
+        _admit(state, value)
+    state._value = value
+
+
+def create(state, value) -> None:
+    """Give a new State its first value; unlike `write`, also under a raw transform if it is concrete."""
+    if _thread.scope is not None:
+        _thread.scope.write(state, value)
+        return
+    if type(value) not in _plain:
+        _admit(state, value)
+    state._value = value
+
+
+def gather(states) -> list:
+    """Return the values of ``states`` as inputs of a transform."""
+    if _thread.scope is not None or trace_state() != _EAGER:
+        return [read(s) for s in states]
+    try:
+        with _commit_lock:
+            return [s._value for s in states]
+    except AttributeError:
+        return [_stored(s) for s in states]
+
+
+def launch(jitted, states, written, args, kwargs):
+    """Gather, call, commit: all there is between a compiled function and its caller.
+
+    ``jitted`` takes the list of the values of ``states`` and the arguments. It returns its result and a list with
+    the new value, or ``ABSENT``, of each State in ``written``.
+    """
+    if not written or _thread.scope is not None or trace_state() != _EAGER:
+        out, values = jitted(gather(states), *args, **kwargs)
+        if values:
+            changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+            commit(Writes(tuple(changed), list(changed.values())))
+        return out
+    with _step_lock:
+        out, values = jitted([s._value for s in states], *args, **kwargs)
+        with _commit_lock:
+            for state, value in zip(written, values):  # noqa: B905 (the list may have grown, and this is the hot path)
+                if value is not ABSENT:
+                    state._value = value
+        return out
+
+
+def commit(writes: Writes) -> None:
+    """Hand written values to the enclosing scope, or to the States, all together."""
+    states, scope = writes.states, _thread.scope
+    if not states:
+        return
+    if scope is None and trace_state() != _EAGER:
+        raise _raw_transform(states[0])
+    if scope is not None:
+        for state, value in zip(states, writes.values, strict=True):
+            scope.write(state, value)
+        return
+    with _commit_lock:
+        for state, value in zip(states, writes.values, strict=True):
+            state._value = value
+
+
+def stored(states) -> bool:
+    """Tell whether all of ``states`` have a concrete value, or some scope to get one from."""
+    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
+
+
+def frozen_here() -> bool:
+    """Tell whether a read now would be compiled in as a constant: raw staging, and no scope open."""
+    return _thread.scope is None and trace_state() != _EAGER and staging()
+
+
+def _stored(state, frozen=False):
+    if frozen:
+        _warn_frozen(state)
+    try:
+        return state._value
+    except AttributeError:
+        raise TraceContextError(
+            f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
+            f"created inside: it has no value here. Assign a value first, or create it outside."
+        ) from None
+
+
+# Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.
+_plain = {bool, int, float, complex, str, type(None)}
+
+
+def _admit(state, value) -> None:
+    """Refuse a value that holds a State, or that holds a tracer while no scope is open."""
+    if type(value) in _plain:
+        return
+    leaves = jax.tree.leaves(value)
+    kinds = {type(leaf) for leaf in leaves} - _plain
+    if any(issubclass(kind, Cell) for kind in kinds):
+        raise StateValueError(
+            f"the value given to {state.describe()} contains a State. A State holds arrays, not States: assign "
+            f"`other.value`, or keep the States in a Module, list or dict."
+        )
+    tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
+    if tracers and _thread.scope is None:
+        raise _raw_transform(state)
+    if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
+        _plain.add(type(value))
+
+
+def refuse_states(tree, what) -> None:
+    """Refuse States among arguments or results: they belong to the function, not to its signature."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, Cell):
+            raise StateValueError(
+                f"{leaf.describe()} is among the {what}, at {jax.tree_util.keystr(path)}: States are not passed in or "
+                f"out of a transform. Use the State inside the function, and pass or return `state.value`."
+            )
+
+
+def _raw_transform(state):
+    return TraceContextError(
+        f"{state.describe()} was written inside a raw JAX transform, which does not know States: a tracer would leak, "
+        f"or the write be lost. Wrap the function with the transform of the same name from brainstate.transform "
+        f"(jit, grad, vmap, ...) instead."
+    )
+
+
+def _warn_frozen(state) -> None:
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "
+        f"compiled in as a constant and later changes are not seen. Use brainstate.transform.jit.",
+        FrozenReadWarning,
+        stacklevel=level,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ staging
+
+
+class Staged:
+    """A function that ran once, abstractly: ``reads``, ``writes`` and a pure function of both inputs."""
+
+    def __init__(self, closed, places, out_tree, scope):
+        self.closed, self.places, self.out_tree = closed, places, out_tree
+        self.reads, self.born, self.used = scope.reads, scope.born, tuple(scope.values)
+        self.writes = out_tree.unflatten([None] * out_tree.num_leaves)[1].states
+
+    def __call__(self, given, args, kwargs):
+        """Evaluate with ``given`` = {State: value} for the reads, and arguments of the same structure.
+
+        Returns ``(out, Writes)``. No Python code of the user runs.
+        """
+        leaves = jax.tree.leaves((args, kwargs))
+        outer = _thread.given
+        _thread.given = {s: jax.tree.leaves(given[s]) for s in self.reads}
+        try:
+            return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
+        finally:
+            _thread.given = outer
+
+
+def is_tracer(leaf) -> bool:
+    """Tell whether ``leaf`` is a tracer."""
+    return isinstance(leaf, Tracer)
+
+
+def stage(fun, args, kwargs, *, name, dynamic=is_tracer) -> Staged:
+    """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
+
+    Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
+    """
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
+    scope, trees = Scope(name, stages=True), []
+
+    def run(*inputs):
+        for i, leaf in zip(places, inputs, strict=True):
+            leaves[i] = leaf
+        a, k = treedef.unflatten(leaves)
+        with scope:
+            out = fun(*a, **k)
+            refuse_states(out, f"results of a function under {name}")
+            out = (out, scope.close())
+        trees.append(jax.tree.structure(out))
+        return out
+
+    closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
+    return Staged(closed, places, trees[0], scope)

@@ -1,0 +1,226 @@
+"""``State``: a named place for a value that functions may read and replace.
+
+A State holds any pytree (arrays, numbers, nested containers; outside transforms any object at all) in
+``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_scope``), so the same
+line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
+is a leaf for ``jax.tree``, and holds no other State.
+
+The kinds differ in meaning only, and are what filters select by::
+
+    State
+    ├── LongTermState           kept from one run to the next
+    │   ├── ParamState          trained
+    │   └── BatchState          statistics of batches
+    └── ShortTermState          lives within a run
+        └── HiddenState         the activity of a recurrent or spiking layer: one array
+
+Nobody but ``_scope`` changes a State, there are no hooks, and no source trace is recorded.
+"""
+
+import copy as _copy
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from . import _scope
+from ._errors import StateTypeError, StateValueError
+
+__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "rebuild"]
+
+
+class State(_scope.Cell):
+    """A place for a value that transforms know how to read, differentiate, carry and commit.
+
+    Parameters
+    ----------
+    value : pytree
+        The first value. A State given here is unwrapped.
+    name : str, optional
+        A name for messages and for ``StateFinder``.
+    tag : str or iterable of str, optional
+        Marks to select by with filters.
+    **metadata
+        Anything else to remember; each becomes an attribute.
+
+    Raises
+    ------
+    TraceContextError
+        If ``value`` is a tracer of a transform that does not know States.
+    StateValueError
+        If ``value`` contains a State.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from brainstate import State
+    >>> count = State(jnp.zeros(2), name="count")
+    >>> count.value += 1.0
+    >>> count
+    State(float32[2], name='count')
+    """
+
+    __slots__ = ("__dict__", "_owner")
+
+    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+        self.name = name
+        self._owner = None
+        self.tag = set() if tag is None else {tag} if isinstance(tag, str) else set(tag)
+        if metadata:
+            _refuse_reserved(type(self), metadata)
+            self.__dict__.update(metadata)
+        _scope.create(self, value.value if isinstance(value, State) else value)
+
+    # The functions of the seam themselves, with no frame in between: reading costs what the seam costs.
+    value = property(_scope.read, _scope.write, doc="The present value, as the function that runs now sees it.")
+
+    def restore_value(self, value: Any) -> None:
+        """Assign ``value``, which must have the tree structure of the present value.
+
+        Raises
+        ------
+        StateValueError
+            If the structures differ; the State is unchanged.
+        """
+        new, old = jax.tree.structure(value), jax.tree.structure(self.value)
+        if new != old:
+            raise StateValueError(f"{self.describe()} holds {old}, the value to restore is {new}: they must agree.")
+        self.value = value
+
+    def value_call(self, fun: Callable[[Any], Any]) -> Any:
+        """Return ``jax.tree.map(fun, self.value)``; the State is unchanged."""
+        return jax.tree.map(fun, self.value)
+
+    def numel(self) -> int:
+        """Return the number of elements of all leaves together."""
+        return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.value))
+
+    def add_tag(self, tag: str) -> None:
+        """Add a mark to select by."""
+        self.tag.add(tag)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return name, tags and all other attributes: with the class and a value, all that makes this State."""
+        return {**self.__dict__, "tag": set(self.tag)}
+
+    def copy(self) -> Self:
+        """Return a new State with the same value and a copy of the metadata."""
+        return rebuild(type(self), self.value, self.metadata())
+
+    def replace(self, value: Any, **metadata: Any) -> Self:
+        """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
+        if isinstance(metadata.get("tag"), str):
+            metadata["tag"] = {metadata["tag"]}
+        _refuse_reserved(type(self), metadata)
+        return rebuild(type(self), value, {**self.metadata(), **metadata})
+
+    def copy_from(self, other: Self) -> None:
+        """Take over value and name of a State of the same class.
+
+        Raises
+        ------
+        StateValueError
+            If ``other`` is of another class.
+        """
+        if type(other) is not type(self):
+            raise StateValueError(f"{self.describe()} cannot take over a {type(other).__name__}: the classes differ.")
+        self.value, self.name = other.value, other.name
+
+    def describe(self) -> str:
+        """Name this State for an error message, without reading its value."""
+        where = f" {self.name!r}" if self.name else f" at {self._owner}" if self._owner else ""
+        return f"{type(self).__name__}{where}" if where else f"an unnamed {type(self).__name__}{_layout(self)}"
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo) -> Self:
+        return rebuild(type(self), _copy.deepcopy(self.value, memo), _copy.deepcopy(self.metadata(), memo))
+
+    def __reduce__(self):
+        return rebuild, (type(self), self.value, self.metadata())
+
+    def __repr__(self) -> str:
+        extra = {k: v for k, v in self.__dict__.items() if v is not None and v != set()}
+        return f"{type(self).__name__}({', '.join([_layout(self)[1:-1], *(f'{k}={v!r}' for k, v in extra.items())])})"
+
+
+def _layout(state) -> str:
+    """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
+
+    def short(leaf):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        return repr(leaf) if isinstance(leaf, str | bool | int | float | complex) else type(leaf).__name__
+
+    value = getattr(state, "_value", _scope.Cell)
+    if value is _scope.Cell:
+        return "(no value yet)"
+    if value is None:
+        return "(None)"
+    shown = jax.tree.map(lambda leaf: _Word(short(leaf)), value)
+    return f"({shown!r})"
+
+
+class _Word(str):
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _refuse_reserved(cls, metadata) -> None:
+    clash = [k for k in metadata if k not in ("name", "tag") and hasattr(cls, k)]
+    if clash:
+        raise StateTypeError(f"{cls.__name__} has its own attribute {clash[0]!r}: choose another word for the metadata.")
+
+
+def rebuild(cls: type, value: Any, metadata: dict[str, Any]) -> Any:
+    """Make a State of class ``cls`` from its parts without calling ``cls.__init__``."""
+    state = cls.__new__(cls)
+    state._owner = None
+    state.__dict__.update(metadata)
+    state.tag = set(metadata.get("tag", ()))
+    _scope.create(state, value)
+    return state
+
+
+class LongTermState(State):
+    """A State that is kept from one run to the next; see `State`."""
+
+
+class ParamState(LongTermState):
+    """A trained parameter: what ``grad_states=module`` selects; see `State`."""
+
+
+class BatchState(LongTermState):
+    """Statistics of batches, such as a running mean; see `State`."""
+
+
+class ShortTermState(State):
+    """A State that lives within one run; see `State`."""
+
+
+class HiddenState(ShortTermState):
+    """The activity of a layer, held as one array; see `State`.
+
+    Raises
+    ------
+    StateTypeError
+        If the value is no array (a pytree with one leaf that has a shape counts as one, so units work).
+    """
+
+    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+        leaves = jax.tree.leaves(value.value if isinstance(value, State) else value)
+        if len(leaves) != 1 or not hasattr(leaves[0], "shape"):
+            raise StateTypeError(f"HiddenState holds one array, not {type(value).__name__}: use ShortTermState.")
+        super().__init__(value, name=name, tag=tag, **metadata)
+
+    @property
+    def varshape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return tuple(jax.tree.leaves(self.value)[0].shape)
+
+    @property
+    def num_state(self) -> int:
+        """How many variables a unit has: one."""
+        return 1

@@ -1,0 +1,45 @@
+"""The object graph: what States and Modules there are below a root, and under which paths.
+
+``states`` and ``nodes`` find them; ``treefy_split`` and ``treefy_merge`` take a graph apart into structure
+and data and back; ``update_states``, ``pop_states`` and ``clone`` change or copy it. `FlattedDict` and
+`NestedDict` are what collections come in, `TreefyState` is a State as plain data. The sources, from the
+bottom up: ``_paths`` (order), ``_snapshot``, ``_mappings``, ``_parts`` (what has parts), ``_nodes`` (what
+notices changes), ``_walk``, ``_split``.
+"""
+
+from ._mappings import FlattedDict, NestedDict
+from ._nodes import Node
+from ._snapshot import TreefyState
+from ._split import (
+    GraphDef,
+    clone,
+    flatten,
+    graphdef,
+    pop_states,
+    treefy_merge,
+    treefy_split,
+    unflatten,
+    update_states,
+)
+from ._walk import iter_leaf, iter_node, nodes, states, treefy_states
+
+__all__ = [
+    "FlattedDict",
+    "GraphDef",
+    "NestedDict",
+    "Node",
+    "TreefyState",
+    "clone",
+    "flatten",
+    "graphdef",
+    "iter_leaf",
+    "iter_node",
+    "nodes",
+    "pop_states",
+    "states",
+    "treefy_merge",
+    "treefy_split",
+    "treefy_states",
+    "unflatten",
+    "update_states",
+]

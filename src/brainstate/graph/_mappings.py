@@ -1,0 +1,387 @@
+"""``FlattedDict`` and ``NestedDict``: the two forms in which States, values and gradients travel.
+
+A *flat* mapping has whole paths as keys, ``{('layers', 0, 'weight'): x}``. A *nested* mapping has one level
+for each part of the path, ``{'layers': {0: {'weight': x}}}``, and every level is a ``NestedDict``: a plain
+dict below is a value (a State may hold one), so both forms convert into each other without loss.
+
+Both are dicts, and pytrees whose children are the values in the order of their paths: ``jax.tree.map`` of
+two such mappings pairs equal paths whatever the insertion order, and ``jax.grad`` answers in the same form.
+What the values are is up to the user; methods that speak of States want States (or snapshots).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+
+from .._errors import StateTypeError, StateValueError
+from .._state import State
+from ..filters import Filter, to_predicates
+from ._paths import dotted, in_order
+from ._snapshot import TreefyState
+
+__all__ = ["FlattedDict", "NestedDict", "complete", "pair", "plain", "select", "take_all"]
+
+
+def select(flat: Mapping, filters: tuple[Filter, ...], *, rest: bool = False) -> list[dict]:
+    """Deal ``{path: x}`` out to ``filters``, each entry to the first that selects it.
+
+    What no filter selects is dropped, or comes as one more dict if ``rest`` is asked for.
+    """
+    predicates = to_predicates(filters)
+    parts: list[dict] = [{} for _ in range(len(filters) + rest)]
+    for path, x in flat.items():
+        for part, predicate in zip(parts, predicates, strict=False):
+            if predicate(path, x):
+                part[path] = x
+                break
+        else:
+            if rest:
+                parts[-1][path] = x
+    return parts
+
+
+def take_all(flat: Mapping, filters: tuple[Filter, ...]) -> list[dict]:
+    """Deal out as `select` does, and refuse to leave anything over."""
+    *parts, left = select(flat, filters, rest=True)
+    if left:
+        shown = ", ".join(repr(dotted(path)) for path in left)
+        raise StateValueError(
+            f"no filter selects {shown}: the filters must cover everything. Add `...` as the last one."
+        )
+    return parts
+
+
+def complete(name: str, wanted: Mapping, given: Mapping) -> None:
+    """Raise unless ``given`` has exactly the paths of ``wanted``."""
+    absent = [dotted(path) for path in wanted if path not in given]
+    unknown = [dotted(path) for path in given if path not in wanted]
+    wrong = [
+        f"{word} {', '.join(map(repr, paths))}"
+        for word, paths in [("lacks", absent), ("has unknown", unknown)]
+        if paths
+    ]
+    if wrong:
+        raise StateValueError(f"{name} {' and '.join(wrong)}: it needs an entry for each path and no other.")
+
+
+def plain(x: Any) -> Any:
+    """Return the value of a State or snapshot, and anything else as it is."""
+    return x.value if isinstance(x, State | TreefyState) else x
+
+
+class _PathMapping(dict):
+    """What the two forms share; everything that looks at paths works on the flat form."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _of(cls, flat: Mapping) -> Self:
+        raise NotImplementedError
+
+    def to_flat(self) -> "FlattedDict":
+        """Return the flat form."""
+        raise NotImplementedError
+
+    def to_nest(self) -> "NestedDict":
+        """Return the nested form."""
+        return NestedDict._of(self.to_flat())
+
+    def filter(self, *filters: Filter) -> Self | tuple[Self, ...]:
+        """Return what the filters select, one mapping for each filter; the rest is dropped."""
+        parts = [self._of(part) for part in select(self.to_flat(), _some(filters))]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    subset = filter
+
+    def split(self, *filters: Filter) -> Self | tuple[Self, ...]:
+        """Return one mapping for each filter; raise `StateValueError` if anything is left over."""
+        parts = [self._of(part) for part in take_all(self.to_flat(), _some(filters))]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    def merge(self, *others: Mapping) -> Self:
+        """Return one mapping of all entries; of entries with the same path the last counts."""
+        merged: dict = {}
+        for mapping in (self, *others):
+            merged.update(_flat(mapping))
+        return self._of(merged)
+
+    def __or__(self, other):
+        return self.merge(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other):
+        return self._of(_flat(other)).merge(self) if isinstance(other, Mapping) else NotImplemented
+
+    def __ior__(self, other):
+        merged = self.merge(other)
+        dict.clear(self)
+        dict.update(self, merged)
+        return self
+
+    def __sub__(self, other):
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        gone = _flat(other)
+        return self._of({path: x for path, x in self.to_flat().items() if path not in gone})
+
+    def treefy_state(self) -> Self:
+        """Return the mapping with a snapshot in place of each State."""
+        return self._of(
+            {p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()}
+        )
+
+    def copy(self) -> Self:
+        """Return a copy that shares the values."""
+        return self._of(self.to_flat())
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[self._key(name)]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no entry and no attribute {name!r}.") from None
+
+    @staticmethod
+    def _key(name):
+        return name
+
+    def __repr__(self):
+        if not self:
+            return f"{type(self).__name__}({{}})"
+        lines = (f"{k!r}: {v!r},".replace("\n", "\n  ") for k, v in self.items())
+        return "\n  ".join([f"{type(self).__name__}({{", *lines]) + "\n})"
+
+
+class FlattedDict(_PathMapping):
+    """A dict from paths (tuples) to States, values or gradients, and a pytree sorted by path.
+
+    Attribute access looks up the path of length one: ``flat.w`` is ``flat[('w',)]``.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from brainstate import graph
+    >>> flat = graph.FlattedDict({("b",): 1.0, ("a", "w"): 2.0})
+    >>> jax.tree.leaves(flat)
+    [2.0, 1.0]
+    >>> flat.to_nest()
+    NestedDict({
+      'b': 1.0,
+      'a': NestedDict({
+        'w': 2.0,
+      }),
+    })
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for path in self:
+            if type(path) is not tuple:
+                raise StateTypeError(
+                    f"a FlattedDict has paths (tuples) as keys, not {path!r}: see NestedDict."
+                )
+
+    @classmethod
+    def _of(cls, flat):
+        new = cls.__new__(cls)
+        dict.update(new, flat)
+        return new
+
+    @classmethod
+    def from_nest(cls, nested: Mapping) -> Self:
+        """Return the flat form of nested dicts."""
+        return cls._of(NestedDict(nested).to_flat())
+
+    def to_flat(self) -> "FlattedDict":
+        """Return the mapping itself."""
+        return self
+
+    def to_dict(self) -> dict:
+        """Return a plain dict with the same keys."""
+        return dict(self)
+
+    def to_dict_values(self) -> "FlattedDict":
+        """Return the values of the States, under the same paths."""
+        return self._of({path: plain(x) for path, x in self.items()})
+
+    def assign_dict_values(self, data: Mapping) -> None:
+        """Assign to each State the value that ``data`` has under the same path.
+
+        Raises
+        ------
+        StateValueError
+            If ``data`` lacks a path or has an unknown one; no State is changed then.
+
+        Examples
+        --------
+        >>> from brainstate import State, graph
+        >>> states = graph.FlattedDict({("w",): State(1.0)})
+        >>> states.assign_dict_values({("w",): 5.0})
+        >>> states.w
+        State(5.0)
+        """
+        complete("data", self, data)
+        for path, state in self.items():
+            state.value = plain(data[path])
+
+    @staticmethod
+    def _key(name):
+        return (name,)
+
+
+class NestedDict(_PathMapping):
+    """Nested dicts from names to States, snapshots, values or gradients, and a pytree sorted at each level.
+
+    Plain dicts that are given become levels. Attribute access looks up a key: ``tree.layer.w`` is
+    ``tree['layer']['w']``.
+
+    Examples
+    --------
+    >>> from brainstate import graph
+    >>> tree = graph.NestedDict({"layer": {"w": 1.0, "b": 2.0}})
+    >>> tree.layer.w
+    1.0
+    >>> tree.filter(lambda path, x: x > 1).to_flat()
+    FlattedDict({
+      ('layer', 'b'): 2.0,
+    })
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for key, x in self.items():
+            self[key] = x
+
+    def __setitem__(self, key, x):
+        super().__setitem__(key, NestedDict(x) if type(x) is dict else x)
+
+    @classmethod
+    def _of(cls, flat):
+        root = cls.__new__(cls)
+        for path, x in flat.items():
+            level = root
+            for key in path[:-1]:
+                if key not in level:
+                    dict.__setitem__(level, key, cls.__new__(cls))
+                level = level[key]
+                if not isinstance(level, NestedDict):
+                    raise StateValueError(
+                        f"{path!r} leads through a value: one path is the beginning of another."
+                    )
+            if not path or isinstance(level.get(path[-1]), NestedDict):
+                raise StateValueError(
+                    f"{path!r} has no place in nested dicts: it is empty, or the beginning of another."
+                )
+            dict.__setitem__(level, path[-1], x)
+        return root
+
+    @classmethod
+    def from_flat(cls, flat: Mapping) -> Self:
+        """Return the nested form of ``{path: x}``."""
+        return cls._of(flat)
+
+    def to_flat(self) -> FlattedDict:
+        """Return the flat form; empty levels vanish."""
+        return FlattedDict._of(dict(_leaves(self, ())))
+
+    def to_dict(self) -> dict:
+        """Return plain nested dicts."""
+        return {k: x.to_dict() if isinstance(x, NestedDict) else x for k, x in self.items()}
+
+    def to_pure_dict(self) -> dict:
+        """Return plain nested dicts of values in place of States or snapshots."""
+        return {k: x.to_pure_dict() if isinstance(x, NestedDict) else plain(x) for k, x in self.items()}
+
+    def replace_by_pure_dict(self, data: Mapping) -> None:
+        """Take over, in place, the values in plain nested dicts; what ``data`` does not mention stays.
+
+        Raises
+        ------
+        StateValueError
+            If ``data`` has a path that is not here; nothing is changed then.
+        """
+        here = self.to_flat()
+        new = pair(here, data, "data")
+        for path, value in new.items():
+            if isinstance(here[path], State):
+                here[path].value = value
+                continue
+            level = self
+            for key in path[:-1]:
+                level = level[key]
+            old = here[path]
+            dict.__setitem__(level, path[-1], old.replace(value) if isinstance(old, TreefyState) else value)
+
+
+def pair(targets: Mapping, data: Mapping, name: str) -> dict:
+    """Return ``{path: value}`` of what ``data``, flat or nested, has for the paths of ``targets``.
+
+    Raises
+    ------
+    StateValueError
+        If ``data`` has a path that is none of ``targets``.
+    """
+    found: dict = {}
+    stack = list(data.items()) if _has_paths(data) else [((), data)]
+    while stack:
+        path, x = stack.pop()
+        if path in targets:
+            found[path] = plain(x)
+        elif isinstance(x, Mapping):
+            stack += [((*path, key), y) for key, y in x.items()]
+        else:
+            known = ", ".join(repr(dotted(p)) for p in targets) or "none"
+            raise StateValueError(
+                f"{name} has an entry {dotted(path)!r}, which leads to no State; the paths are: {known}."
+            )
+    return found
+
+
+def _leaves(level, prefix):
+    for key, x in level.items():
+        if isinstance(x, NestedDict):
+            yield from _leaves(x, (*prefix, key))
+        else:
+            yield (*prefix, key), x
+
+
+def _has_paths(mapping):
+    return bool(mapping) and all(type(key) is tuple for key in mapping)
+
+
+def _some(filters):
+    if not filters:
+        raise StateValueError("give at least one filter; `...` selects everything.")
+    return filters
+
+
+def _flat(mapping):
+    if isinstance(mapping, _PathMapping):
+        return mapping.to_flat()
+    if _has_paths(mapping):
+        return mapping
+    return NestedDict(mapping).to_flat()
+
+
+def _register(cls):
+    def flatten(x):
+        keys = tuple(in_order(x))
+        return [x[key] for key in keys], keys
+
+    def flatten_with_keys(x):
+        keys = tuple(in_order(x))
+        return [(jax.tree_util.DictKey(key), x[key]) for key in keys], keys
+
+    def unflatten(keys, values):
+        new = cls.__new__(cls)
+        dict.update(new, zip(keys, values, strict=True))
+        return new
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+_register(FlattedDict)
+_register(NestedDict)

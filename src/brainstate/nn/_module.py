@@ -1,0 +1,200 @@
+"""``Module``: the base class of everything that owns States.
+
+A Module is an ordinary object. States, Modules and containers of them become part of it by being assigned
+to attributes; nothing is declared or registered, and what is there is looked up when asked for, through
+``graph``. A Module is called by ``m(x)``, which is ``m.update(x)`` unless the class defines ``__call__``.
+
+Names and order are those of ``graph``: attributes sorted by name, positions counting up, each State and
+Module once. Dotted names join the parts of a path.
+"""
+
+import reprlib
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import graph
+from .._state import ParamState, State
+from ..filters import Filter
+from ..graph import Node
+
+__all__ = ["Module", "as_shape"]
+
+_LEVELS = (0, float("inf"))
+
+
+class Module(Node):
+    """Base class of models and layers.
+
+    Parameters
+    ----------
+    name : str, optional
+        A name, read-only afterwards.
+
+    Notes
+    -----
+    Lists and dicts that are empty or hold States or Modules are kept as equal copies, so change
+    ``module.layers`` and not the list that was assigned. An object in which no State can be found
+    (an ordinary class that holds one, a set) is refused with a `StateTypeError`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from brainstate import ParamState, nn
+    >>> class Scale(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.factor = ParamState(jnp.ones(2))
+    ...
+    ...     def update(self, x):
+    ...         return x * self.factor.value
+    >>> model = Scale()
+    >>> model
+    Scale(factor=ParamState(float32[2]))
+    >>> model(3.0).tolist()
+    [3.0, 3.0]
+    >>> list(model.states())
+    [('factor',)]
+    """
+
+    __array_ufunc__ = None  # so that `array >> module` comes here
+
+    def __init__(self, name: str | None = None):
+        self._name = name
+
+    # All three are None in a subclass that does not call ``super().__init__()``.
+
+    @property
+    def name(self) -> str | None:
+        """The name that was given, or None."""
+        return self.__dict__.get("_name")
+
+    @property
+    def in_size(self) -> tuple[int, ...] | None:
+        """The shape of one input without batch axes; an int may be assigned."""
+        return self.__dict__.get("_in_size")
+
+    @in_size.setter
+    def in_size(self, size: int | Iterable[int]) -> None:
+        self._in_size = as_shape(size)
+
+    @property
+    def out_size(self) -> tuple[int, ...] | None:
+        """The shape of one output without batch axes; an int may be assigned."""
+        return self.__dict__.get("_out_size")
+
+    @out_size.setter
+    def out_size(self, size: int | Iterable[int]) -> None:
+        self._out_size = as_shape(size)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output; subclasses define this, or ``__call__``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither `update` nor `__call__`.")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.update(*args, **kwargs)
+
+    def __rrshift__(self, x: Any) -> Any:
+        return self(x)
+
+    # ------------------------------------------------------------------------------------ looking around
+
+    def states(self, *filters: Filter, allowed_hierarchy: tuple[float, float] = _LEVELS) -> Any:
+        """Return the States of this Module and those below by path; see `brainstate.graph.states`."""
+        return graph.states(self, *filters, allowed_hierarchy=allowed_hierarchy)
+
+    def state_trees(self, *filters: Filter) -> Any:
+        """Return snapshots of the States as nested dicts; see `brainstate.graph.treefy_states`."""
+        return graph.treefy_states(self, *filters)
+
+    def nodes(self, *filters: Filter, allowed_hierarchy: tuple[float, float] = _LEVELS) -> Any:
+        """Return this Module and those below, ``{path: Module}``; see `brainstate.graph.nodes`."""
+        return graph.nodes(self, *filters, allowed_hierarchy=allowed_hierarchy)
+
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """Iterate over the Modules directly below, with dotted names."""
+        yield from _named("", self.nodes(allowed_hierarchy=(1, 1)))
+
+    def children(self) -> Iterator["Module"]:
+        """Iterate over the Modules directly below."""
+        yield from self.nodes(allowed_hierarchy=(1, 1)).values()
+
+    def named_modules(self, prefix: str = "", include_self: bool = True) -> Iterator[tuple[str, "Module"]]:
+        """Iterate over all Modules with dotted names, children first; this one is named ``prefix``."""
+        yield from _named(prefix, self.nodes(allowed_hierarchy=(0 if include_self else 1, float("inf"))))
+
+    def modules(self, include_self: bool = True) -> Iterator["Module"]:
+        """Iterate over all Modules, children before parents."""
+        return (module for _, module in self.named_modules(include_self=include_self))
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, ParamState]]:
+        """Iterate over the ParamStates with dotted names; without ``recurse`` only over this Module's own.
+
+        Examples
+        --------
+        >>> from brainstate import nn
+        >>> [name for name, _ in nn.Linear(2, 3).named_parameters(prefix="head")]
+        ['head.bias', 'head.weight']
+        """
+        yield from _named(prefix, self.states(ParamState, allowed_hierarchy=_LEVELS if recurse else (0, 0)))
+
+    def parameters(self, recurse: bool = True) -> Iterator[ParamState]:
+        """Iterate over the ParamStates; without ``recurse`` only over this Module's own."""
+        return (state for _, state in self.named_parameters(recurse=recurse))
+
+    @reprlib.recursive_repr("<...>")
+    def __repr__(self):
+        return _show(self, (), {})
+
+
+def _named(prefix, flat):
+    for path, x in flat.items():
+        yield ".".join([*([prefix] if prefix else []), *map(str, path)]), x
+
+
+def as_shape(size: int | Iterable[int]) -> tuple[int, ...]:
+    """Return a size as a tuple of ints."""
+    return tuple(int(n) for n in size) if isinstance(size, Iterable) else (int(size),)
+
+
+def _show(x, path, seen):
+    """Write ``x``, which is found under ``path``; what was ``seen`` before is only referred to."""
+    if isinstance(x, Node | State | list | dict):
+        if id(x) in seen:
+            return f"<same as {seen[id(x)]}>"
+        seen[id(x)] = ".".join(map(str, path)) or "the root"
+    if isinstance(x, Node):
+        shown = [(_label(type(x), name, v), name, v) for name, v in sorted(vars(x).items())]
+        items = [f"{label}={_show(v, (*path, name), seen)}" for label, name, v in shown if label]
+        return _enclose(f"{type(x).__name__}(", items, ")")
+    if isinstance(x, list | tuple) and not hasattr(x, "_fields"):
+        items = [_show(v, (*path, i), seen) for i, v in enumerate(x)]
+        return (
+            _enclose("[", items, "]")
+            if isinstance(x, list)
+            else _enclose("(", items, ",)" if len(x) == 1 else ")")
+        )
+    if isinstance(x, dict):
+        return _enclose("{", [f"{k!r}: {_show(v, (*path, k), seen)}" for k, v in x.items()], "}")
+    if isinstance(x, jax.Array | np.ndarray):
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return getattr(x, "__qualname__", None) or repr(x)
+
+
+def _label(cls, name, value):
+    """Return the name to show an attribute by, or None for what tells nothing."""
+    if value is None:
+        return None
+    if not name.startswith("_") or isinstance(value, Node | State):
+        return name
+    return name[1:] if isinstance(getattr(cls, name[1:], None), property) else None
+
+
+def _enclose(head, items, tail, width=100):
+    line = f"{head}{', '.join(items)}{tail}"
+    if len(line) <= width and "\n" not in line:
+        return line
+    return "\n".join([head, textwrap.indent(",\n".join(items), "  ") + ",", tail])

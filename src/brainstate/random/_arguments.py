@@ -1,0 +1,165 @@
+"""What is done to the arguments of a sampler before a key is drawn: look, check, cast, broadcast.
+
+Rules are checked where values are known; a tracer is never looked at. Casting and broadcasting are explicit,
+so they hold under ``jax_numpy_dtype_promotion='strict'`` and ``jax_numpy_rank_promotion='raise'``. The
+functions take the name of the sampler first, for their messages.
+"""
+
+import operator
+import re
+import warnings
+from functools import cache, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._errors import StateTypeError, StateValueError
+
+__all__ = [
+    "broadcast",
+    "cast",
+    "check_rule",
+    "concrete",
+    "default_dtype",
+    "to_array",
+    "to_dtype",
+    "to_shape",
+    "to_size",
+]
+
+
+def to_array(function, name, value) -> Any:
+    """Return a parameter as an array of numbers; ``None`` stays ``None``."""
+    if value is None or isinstance(value, jax.Array):
+        return value
+    array = jnp.asarray(value) if isinstance(value, list | tuple) else np.asarray(value)
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        hint = " (give its .value)" if hasattr(value, "value") else ""
+        raise StateTypeError(
+            f"{function}(): {name} must be a number or an array of numbers, got {type(value).__name__}{hint}."
+        )
+    return array
+
+
+def to_size(function, size):
+    """Return ``size`` as a tuple of ints; ``None`` stays ``None``."""
+    if size is None:
+        return None
+    try:
+        shape = tuple(operator.index(n) for n in (size if isinstance(size, list | tuple) else (size,)))
+    except TypeError:
+        raise StateTypeError(f"{function}(): size must be an int or a tuple of ints, got {size!r}.") from None
+    if any(n < 0 for n in shape):
+        raise StateValueError(f"{function}(): size must not be negative, got {size!r}.")
+    return shape
+
+
+# ------------------------------------------------------------------------------------------------------ rules
+
+
+def concrete(value) -> bool:
+    """Tell whether the numbers in ``value`` can be looked at now."""
+    known = value is not None and not isinstance(value, Tracer)
+    return known and getattr(value, "is_fully_addressable", True)
+
+
+def check_rule(function, rule, values) -> None:
+    """Raise unless ``rule``, a chain such as ``0 <= p <= 1``, ``n <= a + b`` or ``sum(p) <= 1``, holds."""
+    terms, names = _parse(rule)
+    if not all(concrete(values[name]) for name in names):
+        return
+    sides = [_evaluate(term, values) for term in terms[::2]]
+    for left, order, right in zip(sides, terms[1::2], sides[1:], strict=False):
+        holds = (np.less if order == "<" else np.less_equal)(left, right)
+        if not np.all(holds):
+            found = ", ".join(f"{name}={_offending(values[name], holds)}" for name in names)
+            raise StateValueError(f"{function}(): the rule is {rule}, got {found}.")
+
+
+@cache
+def _parse(rule):
+    names = dict.fromkeys(re.findall(r"\b(?!sum\b)[a-z]\w*", rule))
+    return re.split(r" (<=|<) ", rule), tuple(names)
+
+
+def _evaluate(term, values):
+    if term.startswith("sum("):
+        return np.sum(np.asarray(values[term[4:-1]]), -1)
+    return reduce(
+        np.add, [np.asarray(values[part]) if part in values else float(part) for part in term.split(" + ")]
+    )
+
+
+def _offending(value, holds):
+    value = np.asarray(value)
+    if value.ndim == 0:
+        return value.item()
+    if value.shape != np.shape(holds):
+        return np.array2string(value, threshold=8)
+    where = np.argwhere(~holds)[0].tolist()
+    return f"{value[tuple(where)].item()} at index {where if len(where) > 1 else where[0]}"
+
+
+# ------------------------------------------------------------------------------------ dtypes and broadcasting
+
+
+def default_dtype(kind):
+    """Return what JAX uses at present for the Python type ``kind``."""
+    return jax.dtypes.canonicalize_dtype(kind)
+
+
+def to_dtype(function, dtype, default, kind):
+    """Return ``dtype`` as what JAX really uses for it; it must be of ``kind``."""
+    if dtype is None:
+        return default_dtype(default)
+    wanted = default_dtype(dtype) if dtype in (bool, int, float, complex) else np.dtype(dtype)
+    dtype = default_dtype(wanted)
+    if dtype != wanted:
+        warnings.warn(
+            f"{function}(): {wanted} is truncated to {dtype}; set jax_enable_x64 for it.", stacklevel=6
+        )
+    if not jnp.issubdtype(dtype, kind):
+        raise StateTypeError(f"{function}(): dtype must be {kind.__name__}, got {dtype}.")
+    return dtype
+
+
+def cast(function, name, value, dtype) -> Any:
+    """Cast a parameter, but not from floating to integer, from complex to real, or out of range."""
+    if value is None or value.dtype == dtype:
+        return value
+    for kind in (jnp.inexact, jnp.complexfloating):
+        if jnp.issubdtype(value.dtype, kind) and not jnp.issubdtype(dtype, kind):
+            raise StateTypeError(
+                f"{function}(): {name} has dtype {value.dtype}, which {dtype} cannot hold: cast it."
+            )
+    new = value.astype(dtype)
+    if jnp.issubdtype(dtype, jnp.integer) and not isinstance(value, jax.Array) and np.any(new != value):
+        raise StateValueError(f"{function}(): {name}={value} is out of the range of {dtype}.")
+    return new
+
+
+def to_shape(function, size, shapes):
+    """Return the shape of the result: ``size``, which the ``shapes`` must fit, or what these broadcast to."""
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise StateValueError(f"{function}(): parameters of shapes {shapes} do not broadcast.") from None
+    if size is None:
+        return shape
+    try:
+        fits = np.broadcast_shapes(size, shape) == size
+    except ValueError:
+        fits = False
+    if not fits:
+        raise StateValueError(f"{function}(): size={size} does not fit the shape {shape} of the parameters.")
+    return size
+
+
+def broadcast(function, parameters, size, dtype):
+    """Cast parameters to ``dtype`` and all but scalars to the shape of the result; return values, shape."""
+    values = [cast(function, name, value, dtype) for name, value in parameters.items()]
+    shape = to_shape(function, size, [v.shape for v in values if v is not None])
+    return [v if v is None or v.shape in ((), shape) else jnp.broadcast_to(v, shape) for v in values], shape

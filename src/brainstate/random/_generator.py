@@ -1,0 +1,278 @@
+"""Generators: a random number generator is a State that holds a key, and a draw reads and replaces it.
+
+A draw is ``key, sub = jax.random.split(key)``: ``sub`` is used, ``key`` is the new value. Since that is an
+ordinary read and write of a State, numbers inside a transform are those outside, a loop draws anew at each
+iteration, and whatever replays a function replays its draws. Every draw takes its key in ``_next_key``, the
+only place where a generator advances; a sampler that is given ``key=`` uses that and leaves the State alone.
+
+The value is raw key data (``uint32[2]``), because a typed key as an input leaves the fast path of
+``jax.jit``; ``impl``, the name of the algorithm, is static. Nothing is computed before the first draw.
+"""
+
+import inspect
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+
+from .._errors import StateTypeError, StateValueError
+from .._state import State
+from ._samplers import SAMPLERS, Sampler
+
+__all__ = ["DEFAULT", "RandomState", "clone_rng", "default_rng", "on_default", "seed", "seed_context"]
+
+_lock = threading.RLock()  # two threads that draw at the same time get different keys
+
+
+def _split(data, impl, n):
+    keys = jr.split(jr.wrap_key_data(data, impl=impl), 2 if n is None else n + 1)
+    return jr.key_data(keys[0]), keys[1] if n is None else keys[1:]
+
+
+_split_at_once = jax.jit(_split, static_argnums=(1, 2))
+
+
+def _to_key(seed):
+    """Return the typed key that a seed, a key or raw key data stands for."""
+    dtype = getattr(seed, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return seed
+    if dtype == np.uint32 and np.ndim(seed) == 1:
+        return jr.wrap_key_data(jnp.asarray(seed), impl="threefry2x32" if len(seed) == 2 else None)
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if whole or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and np.ndim(seed) == 0):
+        return jr.key(seed)
+    raise StateTypeError(
+        f"a seed is an int, a key (jax.random.key) or raw key data (uint32[2]), "
+        f"got a {type(seed).__name__}: {seed!r}."
+    )
+
+
+class RandomState(State):
+    """A random number generator: a State that holds a key, with every sampler as a method.
+
+    Parameters
+    ----------
+    seed_or_key : int, key or uint32[2], optional
+        Where to start; an int makes a key of JAX's default kind. Without it the operating system chooses.
+
+    Attributes
+    ----------
+    impl : str
+        The algorithm of the key, ``'threefry2x32'`` unless JAX's default or a key given says otherwise.
+
+    Notes
+    -----
+    A copy of a generator draws the same numbers once more; `clone_rng` gives an independent one.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import brainstate
+    >>> rng = brainstate.random.RandomState(42)
+    >>> sub = jax.random.split(jax.random.key(42))[1]
+    >>> bool((rng.normal(size=2) == jax.random.normal(sub, 2)).all())
+    True
+    """
+
+    __slots__ = ("_backup",)
+
+    impl: str
+
+    def __new__(cls, *args, **kwargs):
+        """Make the generator without a value; a copy or an unpickled generator starts without backup, too."""
+        self = super().__new__(cls)
+        self._backup = State(None, name="the backup of a RandomState")
+        return self
+
+    def __init__(self, seed_or_key: Any = None):
+        data, impl = _to_data(seed_or_key)
+        super().__init__(data, impl=impl)
+
+    # ----------------------------------------------------------------------------------------- seeds and keys
+
+    def seed(self, seed_or_key: Any = None) -> None:
+        """Start anew from a seed or key; without one the operating system chooses.
+
+        Raises
+        ------
+        StateTypeError
+            If the seed is not an int, a key or raw key data, for example a float.
+        """
+        data, impl = _to_data(seed_or_key)
+        if impl != self.impl and isinstance(data, Tracer):
+            raise StateValueError(
+                f"{self.describe()} holds a key of kind {self.impl}, which cannot become {impl} inside a "
+                f"transform: seed it before."
+            )
+        self.value, self.impl = data, impl
+
+    def set_key(self, k: Any) -> None:
+        """Set the key; the same as `seed` with a key."""
+        self.seed(k)
+
+    def get_key(self) -> jax.Array:
+        """Return the present key. The generator does not advance."""
+        return jr.wrap_key_data(jnp.asarray(self.value), impl=self.impl)
+
+    def get_key_data(self) -> jax.Array:
+        """Return the data of the present key. The generator does not advance."""
+        return jnp.asarray(self.value)
+
+    def split_key(self, n: int | None = None, backup: bool = False) -> jax.Array:
+        """Return a new key, or an array of `n` keys, and advance the generator once.
+
+        Parameters
+        ----------
+        n : int, optional
+            How many keys: ``n + 1`` are made, the first is kept.
+        backup : bool, optional
+            Whether to remember the present key for `restore_key`.
+        """
+        if n is not None and not (isinstance(n, int | np.integer) and n >= 1):
+            raise StateValueError(f"split_key(): n must be an int and at least 1, got {n!r}.")
+        if backup:
+            self._backup.value = self.value
+        return self._next_key(None if n is None else int(n))
+
+    def split_keys(self, n: int, backup: bool = False) -> jax.Array:
+        """Return an array of `n` keys and advance the generator once; see `split_key`."""
+        return self.split_key(operator.index(n), backup)
+
+    def self_assign_multi_keys(self, n: int, backup: bool = True) -> None:
+        """Hold `n` keys, one a lane, for a function that is mapped over the value; `restore_key` ends it."""
+        self.value = jr.key_data(self.split_keys(n, backup))
+
+    def restore_key(self) -> None:
+        """Go back to the key that ``backup=True`` remembered, and forget it.
+
+        Raises
+        ------
+        StateValueError
+            If nothing was remembered.
+        """
+        if self._backup.value is None:
+            raise StateValueError(f"{self.describe()} has no backup: call split_key(..., backup=True) first.")
+        self.value, self._backup.value = self._backup.value, None
+
+    @contextmanager
+    def seed_context(self, s: Any) -> Iterator[None]:
+        """Draw from a seed or key inside a ``with`` block; then go on as if nothing had been drawn."""
+        value, impl = self.value, self.impl
+        self.seed(s)
+        try:
+            yield
+        finally:
+            self.value, self.impl = value, impl
+
+    def _next_key(self, n: int | None = None) -> jax.Array:
+        """Advance, and return one fresh key or `n` of them. Nothing else advances a generator."""
+        with _lock:
+            data = self.value
+            split = _split if isinstance(data, Tracer) else _split_at_once
+            self.value, keys = split(data, self.impl, n)
+        return keys
+
+
+def _to_data(seed):
+    """Return the raw data and the kind of a key; without a seed, numbers of the operating system."""
+    if seed is None:
+        return np.frombuffer(os.urandom(8), np.uint32), "threefry2x32"
+    key = _to_key(seed)
+    return jr.key_data(key), str(jr.key_impl(key))
+
+
+# ----------------------------------------------------------------------------------------------- the samplers
+
+
+def _method(sampler: Sampler) -> Callable[..., jax.Array]:
+    def method(self, *args, **kwargs):
+        key, arguments = sampler.bind(args, kwargs)
+        return sampler.draw(self._next_key() if key is None else _to_key(key), *arguments)
+
+    method.__name__, method.__qualname__, method.__doc__ = (
+        sampler.name,
+        f"RandomState.{sampler.name}",
+        sampler.doc,
+    )
+    method.__signature__ = sampler.signature  # pyright: ignore[reportFunctionMemberAccess]
+    return method
+
+
+for _sampler in SAMPLERS.values():
+    setattr(RandomState, _sampler.name, _method(_sampler))
+
+
+# -------------------------------------------------------------------------------------- the default generator
+
+DEFAULT = RandomState()
+DEFAULT.name = "brainstate.random.DEFAULT"
+
+
+def on_default(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of ``brainstate.random`` that calls ``method`` on the default generator."""
+
+    def function(*args, **kwargs):
+        return method(DEFAULT, *args, **kwargs)
+
+    signature = inspect.signature(method)
+    function.__name__ = function.__qualname__ = method.__name__
+    function.__module__, function.__doc__ = "brainstate.random", method.__doc__
+    parameters = list(signature.parameters.values())[1:]
+    function.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def seed(seed_or_key: Any = None) -> None:
+    """Start the default generator, and NumPy's global one, anew from a seed or key.
+
+    Parameters
+    ----------
+    seed_or_key : int, key or uint32[2], optional
+        Without it the operating system chooses.
+    """
+    DEFAULT.seed(seed_or_key)
+    if isinstance(seed_or_key, int | np.integer):
+        np.random.seed(int(seed_or_key) % 2**32)
+    elif not isinstance(DEFAULT.value, Tracer):
+        np.random.seed(np.asarray(DEFAULT.value))
+
+
+@contextmanager
+def seed_context(s: Any) -> Iterator[None]:
+    """Seed the default generator and NumPy's for a ``with`` block; then both go on as before it."""
+    state = np.random.get_state()
+    with DEFAULT.seed_context(s):
+        try:
+            seed(s)
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def default_rng(s: Any = None) -> RandomState:
+    """Return the default generator, a new one that starts from the seed or key `s`, or `s`, a generator."""
+    return DEFAULT if s is None else s if isinstance(s, RandomState) else RandomState(s)
+
+
+def clone_rng(s: Any = None, clone: bool = True) -> RandomState:
+    """Return a generator independent of `s`.
+
+    Parameters
+    ----------
+    s : RandomState, int or key, optional
+        A generator, by default the default one: it advances once, and the new one starts from the key drawn.
+        From a seed or key a new generator starts there.
+    clone : bool, optional
+        If false, a generator is returned as is.
+    """
+    rng = default_rng(s)
+    return RandomState(rng.split_key()) if clone and (s is None or rng is s) else rng

@@ -1,0 +1,255 @@
+"""grad, vector_grad and the matrices of derivatives: `GradientTransform` with another JAX function each.
+
+All share one signature: the function, ``grad_states`` and ``argnums`` by position or name, then options by name.
+Without a function they return a decorator. Called outside ``jit`` they compile nothing: Python control flow on
+concrete values, strings and callables as arguments, and live closures work as under the JAX function.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import StateTypeError
+from ._gradient import GradientTransform
+
+__all__ = ["grad", "hessian", "jacfwd", "jacobian", "jacrev", "vector_grad"]
+
+
+def derivative(transform, fun, grad_states, argnums, params=None, **options) -> Any:
+    """Build the `GradientTransform`, or the decorator that will."""
+    if fun is None:
+        return functools.partial(derivative, transform, grad_states=grad_states, argnums=argnums, params=params, **options)
+    return GradientTransform(fun, transform, grad_states, argnums, transform_params=params, **options)
+
+
+def _grad_transform(fun, *, argnums, has_aux, **params):
+    def scalar(*args, **kwargs):
+        value, aux = fun(*args, **kwargs)
+        if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
+            shapes = jax.tree.map(jnp.shape, value)
+            raise StateTypeError(
+                f"Gradient only defined for scalar-output functions: the output has shape {shapes}. Use vector_grad to "
+                f"sum over the outputs, or jacrev for all of their gradients."
+            )
+        return value, aux
+
+    return jax.grad(scalar, argnums=argnums, has_aux=has_aux, **params)
+
+
+def _vector_grad_transform(fun, *, argnums, has_aux):
+    def wrapped(diff, *rest, **kwargs):
+        value, pull, aux = jax.vjp(lambda d: fun(d, *rest, **kwargs), diff, has_aux=has_aux)
+        return pull(jax.tree.map(_one, value))[0], aux
+
+    return wrapped
+
+
+def _one(leaf):
+    inexact = jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
+    return jnp.ones_like(leaf) if inexact else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+
+
+def _jacrev_transform(fun, **params):
+    return jax.jacrev(fun, **params)
+
+
+def _jacfwd_transform(fun, **params):
+    return jax.jacfwd(fun, **params)
+
+
+def _hessian_transform(fun, **params):
+    return jax.hessian(fun, **params)
+
+
+def grad(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+) -> Any:
+    """Gradient of a scalar function with respect to States, arguments, or both: ``jax.grad`` that knows States.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns a scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator is returned.
+    grad_states, argnums, has_aux, return_value, check_states
+        See `GradientTransform`, which also has the table of results.
+    holomorphic : bool
+        Promise that the function is holomorphic, as in ``jax.grad``.
+    allow_int : bool
+        Accept integer leaves; their gradient has dtype float0, as in ``jax.grad``.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``.
+
+    Raises
+    ------
+    StateTypeError
+        At the call, if the output is no scalar; and as `GradientTransform`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> gradient, value = brainstate.transform.grad(lambda x: (w.value * x).sum(), w, return_value=True)(3.0)
+    >>> gradient.tolist(), float(value)
+    ([3.0, 3.0], 9.0)
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    params = {"holomorphic": holomorphic, "allow_int": allow_int}
+    return derivative(_grad_transform, fun, grad_states, argnums, params, **options)
+
+
+def vector_grad(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+) -> Any:
+    """Gradient of the sum of all outputs: one reverse pass with a cotangent of ones.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
+    grad_states, argnums, has_aux, return_value, check_states
+        See `GradientTransform`. The value is the whole output.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.vector_grad(lambda x: x**2)(jnp.array([1.0, 2.0])).tolist()
+    [2.0, 4.0]
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    return derivative(_vector_grad_transform, fun, grad_states, argnums, **options)
+
+
+def jacrev(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+) -> Any:
+    """Jacobian by reverse mode, one pass per output: the choice for few outputs and many inputs.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
+    grad_states, argnums, has_aux, return_value, check_states
+        See `GradientTransform`.
+    holomorphic, allow_int : bool
+        As in ``jax.jacrev``.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``. A leaf of shape ``v`` in ``G`` and an output of shape ``o`` give a
+        leaf of shape ``o + v``; for a function that returns a pytree, that pytree with a ``G`` in each leaf.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.ones((2, 3)), name="w")
+    >>> brainstate.transform.jacrev(lambda x: {"y": x @ w.value}, [w])(jnp.ones(2))["y"][0].shape
+    (3, 2, 3)
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    params = {"holomorphic": holomorphic, "allow_int": allow_int}
+    return derivative(_jacrev_transform, fun, grad_states, argnums, params, **options)
+
+
+jacobian = jacrev
+
+
+def jacfwd(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    holomorphic: bool = False,
+) -> Any:
+    """Jacobian by forward mode, one pass per input: the choice for many outputs and few inputs.
+
+    Parameters
+    ----------
+    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
+        As in `jacrev`.
+
+    Returns
+    -------
+    GradientTransform
+        As in `jacrev`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.jacfwd(lambda x: x**2)(jnp.array([1.0, 2.0])).tolist()
+    [[2.0, 0.0], [0.0, 4.0]]
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    return derivative(_jacfwd_transform, fun, grad_states, argnums, {"holomorphic": holomorphic}, **options)
+
+
+def hessian(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    holomorphic: bool = False,
+) -> Any:
+    """Matrix of second derivatives, by forward over reverse mode.
+
+    Parameters
+    ----------
+    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
+        As in `jacrev`.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``. Its result is a ``G`` that holds a ``G`` in the place of each leaf:
+        ``H[a][b]`` has shape ``v_a + v_b``. With States and an argument, ``((H_ss, H_sa), (H_as, H_aa))``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> (ss, sa), (as_, aa) = brainstate.transform.hessian(lambda x: x**2 * (w.value**2).sum(), w, 0)(3.0)
+    >>> ss.tolist(), sa.tolist(), as_.tolist(), float(aa)
+    ([[18.0, 0.0], [0.0, 18.0]], [12.0, 24.0], [12.0, 24.0], 10.0)
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    return derivative(_hessian_transform, fun, grad_states, argnums, {"holomorphic": holomorphic}, **options)

@@ -1,0 +1,398 @@
+"""One class does the state handling of every derivative; the derivative itself is an argument.
+
+``GradientTransform`` turns a function that reads and writes States into a pure one, hands it to a JAX transform
+and gives the result the structure of the table in `GradientTransform`. It needs no table of cases for that: what
+is differentiated is packed into *one* pytree that already has the wanted structure ``G``, and JAX, asked for
+``argnums=0``, returns its derivative in that structure, whatever the transform (a Hessian gives ``G`` of ``G``).
+
+The three beats: `Target.open` reads the States and packs ``G``; `Target.pure` is what JAX traces; the written
+values come back beside the derivative and are committed once.
+
+Only the inexact leaves of a State are differentiated. In the place of another leaf (an integer, a key) the
+packed tree, and so the gradient, holds ``None``.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import valid_jaxtype
+
+from .._errors import StateTypeError, StateValueError
+from .._scope import Carried, Scope, commit, frozen_here, gather, read, refuse_states
+from .._state import ParamState, State
+
+__all__ = ["GradientTransform", "Target", "select"]
+
+
+# ------------------------------------------------------------------------------------------ which States
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The States of a container: ``treedef`` of the container, each State once, and where each one is."""
+
+    treedef: Any
+    states: tuple[State, ...]
+    paths: tuple[str, ...]
+
+    def locate(self, state) -> str:
+        """Name ``state`` by its path in the container."""
+        return f"grad_states{self.paths[self.states.index(state)]} ({state.describe()})"
+
+
+def _owns_states(leaf) -> bool:
+    return callable(getattr(type(leaf), "states", None))  # a Module; what holds States offers them by this method
+
+
+def _is_live(grad_states) -> bool:
+    """Tell whether a Module is among ``grad_states``: its States are looked up at each call."""
+    try:
+        return any(_owns_states(leaf) for leaf in jax.tree.leaves(grad_states, is_leaf=_owns_states))
+    except (TypeError, ValueError):
+        return False  # no pytree: `select` has the message
+
+
+def select(grad_states) -> Selection:
+    """Find the States in a State, a Module (its ParamStates) or any pytree of these.
+
+    Raises
+    ------
+    StateTypeError
+        If something else is found.
+    StateValueError
+        If nothing is selected, or a State is listed twice.
+    """
+    try:
+        tree = jax.tree.map(
+            lambda leaf: leaf.states(ParamState) if _owns_states(leaf) else leaf, grad_states, is_leaf=_owns_states
+        )
+        found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    except (TypeError, ValueError) as error:
+        raise StateTypeError(
+            f"grad_states is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
+        ) from error
+    paths = {}
+    for path, state in found:
+        where = jax.tree_util.keystr(path)
+        if not isinstance(state, State):
+            raise StateTypeError(
+                f"grad_states{where} is a {type(state).__name__}, not a State. Pass a State, a list, tuple or dict of "
+                f"States, a Module, or model.states(...). (Sets and generators have no order; treefy_states(...) "
+                f"gives snapshots, which no function reads.)"
+            )
+        if state in paths:
+            raise StateValueError(
+                f"grad_states lists {state.describe()} twice, as grad_states{paths[state]} and grad_states{where}: "
+                f"a loop over the gradients would step twice. List it once."
+            )
+        paths[state] = where
+    if not paths:
+        raise StateValueError(
+            "grad_states selects no State: the container is empty (does the filter match?). Leave grad_states out to "
+            "differentiate an argument."
+        )
+    return Selection(treedef, tuple(paths), tuple(paths.values()))
+
+
+def differentiable(leaf) -> bool:
+    """Tell whether ``leaf`` is of a floating or complex type."""
+    if isinstance(leaf, bool | int):
+        return False
+    return valid_jaxtype(leaf) and jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
+
+
+# ------------------------------------------------------------------------------------------ which arguments
+
+
+def check_argnums(argnums, *, negative=False):
+    """Return ``argnums`` as None, an int or a tuple of distinct ints; raise an error that names it otherwise."""
+    if argnums is None:
+        return None
+    numbers = tuple(argnums) if isinstance(argnums, list | tuple) else (argnums,)
+    for n in numbers:
+        if type(n) is not int or (n < 0 and not negative):
+            raise StateValueError(
+                f"argnums={argnums!r}: positions are ints{'' if negative else ' from 0 up'}, one or a sequence of them."
+            )
+    if len(set(numbers)) != len(numbers):
+        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
+    return numbers if isinstance(argnums, list | tuple) else argnums
+
+
+def pick(args, argnums):
+    """Return the selected arguments, in the structure of ``argnums``, and all of them with None in their places."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    for n in numbers:
+        if not -len(args) <= n < len(args):
+            raise StateTypeError(
+                f"argnums={argnums!r} selects argument {n}, but the call has {len(args)} positional "
+                f"argument{'' if len(args) == 1 else 's'}. Pass what is differentiated by position, not by keyword."
+            )
+    if len({n % len(args) for n in numbers}) != len(numbers):
+        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
+    picked = tuple(args[n] for n in numbers)
+    rest = list(args)
+    for n in numbers:
+        rest[n] = None
+    return (picked if isinstance(argnums, tuple) else picked[0]), rest
+
+
+def place(rest, argnums, picked) -> tuple:
+    """Undo `pick`."""
+    args = list(rest)
+    if isinstance(argnums, tuple):
+        for n, value in zip(argnums, picked, strict=True):
+            args[n] = value
+    elif argnums is not None:
+        args[argnums] = picked
+    return tuple(args)
+
+
+# ------------------------------------------------------------------------------------------ the pure function
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Call:
+    """What one call differentiates; a static pytree, so that a custom transform may jit the pure function."""
+
+    selection: Selection | None
+    argnums: Hashable
+    mixed: tuple[int, ...]  # positions of the States with leaves that are not differentiated
+    frozen: bool
+
+
+class Target:
+    """A function with States as a pure function of what is differentiated.
+
+    ``open(args)`` gives ``(diff, call, rest)`` and ``pure(diff, call, *rest, **kwargs)`` returns
+    ``(value, Carried((value or None, aux, Writes)))``.
+    """
+
+    def __init__(self, fun, name, grad_states, argnums, *, has_aux=False, keep_value=False, check_states=True, allow_int=False):
+        if not callable(fun):
+            raise StateTypeError(f"{name} differentiates a function; got {type(fun).__name__}, which cannot be called.")
+        self.fun, self.name, self.argnums = fun, name, argnums
+        self.has_aux, self.keep_value = has_aux, keep_value
+        self.check_states, self.allow_int = check_states, allow_int
+        self.grad_states = grad_states
+        self._selection = None if grad_states is None or _is_live(grad_states) else select(grad_states)
+
+    def open(self, args, kwargs):
+        """Read what is differentiated and pack it as ``diff``."""
+        refuse_states((args, kwargs), f"arguments of {self.name}")
+        selection = self._selection
+        if selection is None and self.grad_states is not None:
+            selection = select(self.grad_states)
+        if self.argnums is None:
+            picked, rest = None, args
+        else:
+            picked, rest = pick(args, self.argnums)
+            self._check_argument(picked)
+        if selection is None:
+            return picked, Call(None, self.argnums, (), frozen_here()), rest
+        values = gather(selection.states)
+        mixed = () if self.allow_int else self._strip(selection, values)
+        diff = selection.treedef.unflatten(values)
+        return (
+            diff if self.argnums is None else (diff, picked),
+            Call(selection, self.argnums, mixed, frozen_here()),
+            rest,
+        )
+
+    def pure(self, diff, call, /, *rest, **kwargs):
+        """Run the function with ``diff`` in place; JAX traces this."""
+        picked, values = diff, {}
+        if call.selection is not None:
+            diff, picked = diff if call.argnums is not None else (diff, None)
+            values = dict(zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True))
+            for i in call.mixed:
+                state = call.selection.states[i]
+                values[state] = _fill(read(state), values[state])
+        args = place(rest, call.argnums, picked)
+        with Scope(self.name, values, frozen=call.frozen) as scope:
+            out = self.fun(*args, **kwargs)
+            refuse_states(out, f"results of a function under {self.name}")
+            writes = scope.close()
+        if self.check_states and scope.unused:
+            raise self._unused(call.selection, scope.unused)
+        value, aux = self._parts(out)
+        return value, Carried.of((value if self.keep_value else None, aux, writes))
+
+    def _parts(self, out):
+        if not self.has_aux:
+            return out, None
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            got = f"a {type(out).__name__} of {len(out)}" if isinstance(out, tuple | list) else f"a {type(out).__name__}"
+            raise StateTypeError(f"with has_aux=True the function returns a pair (value, aux); it returned {got}.")
+        return out
+
+    def _check_argument(self, picked):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(picked):
+            usable = valid_jaxtype(leaf) if self.allow_int else differentiable(leaf)
+            if not usable:
+                kind = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
+                inner = path[1:] if isinstance(self.argnums, tuple) else path
+                number = self.argnums[path[0].idx] if isinstance(self.argnums, tuple) else self.argnums
+                raise StateTypeError(
+                    f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with respect "
+                    f"to floating or complex values only. Convert it, choose another argnums, or (grad, jacrev) set "
+                    f"allow_int=True."
+                )
+
+    def _strip(self, selection, values):
+        """Put None for the leaves of ``values`` that are not differentiable; return which values have such."""
+        mixed = []
+        for i, value in enumerate(values):
+            flags = [differentiable(leaf) for leaf in jax.tree.leaves(value)]
+            if not any(flags):
+                raise StateTypeError(
+                    f"{selection.locate(selection.states[i])} holds nothing of a floating or complex type, so "
+                    f"{self.name} cannot differentiate with respect to it. Leave it out, or (grad, jacrev) set "
+                    f"allow_int=True."
+                )
+            if not all(flags):
+                mixed.append(i)
+                values[i] = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, value)
+        return tuple(mixed)
+
+    def _unused(self, selection, unused):
+        where = ", ".join(selection.locate(s) for s in selection.states if s in unused)
+        return StateValueError(
+            f"the function never reads {where}: the gradient would be zero. Remove from grad_states what is not used, "
+            f"or set check_states=False to get zeros."
+        )
+
+
+def _fill(value, floats):
+    """Return ``value`` with its differentiable leaves taken from ``floats``, which has None elsewhere."""
+    return jax.tree.map(lambda leaf, new: leaf if new is None else new, value, floats)
+
+
+# ------------------------------------------------------------------------------------------ the class
+
+
+class GradientTransform:
+    """Differentiate a function with States by any transform with the interface of ``jax.grad``.
+
+    ===========  ==========  =============================================
+    grad_states  argnums     ``G``
+    ===========  ==========  =============================================
+    None         None        gradient of argument 0
+    None         int         gradient of that argument
+    None         sequence    tuple of gradients, in the order given
+    given        None        ``SG``: gradients in the container of the States
+    given        int         ``(SG, gradient)``
+    given        sequence    ``(SG, tuple of gradients)``
+    ===========  ==========  =============================================
+
+    The call returns ``G``, ``(G, aux)`` with ``has_aux``, ``(G, value)`` with ``return_value``, and
+    ``(G, value, aux)`` with both. Where a transform puts structure around a derivative (the output's, for a
+    Jacobian; a second ``G``, for a Hessian) it does so as JAX does for a single argument of structure ``G``.
+
+    Parameters
+    ----------
+    target : callable
+        The function. It may read and write any States; writes are committed once, after the derivative.
+    transform : callable
+        Called once as ``transform(fun, argnums=0, has_aux=True, **transform_params)`` with a pure function. It
+        returns a function of the same arguments that returns ``(derivative, aux)``, aux passed on untouched.
+    grad_states : State, Module, or pytree of these, optional
+        What to differentiate. A Module stands for its ParamStates at the time of the call.
+    argnums : int or sequence of int, optional
+        Positions of the arguments to differentiate. On a method they count the arguments after ``self``.
+    return_value, has_aux : bool
+        See above. With ``has_aux`` the function returns ``(value, aux)``.
+    transform_params : dict, optional
+        Further keyword arguments of ``transform``.
+    check_states : bool
+        Refuse States that the function never reads (their gradient would be zero).
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        When built, for unusable arguments; when called, for what the call shows. No State has changed then.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, brainstate
+    >>> def doubled(fun, *, argnums, has_aux):
+    ...     base = jax.grad(fun, argnums=argnums, has_aux=has_aux)
+    ...     def wrapped(*args, **kwargs):
+    ...         grads, aux = base(*args, **kwargs)
+    ...         return jax.tree.map(lambda g: 2 * g, grads), aux
+    ...     return wrapped
+    >>> w = brainstate.ParamState(jnp.array(3.0))
+    >>> float(brainstate.transform.GradientTransform(lambda: w.value**2, doubled, grad_states=w)())
+    12.0
+    """
+
+    def __init__(
+        self,
+        target: Callable,
+        transform: Callable,
+        grad_states: Any = None,
+        argnums: int | tuple[int, ...] | list[int] | None = None,
+        return_value: bool = False,
+        has_aux: bool | None = False,
+        transform_params: dict[str, Any] | None = None,
+        check_states: bool = True,
+    ):
+        self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, argnums
+        self.return_value, self.has_aux, self.check_states = bool(return_value), bool(has_aux), bool(check_states)
+        self.transform_params = dict(transform_params or {})
+        numbers = check_argnums(argnums)
+        if grad_states is None:
+            numbers = 0 if numbers is None else numbers
+            if numbers == ():
+                raise StateValueError("argnums=() and no grad_states: there is nothing to differentiate.")
+        name = getattr(transform, "__name__", type(transform).__name__).removesuffix("_transform").strip("_")
+        self._pure = Target(
+            target,
+            name,
+            grad_states,
+            numbers,
+            has_aux=self.has_aux,
+            keep_value=self.return_value,
+            check_states=self.check_states,
+            allow_int=self.transform_params.get("allow_int", False),
+        )
+        self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
+        functools.update_wrapper(self, target)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the derivative in the structure of the table; commit what the function wrote."""
+        diff, call, rest = self._pure.open(args, kwargs)
+        out = self._derivative(diff, call, *rest, **kwargs)
+        if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
+            raise StateTypeError(
+                f"the transform {self._pure.name} returned {type(out).__name__} in place of (derivative, aux): it is "
+                f"called with has_aux=True and has to pass the aux that its function returns on untouched."
+            )
+        value, aux, writes = out[1].tree()
+        commit(writes)
+        result = (out[0], *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
+        return result if len(result) > 1 else out[0]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as a method: the derivative of the bound method."""
+        if instance is None:
+            return self
+        return type(self)(
+            self.target.__get__(instance, owner),
+            self.transform,
+            self.grad_states,
+            self.argnums,
+            self.return_value,
+            self.has_aux,
+            self.transform_params,
+            self.check_states,
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._pure.name}({getattr(self.target, '__qualname__', self.target)!s})"

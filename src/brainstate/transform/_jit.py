@@ -1,0 +1,397 @@
+"""``jit``: compile a function that reads and writes States.
+
+The compiled program takes the values of the States that the function reads as inputs and returns what it
+writes. Which States these are is found while JAX traces, by staging (see ``_scope``)::
+
+    call ── gather the values of the known States ── jax.jit of `_Program.pure` ── commit the writes ── result
+                                                            │ cache miss: stage the function, once
+                                                            └ States that are no inputs yet? leave JAX with
+                                                              `_Restart`; the call adds them to its inputs and runs
+                                                              again, `pure` then only evaluates what was staged
+
+Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
+arguments, and the number of input States is part of what it sees.
+
+A new program is begun when a Module announces that a State was replaced (`_scope.invalidate`). States that a
+call created and left behind are inputs from the next call on, which is therefore traced again; unless that trace
+too creates States and never uses the old ones, as a function does that makes its States anew each time.
+
+A call that writes holds one lock from reading to committing, so concurrent calls lose no update.
+"""
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._compat import UNSPECIFIED
+from .._errors import StateTypeError, TraceContextError
+from .._scope import ABSENT, Scope, gather, generation, launch, refuse_states, stage, stored
+
+__all__ = ["jit"]
+
+
+class _Restart(Exception):  # noqa: N818 (a signal, never seen by users)
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
+
+    def __init__(self, staged):
+        super().__init__()
+        self.staged = staged
+
+
+class _Program:
+    """The compiled forms of a function for one state of the object graph, and the States they take and give."""
+
+    def __init__(self, fun, options, donates):
+        self.fun, self.donates = fun, donates
+        self.generation = generation()
+        self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
+        self.gives = []  # donates: whether each of `states` is given away
+        self.newborn, self.adopted = (), set()
+        self.pending = {}  # thread -> what was staged before the restart
+        self.compiled = jax.jit(_with_states(fun, self), **_shifted(fun, options, donates))
+        self.jitted = self._arranged(self.compiled) if donates else self.compiled
+
+    def pure(self, values, /, *args, **kwargs):
+        """Compute ``(out, new values of self.written)``; JAX traces this."""
+        if jax.config.jax_disable_jit:
+            with Scope("jit") as scope:
+                out, writes = self.fun(*args, **kwargs), scope.close()
+            return out, self._aligned(writes.states, writes.values)
+        given = dict(zip(self.states, values, strict=False))
+        staged = self.pending.pop(threading.get_ident(), None)
+        if staged is None:
+            staged = stage(self.fun, args, kwargs, name="jit")
+            # A trace that does not use what an earlier one left behind makes its States anew each time.
+            anew = self.adopted and self.adopted.isdisjoint((*staged.reads, *staged.writes))
+            self.newborn = () if anew else tuple(staged.born)
+        if (staged.writes and not self.written) or any(s not in given for s in staged.reads):
+            raise _Restart(staged)
+        out, writes = staged(given, args, kwargs)
+        # What was donated and not written must come back, or its State would be left with a deleted buffer.
+        back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
+        return out, self._aligned((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
+
+    def extend(self, staged):
+        """Make inputs of the States that ``staged`` reads, and keep it for the trace that follows."""
+        new = [s for s in staged.reads if s not in set(self.states)]
+        self.states.extend(new)
+        self.gives.extend(self.donates and s in staged.writes for s in new)
+        self._aligned(staged.writes, [None] * len(staged.writes))
+        self.pending[threading.get_ident()] = staged
+
+    def adopt(self):
+        """Take the States that the last trace left behind as inputs of the next call."""
+        self.adopted, self.newborn = set(self.newborn), ()
+        self.states.extend(self.adopted)
+        self.gives.extend(False for _ in self.adopted)
+
+    def launch(self, args, kwargs):
+        """Call the compiled function and commit what it writes."""
+        return launch(self.jitted, self.states, self.written, args, kwargs)
+
+    def ahead(self, step):
+        """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
+        method = getattr(self.compiled, step)
+        return lambda args, kwargs: method(*self.arrange(gather(self.states)), *args, **kwargs)
+
+    def run(self, entry, args, kwargs, staged=None):
+        """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
+        try:
+            while True:
+                if staged is not None:
+                    self.extend(staged)
+                try:
+                    return entry(args, kwargs)
+                except _Restart as restart:
+                    staged = restart.staged
+        finally:
+            self.pending.pop(threading.get_ident(), None)
+
+    def _aligned(self, states, values):
+        """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
+        self.written.extend(s for s in states if s not in set(self.written))
+        table = dict(zip(states, values, strict=True))
+        return [table.get(s, ABSENT) for s in self.written]
+
+    def _arranged(self, compiled):
+        return lambda values, /, *args, **kwargs: compiled(*self.arrange(values), *args, **kwargs)
+
+    def arrange(self, values) -> tuple:
+        """Return the leading arguments of the compiled function: all values, or those to donate and the others."""
+        if not self.donates:
+            return (values,)
+        kept = [v for v, gives in zip(values, self.gives, strict=False) if not gives]
+        seen = {id(leaf) for leaf in jax.tree.leaves(kept)}
+
+        def own(leaf):  # what two States share cannot be given away for one of them
+            if id(leaf) in seen:
+                return jax.numpy.copy(leaf)
+            seen.add(id(leaf))
+            return leaf
+
+        return [jax.tree.map(own, v) for v, gives in zip(values, self.gives, strict=False) if gives], kept
+
+    def restore(self, donated, kept) -> list:
+        """Undo `arrange`."""
+        count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
+        values = [next(donated) if gives else next(kept) for gives in self.gives[:count]]
+        return values
+
+
+class _Ahead:
+    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in."""
+
+    def __init__(self, program, step, inputs):
+        self._program, self._step, self._inputs = program, step, inputs
+
+    def __getattr__(self, name):
+        return getattr(self._step, name)
+
+    def lower(self, **options):
+        """Lower what was traced, as ``jax.stages.Traced.lower``."""
+        return _Ahead(self._program, self._step.lower(**options), self._inputs)
+
+    def compile(self, *options, **more):
+        """Compile what was lowered, as ``jax.stages.Lowered.compile``."""
+        return _Ahead(self._program, self._step.compile(*options, **more), self._inputs)
+
+    def __call__(self, *args, **kwargs):
+        """Run what was compiled on the present values of the States and commit the writes."""
+        program, step = self._program, self._step
+        entry = program._arranged(step) if program.donates else step
+        return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
+
+
+class Jit:
+    """A compiled function with States; made by `jit`."""
+
+    def __init__(self, fun, options, donates):
+        if not callable(fun):
+            raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
+        self._fun, self._options, self._donates = fun, options, donates
+        self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
+        self.clear_cache()
+        functools.update_wrapper(self, fun)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the compiled function on the present values of the States and commit what it writes."""
+        program = self._program
+        if program.generation != generation():
+            program = self.clear_cache()
+        try:
+            out = launch(program.jitted, program.states, program.written, args, kwargs)
+        except _Restart as restart:
+            staged = restart.staged
+        except TypeError:
+            _explain(args, kwargs)
+            raise
+        except TraceContextError:
+            if stored(program.states):
+                raise
+            staged = None  # an input was created by a call that failed, or by an enclosing transform
+            program = self.clear_cache()
+        else:
+            if program.newborn:
+                program.adopt()
+            return out
+        out = program.run(program.launch, args, kwargs, staged)
+        if program.newborn:
+            program.adopt()
+        return out
+
+    def lower(self, *args: Any, **kwargs: Any) -> _Ahead:
+        """Lower for these arguments, as ``jax.stages.Wrapped.lower``; the States are filled in."""
+        return self._ahead("lower", args, kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> _Ahead:
+        """Trace for these arguments, as ``jax.stages.Wrapped.trace``; the States are filled in."""
+        return self._ahead("trace", args, kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Return shapes and dtypes of the result; no State changes."""
+        return self._ahead("eval_shape", args, kwargs)._step[0]
+
+    def clear_cache(self) -> _Program:
+        """Forget all that was compiled and which States are inputs."""
+        self._program = _Program(self._fun, self._options, self._donates)
+        return self._program
+
+    def _ahead(self, step, args, kwargs):
+        program = self._program if self._program.generation == generation() else self.clear_cache()
+        done = program.run(program.ahead(step), args, kwargs)
+        return _Ahead(program, done, len(program.states))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as a method; each instance has compiled functions of its own, which do not keep it alive."""
+        if instance is None:
+            return self
+        alive, jitted = self._methods.get(id(instance), (lambda: None, None))
+        if alive() is not instance:
+            forget = functools.partial(self._methods.pop, id(instance), None)
+            alive = weakref.ref(instance, lambda _: forget())
+            jitted = Jit(_weak_method(self._fun, alive), self._options, self._donates)
+            self._methods[id(instance)] = alive, jitted
+        return _Method(instance, jitted)
+
+    def __repr__(self) -> str:
+        return f"jit({getattr(self._fun, '__qualname__', self._fun)!s})"
+
+
+class _Method:
+    """A compiled method of one instance, which it keeps alive."""
+
+    def __init__(self, instance, jitted):
+        self.__self__, self._jitted, self.__wrapped__ = instance, jitted, jitted.__wrapped__
+
+    def __call__(self, *args, **kwargs):
+        return self._jitted(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self._jitted, name)
+
+    def __repr__(self):
+        return f"<bound {self._jitted!r} of {self.__self__!r}>"
+
+
+def _weak_method(fun, alive):
+    """Return ``fun`` bound to the object that the weak reference ``alive`` leads to."""
+
+    @functools.wraps(fun)
+    def method(*args, **kwargs):
+        return fun(alive(), *args, **kwargs)
+
+    signature = _signature(fun)
+    if signature is not None:
+        method.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return method
+
+
+def _explain(args, kwargs) -> None:
+    """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
+    refuse_states((args, kwargs), "arguments of jit")
+    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        if callable(getattr(type(leaf), "states", None)):
+            raise StateTypeError(
+                f"argument {jax.tree_util.keystr(path[1:])} of jit is a Module ({type(leaf).__name__}). Let the function "
+                f"refer to it by name instead (its States are found automatically), or make it a static argument."
+            )
+
+
+# ------------------------------------------------------------------------------------------ options of jax.jit
+
+
+def _signature(fun):
+    try:
+        return inspect.signature(fun)
+    except (TypeError, ValueError):
+        return None
+
+
+def _with_states(fun, program):
+    """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
+
+    From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
+    """
+    if program.donates:
+
+        def stateful(donated_states, states, /, *args, **kwargs):
+            return program.pure(program.restore(donated_states, states), *args, **kwargs)
+
+    else:
+
+        def stateful(states, /, *args, **kwargs):
+            return program.pure(states, *args, **kwargs)
+
+    signature = _signature(fun)
+    if signature is not None:
+        mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
+        mine = [p.replace(name=f"_{p.name}") for p in mine]
+        stateful.__signature__ = signature.replace(parameters=[*mine, *signature.parameters.values()])
+    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
+        if hasattr(fun, attribute):
+            setattr(stateful, attribute, getattr(fun, attribute))
+    return stateful
+
+
+def _shifted(fun, options, donates) -> dict:
+    """Return ``options`` of ``jax.jit`` for a function with one more argument in front, or two where it donates."""
+    options, lead = dict(options), 2 if donates else 1
+    for key in ("static_argnums", "donate_argnums"):
+        numbers = options.get(key)
+        if numbers is not None:
+            numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+            options[key] = tuple(n + lead if n >= 0 else n for n in numbers)
+    if donates:
+        names = options.get("donate_argnames") or ()
+        names = (names,) if isinstance(names, str) else tuple(names)
+        signature = _signature(fun)
+        places = [i + lead for i, n in enumerate(signature.parameters if signature else ()) if n in names]
+        options["donate_argnums"] = (0, *(options.get("donate_argnums") or places))
+    if options.get("in_shardings", UNSPECIFIED) is not UNSPECIFIED:
+        given = options["in_shardings"]
+        if not isinstance(given, tuple):
+            given = (given,) * _count_dynamic(fun, options)
+        options["in_shardings"] = (*[UNSPECIFIED] * lead, *given)
+    if options.get("out_shardings", UNSPECIFIED) is not UNSPECIFIED:
+        options["out_shardings"] = (options["out_shardings"], UNSPECIFIED)
+    return options
+
+
+def _count_dynamic(fun, options) -> int:
+    signature = _signature(fun)
+    kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        raise StateTypeError("in_shardings: a function with any number of arguments needs a tuple, one entry each.")
+    static = options.get("static_argnums") or options.get("static_argnames") or ()
+    positional = [k for k in kinds if k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    return len(positional) - (1 if isinstance(static, int | str) else len(static))
+
+
+def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **options: Any) -> Any:
+    """Compile a function that reads and writes States: ``jax.jit`` that knows States.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function. The States it reads become inputs and those it writes become outputs of the compiled program,
+        found exactly and automatically. Left out: a decorator is returned. On a method, positions count the
+        arguments after ``self``, and each instance has compiled programs of its own.
+    donate_states : bool
+        Give the buffers of the States that are written to the program, as ``donate_argnums`` does for arguments:
+        old and new value need not fit into memory together. Other references to the old arrays become invalid.
+    **options
+        Every option of ``jax.jit``: in_shardings, out_shardings, static_argnums, static_argnames, donate_argnums,
+        donate_argnames, keep_unused, device, backend, inline, compiler_options; they concern the arguments of
+        ``fun`` only.
+
+    Returns
+    -------
+    Jit
+        A function of the same arguments, with ``lower``, ``trace``, ``eval_shape`` and ``clear_cache`` as in JAX.
+
+    Raises
+    ------
+    StateTypeError
+        If ``fun`` cannot be called, or a State that is read holds no JAX type.
+    StateValueError
+        If a State is passed as an argument or returned.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> total = brainstate.State(jnp.array(0.0))
+    >>> @brainstate.transform.jit
+    ... def add(x):
+    ...     total.value += x
+    ...     return 2 * total.value
+    >>> float(add(1.0)), float(add(2.0)), float(total.value)
+    (2.0, 6.0, 3.0)
+    """
+    if fun is None:
+        return functools.partial(jit, donate_states=donate_states, **options)
+    return Jit(fun, options, donate_states)

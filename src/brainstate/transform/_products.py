@@ -1,0 +1,144 @@
+"""``vjp`` and ``jvp``: one product with the Jacobian, by the same pure function as every gradient.
+
+Both run the function once, at call time, and commit its writes then; the pullback that ``vjp`` returns is a plain
+function of cotangents and may be called any number of times.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._errors import StateTypeError, StateValueError
+from .._scope import commit
+from ._gradient import Target, check_argnums, pick
+
+__all__ = ["jvp", "vjp"]
+
+
+def vjp(
+    fun: Callable,
+    *primals: Any,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = 0,
+    has_aux: bool = False,
+) -> tuple:
+    """Evaluate ``fun`` and return its pullback, with respect to States, arguments, or both.
+
+    Parameters
+    ----------
+    fun : callable
+        A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
+    *primals : pytree
+        The arguments, those of ``argnums`` floating or complex.
+    grad_states : State, Module, or pytree of these, optional
+        The States to differentiate; see `GradientTransform`.
+    argnums : int or sequence of int, or None
+        The arguments to differentiate; negative positions count from the end. None: States only.
+    has_aux : bool
+        Whether the function returns auxiliary data.
+
+    Returns
+    -------
+    tuple
+        ``(out, pull)`` or ``(out, pull, aux)``. ``pull(cotangent of out)`` returns ``G`` of the table in
+        `GradientTransform`: ``(state cotangents, argument cotangents)``, or the one that is differentiated.
+
+    Raises
+    ------
+    StateValueError
+        For an argument out of range or named twice, a State that is not used, or nothing to differentiate.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> out, pull = brainstate.transform.vjp(lambda x: w.value * x, 3.0, grad_states=w)
+    >>> state_ct, arg_ct = pull(jnp.array([1.0, 1.0]))
+    >>> out.tolist(), state_ct.tolist(), float(arg_ct)
+    ([3.0, 6.0], [3.0, 3.0], 3.0)
+    """
+    numbers = check_argnums(argnums, negative=True)
+    if grad_states is None and numbers in (None, ()):
+        raise StateValueError("vjp: neither grad_states nor argnums is given, there is nothing to differentiate.")
+    try:
+        if numbers is not None:
+            pick(primals, numbers)
+    except StateTypeError as error:
+        raise StateValueError(str(error)) from None
+    target = Target(fun, "vjp", grad_states, numbers, has_aux=has_aux)
+    diff, call, rest = target.open(primals, {})
+    out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
+    _, aux, writes = carried.tree()
+    commit(writes)
+
+    def pullback(cotangent):
+        """Return the cotangents of what is differentiated for the cotangent of the output."""
+        return pull(cotangent)[0]
+
+    return (out, pullback, aux) if has_aux else (out, pullback)
+
+
+def jvp(
+    fun: Callable,
+    primals: tuple | list,
+    tangents: tuple | list,
+    *,
+    grad_states: Any = None,
+    state_tangents: Any = None,
+    has_aux: bool = False,
+) -> tuple:
+    """Evaluate ``fun`` and its derivative along tangents of the arguments and of States.
+
+    Parameters
+    ----------
+    fun : callable
+        A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
+    primals, tangents : tuple or list
+        The arguments, and a tangent like each of them. Both may be empty if States are differentiated.
+    grad_states : State, Module, or pytree of these, optional
+        The States that have tangents; see `GradientTransform`.
+    state_tangents : pytree, optional
+        A tangent for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
+    has_aux : bool
+        Whether the function returns auxiliary data.
+
+    Returns
+    -------
+    tuple
+        ``(out, tangent of out)`` or ``(out, tangent of out, aux)``.
+
+    Raises
+    ------
+    StateTypeError
+        If ``primals`` or ``tangents`` is no tuple or list.
+    StateValueError
+        If tangents are missing or have another structure than what they belong to.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> out, tangent = brainstate.transform.jvp(
+    ...     lambda x: w.value * x, (3.0,), (1.0,), grad_states=w, state_tangents=jnp.array([1.0, 0.0])
+    ... )
+    >>> out.tolist(), tangent.tolist()
+    ([3.0, 6.0], [4.0, 2.0])
+    """
+    for name, value in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(value, tuple | list):
+            raise StateTypeError(f"jvp: {name} is a {type(value).__name__}; give a tuple or list, one entry an argument.")
+    if (grad_states is None) != (state_tangents is None):
+        raise StateValueError("jvp: grad_states and state_tangents belong together, give both or neither.")
+    target = Target(fun, "jvp", grad_states, tuple(range(len(primals))), has_aux=has_aux)
+    diff, call, rest = target.open(tuple(primals), {})
+    along = tuple(tangents) if grad_states is None else (state_tangents, tuple(tangents))
+    if jax.tree.structure(diff) != jax.tree.structure(along):
+        raise StateValueError(
+            f"jvp: the tangents have structure {jax.tree.structure(along)}, what they belong to has "
+            f"{jax.tree.structure(diff)}: give one tangent for each argument and State, of its own structure."
+        )
+    out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)
+    _, aux, writes = carried.tree()
+    commit(writes)
+    return (out, tangent, aux) if has_aux else (out, tangent)

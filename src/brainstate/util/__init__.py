@@ -1,0 +1,5 @@
+"""Helpers that are not tied to one part of the library."""
+
+from . import filter
+
+__all__ = ["filter"]

@@ -1,0 +1,18 @@
+"""A hostile environment for the tests; documents and docstrings run under JAX's defaults, as a user would."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def hostile():
+    """Refuse implicit promotion of dtypes and ranks."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def no_leaks():
+    """Refuse a tracer that survives its trace. Opt-in, since it switches off JAX's caches."""
+    with jax.checking_leaks():
+        yield

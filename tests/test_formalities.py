@@ -1,0 +1,469 @@
+"""
+The form of the package, read from its source and its namespaces; runs before every other test.
+
+A *rule* looks at one module's syntax tree and yields what is wrong with it. Rules are crossed with the
+modules of the package, and each has planted violations that prove that it can fail.
+"""
+
+import __future__
+
+import ast
+import importlib
+import inspect
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from _api import public_modules
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+PACKAGE = "brainstate"
+
+# What a part of the package may import from the package besides itself. `__init__` may import all.
+CORE = "_errors _compat _scope _state"
+LAYERS = {
+    "_errors": "",
+    "_compat": "",
+    "_scope": "_errors _compat",
+    "_state": "_errors _compat _scope",
+    "filters": CORE,
+    "random": CORE,
+    "transform": f"{CORE} filters",
+    "graph": f"{CORE} filters",
+    "util": f"{CORE} filters random transform graph",
+    "nn": f"{CORE} filters random transform graph util",
+}
+# One module draws directions and so needs random numbers.
+EXCEPTIONS = {("brainstate.transform._forward", "random")}
+
+# The only modules that touch the raw value of a State.
+SEAM = {"brainstate._state", "brainstate._scope"}
+
+# Imported where they are used, never by `import brainstate`.
+OPTIONAL = {
+    "optax",
+    "lineax",
+    "optimistix",
+    "orbax",
+    "safetensors",
+    "tqdm",
+    "rich",
+    "treescope",
+    "matplotlib",
+}
+FOREIGN = OPTIONAL | {"sklearn", "flax", "equinox"}
+
+FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
+# Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
+WIDE: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Module:
+    """The source of one module and its syntax tree."""
+
+    name: str
+    is_package: bool
+    text: str
+    tree: ast.Module
+
+    @classmethod
+    def parse(cls, text: str, name: str, is_package: bool = False) -> "Module":
+        return cls(name, is_package, text, ast.parse(text))
+
+    @classmethod
+    def load(cls, path: Path) -> "Module":
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
+
+    @property
+    def part(self) -> str:
+        """The part of the package it belongs to, empty for the package itself."""
+        return self.name.partition(".")[2].partition(".")[0]
+
+    def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+        """Every function with its qualified name, nested ones and methods included."""
+        pending: list[tuple[str, ast.AST]] = [(self.name, self.tree)]
+        while pending:
+            prefix, parent = pending.pop()
+            for node in ast.iter_child_nodes(parent):
+                scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+                name = f"{prefix}.{node.name}" if scope else prefix
+                if scope and not isinstance(node, ast.ClassDef):
+                    yield name, node
+                pending.append((name, node))
+
+    def imports(self, within: ast.AST | None = None) -> Iterator[tuple[int, str]]:
+        """Line and absolute dotted name of all that is imported; of `from a import b`, it is `a.b`."""
+        for node in ast.walk(within or self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                parts = self.name.split(".")
+                parents = parts[: len(parts) - node.level + self.is_package] if node.level else []
+                base = ".".join([*parents, *filter(None, [node.module])])
+                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+    def docstrings(self) -> Iterator[tuple[ast.AST, ast.Constant]]:
+        """Every docstring with what it documents."""
+        for node in ast.walk(self.tree):
+            match node:
+                case (
+                    ast.Module(body=[ast.Expr(ast.Constant(str()) as text), *_])
+                    | ast.ClassDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
+                    | ast.FunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
+                    | ast.AsyncFunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
+                ):
+                    yield node, text
+
+    def code_lines(self) -> set[int]:
+        """The numbers of the lines that hold code: no docstrings, comments, blanks."""
+        silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+        lines: set[int] = set()
+        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
+            if token.type not in silent and token.string:
+                lines.update(range(token.start[0], token.end[0] + 1))
+        for _, text in self.docstrings():
+            lines.difference_update(_span(text))
+        return lines
+
+
+def _span(node: ast.stmt | ast.expr) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+MODULES = [Module.load(path) for path in sorted((SOURCE / PACKAGE).rglob("*.py"))]
+
+
+# --- rules: one module's tree -> what is wrong with it ------------------------------------------------------
+
+
+def imports_point_one_way(module: Module) -> Iterator[str]:
+    """LAYERS says which part may import which."""
+    if not module.part:
+        return
+    if module.part not in LAYERS:
+        yield f"{module.part} has no place in LAYERS"
+        return
+    allowed = {module.part, *LAYERS[module.part].split()}
+    for line, name in module.imports():
+        root, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if root == PACKAGE and target not in allowed and (module.name, target) not in EXCEPTIONS:
+            yield f"line {line}: {module.part} must not import {name}"
+
+
+def public_jax_only(module: Module) -> Iterator[str]:
+    """`jax._src` is nowhere."""
+    for line, name in module.imports():
+        if name.startswith("jax._src"):
+            yield f"line {line}: import of {name}"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(attr="_src"):
+                yield f"line {node.lineno}: attribute _src"
+            case ast.Constant(str(text)) if text.startswith("jax._src"):
+                yield f"line {node.lineno}: {text!r}"
+
+
+def no_hidden_import(module: Module) -> Iterator[str]:
+    """Only optional libraries are imported inside a function, and nothing for the type checker alone."""
+    for name, function in module.functions():
+        for line, target in module.imports(function):
+            if target.partition(".")[0] not in OPTIONAL:
+                yield f"line {line}: {name} imports {target}"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
+                yield f"line {node.lineno}: TYPE_CHECKING"
+
+
+def one_seam(module: Module) -> Iterator[str]:
+    """`_value` is named in the state module and the seam only, as an attribute or as a string."""
+    if module.name in SEAM:
+        return
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(attr="_value") | ast.Constant("_value"):
+                yield f"line {node.lineno}: _value"
+
+
+def no_version_comparison(module: Module) -> Iterator[str]:
+    """Features of JAX are detected by presence."""
+    for line, name in module.imports():
+        if name.startswith("jax") and "version" in name:
+            yield f"line {line}: import of {name}"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(ast.Name("jax" | "jaxlib"), str(attribute)) if "version" in attribute:
+                yield f"line {node.lineno}: {attribute} of JAX"
+            case ast.Call(
+                args=[ast.Constant("jax" | "jaxlib"), *_],
+                func=ast.Attribute(attr="version") | ast.Name("version"),
+            ):
+                yield f"line {node.lineno}: version of JAX"
+
+
+def within_file_budget(module: Module) -> Iterator[str]:
+    """A file has few lines of code."""
+    if (lines := len(module.code_lines())) > FILE_LINES:
+        yield f"{lines} lines of code, {FILE_LINES} allowed"
+
+
+def within_body_budget(module: Module) -> Iterator[str]:
+    """The body of a function has few lines of code."""
+    code = module.code_lines()
+    for name, function in module.functions():
+        lines = {line for statement in function.body for line in _span(statement)} & code
+        if len(lines) > BODY_LINES:
+            yield f"{name}: {len(lines)} lines of code, {BODY_LINES} allowed"
+
+
+def within_parameter_budget(module: Module) -> Iterator[str]:
+    """A function has few parameters, `self` aside, unless WIDE gives a reason."""
+    for name, count in parameter_counts(module):
+        if count > PARAMETERS and name not in WIDE:
+            yield f"{name}: {count} parameters, {PARAMETERS} allowed"
+
+
+def parameter_counts(module: Module) -> Iterator[tuple[str, int]]:
+    for name, function in module.functions():
+        arguments = function.args.posonlyargs + function.args.args
+        bound = bool(arguments) and arguments[0].arg in ("self", "cls")
+        yield name, len(arguments) - bound + len(function.args.kwonlyargs)
+
+
+def says_what_it_is(module: Module) -> Iterator[str]:
+    """A module that holds code begins with a docstring."""
+    if module.tree.body and not ast.get_docstring(module.tree):
+        yield "no module docstring"
+
+
+# Each rule with a violation: the module it stands in and its text.
+RULES = {
+    imports_point_one_way: [
+        ("brainstate._state", "from .graph import states"),
+        ("brainstate.transform._jit", "from brainstate import random"),
+        ("brainstate.transform._jit", "from ..nn._module import Module"),
+        ("brainstate.graph._paths", "import brainstate"),
+        ("brainstate.newcomer", "import jax"),
+    ],
+    public_jax_only: [
+        ("brainstate._compat", "from jax._src import core"),
+        ("brainstate._compat", "import jax\nx = jax._src.core"),
+        ("brainstate._compat", "x = importlib.import_module('jax._src.core')"),
+    ],
+    no_hidden_import: [
+        ("brainstate.a", "def f():\n    from . import b"),
+        ("brainstate.a", "class A:\n    def f(self):\n        if self:\n            import numpy"),
+        ("brainstate.a", "import typing\nif typing.TYPE_CHECKING:\n    x = 1"),
+    ],
+    one_seam: [("brainstate.a", "x._value"), ("brainstate.a", "read = operator.attrgetter('_value')")],
+    no_version_comparison: [
+        ("brainstate._compat", "new = jax.__version__ > '0.10'"),
+        ("brainstate._compat", "from jax import __version_info__"),
+        ("brainstate._compat", "new = metadata.version('jax') > '0.10'"),
+    ],
+    within_file_budget: [("brainstate.a", "x = 1\n" * (FILE_LINES + 1))],
+    within_body_budget: [
+        ("brainstate.a", "class A:\n    def f(self):\n" + "        x = 1\n" * (BODY_LINES + 1))
+    ],
+    within_parameter_budget: [("brainstate.a", "def f(a, b, /, c, d, *, e, f, g, h, i): ...")],
+    says_what_it_is: [("brainstate.a", "x = 1")],
+}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule, module):
+    faults = list(rule(module))
+    assert not faults, "\n".join([rule.__doc__, *faults])
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text"), [(rule, *violation) for rule, planted in RULES.items() for violation in planted]
+)
+def test_rule_can_fail(rule, name, text):
+    assert list(rule(Module.parse(text, name)))
+
+
+def test_rules_spare_what_is_allowed():
+    text = '''
+"""A docstring."""
+import jax.extend.core
+from .._state import State
+from ..filters import to_predicate
+from . import _jit
+def f(self, a, b, c, d, e, f, g, h, *args, **kwargs):
+    """{lines}"""
+    import optax
+    # {comments}
+    return self.value, optax
+'''.format(lines="\n" * FILE_LINES, comments="\n# " * FILE_LINES)
+    module = Module.parse(text.strip(), "brainstate.transform._grad")
+    assert not [fault for rule in RULES for fault in rule(module)]
+    assert len(module.code_lines()) == 7
+
+
+def test_wide_lists_nothing_stale():
+    wide = {name for module in MODULES for name, count in parameter_counts(module) if count > PARAMETERS}
+    assert not WIDE.keys() - wide
+
+
+# --- the package as a whole ---------------------------------------------------------------------------------
+
+
+def import_cycle(modules: Iterable[Module]) -> list[str]:
+    """Return a cycle of imports, or nothing."""
+    modules = {module.name: module for module in modules}
+    graph = {
+        name: {
+            target if target in modules else target.rpartition(".")[0] for _, target in module.imports()
+        }.intersection(modules)
+        for name, module in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def repeated_paragraphs(modules: Iterable[Module]) -> dict[str, list[str]]:
+    """Return the long paragraphs that stand in docstrings more than once, with their places."""
+    places = defaultdict(list)
+    for module in modules:
+        for node, text in module.docstrings():
+            for paragraph in re.split(r"\n\s*\n", str(text.value)):
+                places[" ".join(paragraph.split())].append(f"{module.name}.{getattr(node, 'name', '')}")
+    return {text: where for text, where in places.items() if len(text) >= 120 and len(where) > 1}
+
+
+def test_imports_have_no_cycle():
+    assert not import_cycle(MODULES)
+
+
+def test_cycle_is_found():
+    a = Module.parse("from . import b", "brainstate.a")
+    b = Module.parse("def f():\n    from brainstate.a import x", "brainstate.b")
+    assert set(import_cycle([a, b])) == {"brainstate.a", "brainstate.b"}
+    assert not import_cycle([a])
+
+
+def test_no_paragraph_stands_twice():
+    assert not repeated_paragraphs(MODULES)
+
+
+def test_repetition_is_found():
+    text = f'def f():\n    """First.\n\n    {"word " * 30}\n    """\ndef g():\n    """{"word " * 30}"""'
+    assert list(repeated_paragraphs([Module.parse(text, "a")]).values()) == [["a.f", "a.g"]]
+
+
+# --- namespaces ---------------------------------------------------------------------------------------------
+
+PUBLIC = public_modules()
+
+# Neither exported nor missing from an `__all__`.
+PASSING = (types.ModuleType, typing.TypeVar, typing.ParamSpec, type(__future__.annotations))
+
+
+def public_names(module: types.ModuleType) -> set[str]:
+    """Return what a package shows, or what a module defines, without a leading underscore; modules aside."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not isinstance(value, PASSING)
+        and (hasattr(module, "__path__") or getattr(value, "__module__", None) == module.__name__)
+    }
+
+
+def export_faults(module: types.ModuleType) -> Iterator[str]:
+    """`__all__` is exactly what can be imported; in a private module, by the rest of the package."""
+    exported = list(module.__all__)
+    if len(set(exported)) < len(exported):
+        yield "__all__ names something twice"
+    yield from (
+        f"{name} is in __all__ and cannot be imported" for name in exported if not hasattr(module, name)
+    )
+    yield from (
+        f"{name} can be imported and is not in __all__" for name in public_names(module) - set(exported)
+    )
+
+
+def documentation_faults(module: types.ModuleType) -> Iterator[str]:
+    """Whatever is exported and can be called has a docstring that begins with a sentence of purpose."""
+    for name in module.__all__:
+        thing = getattr(module, name)
+        purpose = inspect.cleandoc(thing.__doc__ or "").split("\n\n")[0]
+        if callable(thing) and not purpose.endswith("."):
+            yield f"{name} does not begin with a sentence of purpose: {purpose!r}"
+
+
+@pytest.mark.parametrize("name", [module.name for module in MODULES])
+def test_exports(name):
+    module = importlib.import_module(name)
+    if name in PUBLIC or hasattr(module, "__all__"):
+        faults = list(export_faults(module))
+        assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("module", PUBLIC.values(), ids=PUBLIC)
+def test_exports_are_documented(module):
+    faults = list(documentation_faults(module))
+    assert not faults, "\n".join(faults)
+
+
+def test_namespace_rules_can_fail():
+    module = types.ModuleType("brainstate.a")
+    exec("def f(): ...\ndef g():\n    '''No sentence'''\n__all__ = ['g', 'g', 'h']", vars(module))
+    faults = " ".join(export_faults(module))
+    assert "twice" in faults and "h is in" in faults and "f can be imported" in faults
+    module.__all__ = ["f", "g"]
+    assert len(list(documentation_faults(module))) == 2
+
+
+def documented_names() -> dict[str, list[str]]:
+    """Return the names on the API page, by module."""
+    sections = re.split(r"^## `(.+)`$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    return {
+        name: re.findall(r"^- `(\w+)`", body, re.MULTILINE)
+        for name, body in zip(sections[1::2], sections[2::2], strict=True)
+    }
+
+
+def test_api_page_lists_the_exports():
+    exported = {name: list(module.__all__) for name, module in PUBLIC.items()}
+    assert documented_names() == exported, "`make docs` writes the page anew"
+
+
+# --- importing costs nothing --------------------------------------------------------------------------------
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that a statement adds to those of JAX, in a new process."""
+    program = f"import sys, jax; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_import_loads_no_optional_library():
+    assert not imported_by(f"import {PACKAGE}") & FOREIGN
+
+
+def test_import_of_an_optional_library_is_seen():
+    assert imported_by("import tqdm") & FOREIGN == {"tqdm"}
