@@ -32,9 +32,7 @@ def _compare(example, mandatory):
     end, printed = getattr(example.document, "printed", (0, ""))
     if example.document.text[end : example.start].strip(" \n`"):
         return "no Python block that ran stands directly before this output" if mandatory else None
-    stated, real = (
-        [line.rstrip() for line in text.rstrip().splitlines()] for text in (example.parsed, printed)
-    )
+    stated, real = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (example.parsed, printed))
     return None if stated == real else "\n".join(["stated (-) and printed (+) differ:", *ndiff(stated, real)])
 
 

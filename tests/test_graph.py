@@ -567,9 +567,7 @@ def test_a_change_of_the_original_list_is_not_lost_silently():
     box = Box(layers=layers)
     layers.append(State(1.0))
     for look in (box.states, box.nodes, lambda: graph.treefy_split(box)):
-        with pytest.raises(
-            ValueError, match=r"keeps a copy: change the Module's own, as in `module.layers.append"
-        ):
+        with pytest.raises(ValueError, match=r"keeps a copy: change the Module's own, as in `module.layers.append"):
             look()
     box.layers = layers
     assert len(box.states()) == 1
@@ -617,9 +615,7 @@ def test_d26_what_would_hide_a_state_is_refused(hidden):
         Box(helper=hidden)
 
 
-@pytest.mark.parametrize(
-    "harmless", [Plain(3), Plain([1]), MyList([1]), {1}, jax, Plain, len, lambda: State(0)]
-)
+@pytest.mark.parametrize("harmless", [Plain(3), Plain([1]), MyList([1]), {1}, jax, Plain, len, lambda: State(0)])
 def test_other_objects_are_static(harmless):
     box = Box(helper=harmless)
     assert box.helper is harmless

@@ -16,9 +16,9 @@ FLAT = {("b",): 1, ("a", 10, "w"): 2, ("a", 2, "w"): 3}
 NESTED = {"b": 1, "a": {10: {"w": 2}, 2: {"w": 3}}}
 
 keys = st.one_of(st.text(max_size=2), st.integers(-3, 3), st.tuples(st.integers(0, 1)))
-trees = st.recursive(
-    st.integers(), lambda t: st.dictionaries(keys, t, min_size=1, max_size=3), max_leaves=8
-).filter(lambda t: isinstance(t, dict))
+trees = st.recursive(st.integers(), lambda t: st.dictionaries(keys, t, min_size=1, max_size=3), max_leaves=8).filter(
+    lambda t: isinstance(t, dict)
+)
 
 
 def test_conversions():
@@ -97,9 +97,7 @@ def test_merge_union_difference(form):
 
 
 def test_forms_mix_in_merge():
-    assert FlattedDict({("a", "x"): 1}) | NestedDict({"a": {"y": 2}}) == FlattedDict(
-        {("a", "x"): 1, ("a", "y"): 2}
-    )
+    assert FlattedDict({("a", "x"): 1}) | NestedDict({"a": {"y": 2}}) == FlattedDict({("a", "x"): 1, ("a", "y"): 2})
     assert NestedDict({"a": {"y": 2}}) | FlattedDict({("a", "x"): 1}) == NestedDict({"a": {"x": 1, "y": 2}})
 
 

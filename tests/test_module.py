@@ -241,9 +241,7 @@ def test_linear_with_other_initialisers():
     layer = nn.Linear((7, 2), (7, 3), w_init=jnp.ones, b_init=None)
     assert list(layer.states()) == [("weight",)]
     assert layer(jnp.ones((7, 2))).tolist() == [[2.0] * 3] * 7
-    with pytest.raises(
-        ValueError, match=r"in_size \(4, 2\) and out_size \(7, 3\) may differ in the last axis only"
-    ):
+    with pytest.raises(ValueError, match=r"in_size \(4, 2\) and out_size \(7, 3\) may differ in the last axis only"):
         nn.Linear((4, 2), (7, 3))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import brainstate
 import brainstate.random as R
 from brainstate import ParamState, State, transform
 from brainstate._errors import StateTypeError, StateValueError, TraceContextError
@@ -119,9 +120,9 @@ CONTINUOUS = [
     ("f", (5.0, 9.0), stats.f(5, 9)),
     ("noncentral_f", (5.0, 9.0, 2.0), stats.ncf(5, 9, 2)),
     ("beta", (2.0, 3.0), stats.beta(2, 3)),
+    ("vonmises", (0.0, 4.0), stats.vonmises(4)),
     ("vonmises", (0.0, 0.0), stats.uniform(-np.pi, 2 * np.pi)),
     ("vonmises", (0.0, 1e-3), stats.vonmises(1e-3)),
-    ("vonmises", (0.0, 4.0), stats.vonmises(4)),
     ("vonmises", (0.0, 1e5), stats.norm(0, 1e-5**0.5)),
     ("wald", (1.5, 2.0), stats.invgauss(0.75, scale=2)),
 ]
@@ -153,47 +154,49 @@ DISCRETE = [
 # Where jax.random has the distribution: our call and theirs, which give the same numbers.
 float32 = jnp.float32
 SAME = [
-    ("normal", (), lambda k: jr.normal(k, (4,))),
-    ("random", (), lambda k: jr.uniform(k, (4,))),
-    ("uniform", (-1.0, 2.0), lambda k: jr.uniform(k, (4,), float32, -1.0, 2.0)),
-    ("standard_exponential", (), lambda k: jr.exponential(k, (4,))),
-    ("exponential", (), lambda k: jr.exponential(k, (4,))),
-    ("standard_cauchy", (), lambda k: jr.cauchy(k, (4,))),
-    ("maxwell", (), lambda k: jr.maxwell(k, (4,))),
-    ("gumbel", (), lambda k: jr.gumbel(k, (4,))),
-    ("laplace", (), lambda k: jr.laplace(k, (4,))),
-    ("logistic", (), lambda k: jr.logistic(k, (4,))),
-    ("lognormal", (None, 2.0), lambda k: jr.lognormal(k, float32(2.0), (4,))),
-    ("truncated_normal", (-1.0, 2.0), lambda k: jr.truncated_normal(k, float32(-1.0), float32(2.0), (4,))),
-    ("triangular", (0.0, 1.0, 2.0), lambda k: jr.triangular(k, float32(0), float32(1), float32(2), (4,))),
-    ("rayleigh", (2.0,), lambda k: jr.rayleigh(k, float32(2.0), (4,))),
-    ("pareto", (3.0,), lambda k: jr.pareto(k, float32(3.0), (4,))),
-    ("weibull_min", (3.0,), lambda k: jr.weibull_min(k, float32(1.0), float32(3.0), (4,))),
-    ("gamma", (3.0,), lambda k: jr.gamma(k, float32(3.0), (4,))),
-    ("standard_gamma", (3.0,), lambda k: jr.gamma(k, float32(3.0), (4,))),
-    ("loggamma", (3.0,), lambda k: jr.loggamma(k, float32(3.0), (4,))),
-    ("standard_t", (3.0,), lambda k: jr.t(k, float32(3.0), (4,))),
-    ("chisquare", (3.0,), lambda k: jr.chisquare(k, float32(3.0), (4,))),
-    ("f", (3.0, 4.0), lambda k: jr.f(k, float32(3.0), float32(4.0), (4,))),
-    ("beta", (3.0, 4.0), lambda k: jr.beta(k, float32(3.0), float32(4.0), (4,))),
-    ("wald", (2.0, 1.0), lambda k: jr.wald(k, float32(2.0), (4,))),
-    ("randint", (2, 9), lambda k: jr.randint(k, (4,), 2, 9)),
-    ("poisson", (3.0,), lambda k: jr.poisson(k, float32(3.0), (4,))),
-    ("binomial", (9, 0.5), lambda k: jr.binomial(k, float32(9), float32(0.5), (4,)).astype(int)),
-    ("geometric", (0.5,), lambda k: jr.geometric(k, float32(0.5), (4,))),
-    ("bernoulli", (0.3,), lambda k: jr.bernoulli(k, float32(0.3), (4,))),
-    ("categorical", ([0.0, 1.0], -1), lambda k: jr.categorical(k, jnp.array([0.0, 1.0]), shape=(4,))),
-    ("dirichlet", ([1.0, 2.0],), lambda k: jr.dirichlet(k, jnp.array([1.0, 2.0]), (4,))),
+    ("normal", (), lambda k: jr.normal(k, (N,))),
+    ("random", (), lambda k: jr.uniform(k, (N,))),
+    ("uniform", (-1.0, 2.0), lambda k: jr.uniform(k, (N,), float32, -1.0, 2.0)),
+    ("standard_exponential", (), lambda k: jr.exponential(k, (N,))),
+    ("exponential", (), lambda k: jr.exponential(k, (N,))),
+    ("standard_cauchy", (), lambda k: jr.cauchy(k, (N,))),
+    ("maxwell", (), lambda k: jr.maxwell(k, (N,))),
+    ("gumbel", (), lambda k: jr.gumbel(k, (N,))),
+    ("laplace", (), lambda k: jr.laplace(k, (N,))),
+    ("logistic", (), lambda k: jr.logistic(k, (N,))),
+    ("lognormal", (None, 2.0), lambda k: jr.lognormal(k, float32(2.0), (N,))),
+    ("truncated_normal", (-1.0, 2.0), lambda k: jr.truncated_normal(k, float32(-1.0), float32(2.0), (N,))),
+    ("triangular", (0.0, 1.0, 2.0), lambda k: jr.triangular(k, float32(0), float32(1), float32(2), (N,))),
+    ("rayleigh", (2.0,), lambda k: jr.rayleigh(k, float32(2.0), (N,))),
+    ("pareto", (3.0,), lambda k: jr.pareto(k, float32(3.0), (N,))),
+    ("weibull_min", (3.0,), lambda k: jr.weibull_min(k, float32(1.0), float32(3.0), (N,))),
+    ("gamma", (3.0,), lambda k: jr.gamma(k, float32(3.0), (N,))),
+    ("standard_gamma", (3.0,), lambda k: jr.gamma(k, float32(3.0), (N,))),
+    ("loggamma", (3.0,), lambda k: jr.loggamma(k, float32(3.0), (N,))),
+    ("standard_t", (3.0,), lambda k: jr.t(k, float32(3.0), (N,))),
+    ("chisquare", (3.0,), lambda k: jr.chisquare(k, float32(3.0), (N,))),
+    ("f", (3.0, 4.0), lambda k: jr.f(k, float32(3.0), float32(4.0), (N,))),
+    ("beta", (3.0, 4.0), lambda k: jr.beta(k, float32(3.0), float32(4.0), (N,))),
+    ("wald", (2.0, 1.0), lambda k: jr.wald(k, float32(2.0), (N,))),
+    ("randint", (2, 9), lambda k: jr.randint(k, (N,), 2, 9)),
+    ("poisson", (3.0,), lambda k: jr.poisson(k, float32(3.0), (N,))),
+    ("binomial", (9, 0.5), lambda k: jr.binomial(k, float32(9), float32(0.5), (N,)).astype(int)),
+    ("geometric", (0.5,), lambda k: jr.geometric(k, float32(0.5), (N,))),
+    ("bernoulli", (0.3,), lambda k: jr.bernoulli(k, float32(0.3), (N,))),
+    ("categorical", ([0.0, 1.0], -1), lambda k: jr.categorical(k, jnp.array([0.0, 1.0]), shape=(N,))),
+    ("dirichlet", ([1.0, 2.0],), lambda k: jr.dirichlet(k, jnp.array([1.0, 2.0]), (N,))),
     (
         "multivariate_normal",
         ([0.0, 1.0], np.eye(2)),
-        lambda k: jr.multivariate_normal(k, jnp.arange(2.0), jnp.eye(2), (4,)),
+        lambda k: jr.multivariate_normal(k, jnp.arange(2.0), jnp.eye(2), (N,)),
     ),
-    ("orthogonal", (3,), lambda k: jr.orthogonal(k, 3, (4,))),
-    ("choice", ([3, 1, 4],), lambda k: jr.choice(k, jnp.array([3, 1, 4]), (4,))),
-    ("choice", (9,), lambda k: jr.choice(k, 9, (4,))),
+    ("orthogonal", (3,), lambda k: jr.orthogonal(k, 3, (N,))),
+    ("choice", ([3, 1, 4],), lambda k: jr.choice(k, jnp.array([3, 1, 4]), (N,))),
+    ("choice", (9,), lambda k: jr.choice(k, 9, (N,))),
 ]
-FLOATS, INTS = dict((c[0], c) for c in CONTINUOUS), dict((c[0], c) for c in DISCRETE)
+# The first row of each sampler.
+FLOATS = {case[0]: case for case in reversed(CONTINUOUS)}
+INTS = {case[0]: case for case in reversed(DISCRETE)}
 ELEMENTWISE = [*FLOATS.values(), *INTS.values()]
 
 
@@ -234,10 +237,7 @@ def test_truncated_normal_bounds_are_those_of_the_result():
 def test_vonmises_is_an_angle_around_mu():
     x = R.vonmises(3.0, 4.0, size=N, key=0)
     assert jnp.abs(x).max() <= jnp.pi
-    assert (
-        stats.kstest(np.asarray((x - 3 + np.pi) % (2 * np.pi) - np.pi, float), stats.vonmises(4).cdf).pvalue
-        > 1e-3
-    )
+    assert stats.kstest(np.asarray((x - 3 + np.pi) % (2 * np.pi) - np.pi, float), stats.vonmises(4).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16])
@@ -247,10 +247,7 @@ def test_zipf_stays_on_the_numbers_of_its_dtype(dtype):
     k = np.arange(1, top + 1.0)
     weights = k**-1.2 / np.sum(k**-1.2)
     assert x.min() >= 1
-    assert (
-        abs((x == 1).mean() - weights[0]) < 0.02
-        and abs((x > top // 2).mean() - weights[top // 2 :].sum()) < 0.02
-    )
+    assert abs((x == 1).mean() - weights[0]) < 0.02 and abs((x > top // 2).mean() - weights[top // 2 :].sum()) < 0.02
 
 
 def test_bernoulli():
@@ -335,7 +332,7 @@ def test_like():
 @pytest.mark.parametrize(("name", "args", "theirs"), SAME, ids=names(SAME))
 def test_same_numbers_as_jax(name, args, theirs):
     key = jr.key(7)
-    ours = getattr(R, name)(*args, size=4, key=key)
+    ours = getattr(R, name)(*args, size=N, key=key)
     expected = theirs(key)
     assert ours.dtype == expected.dtype and np.array_equal(ours, expected)
 
@@ -362,13 +359,8 @@ def test_shapes(name, args, dist):
     ("name", "low", "high"),
     [
         ("normal", (0.0, 1.0), (9.0, 1.0)),
-        ("gamma", (1.0, 1.0), (900.0, 1.0)),
-        ("truncated_normal", (-1.0, 1.0), (5.0, 6.0)),
         ("vonmises", (0.0, 1e6), (2.0, 1e6)),
-        ("noncentral_chisquare", (1.0, 0.0), (900.0, 0.0)),
         ("randint", (0, 9), (100, 109)),
-        ("poisson", (1.0,), (900.0,)),
-        ("negative_binomial", (5, 0.99), (5, 0.001)),
         ("hypergeometric", (5, 5, 3), (500, 5, 400)),
         ("zipf", (60.0,), (1.01,)),
         ("logseries", (1e-9,), (0.99999,)),
@@ -403,16 +395,14 @@ def test_integer_dtypes(name, args, dist):
         traced(name, *args, dtype=bool)
 
 
-@pytest.mark.parametrize(
-    "name", ["zipf", "hypergeometric", "negative_binomial", "vonmises", "noncentral_chisquare"]
-)
+@pytest.mark.parametrize("name", ["zipf", "hypergeometric", "vonmises"])
 def test_double_precision(name):
     _, args, dist = {**INTS, **FLOATS}[name]
     with jax.enable_x64(True):
-        x = getattr(R, name)(*args, size=1000, key=1)
+        x = np.asarray(getattr(R, name)(*args, size=1000, key=1))
         assert x.dtype == (jnp.int64 if name in INTS else jnp.float64)
         if name in FLOATS:
-            assert stats.kstest(np.asarray(x), dist.cdf).pvalue > 1e-3
+            assert stats.kstest(x, dist.cdf).pvalue > 1e-3
         else:
             assert abs((x <= dist.median()).mean() - dist.cdf(dist.median())) < 0.05
 
@@ -427,11 +417,7 @@ def test_unavailable_dtype_warns_as_in_jax():
         assert R.normal(key=0, dtype="float64").dtype == jnp.float32
 
 
-COMPOSED = "normal truncated_normal weibull_min gamma wald power vonmises noncentral_chisquare noncentral_f"
-COMPOSED += " negative_binomial logseries zipf hypergeometric"
-
-
-@pytest.mark.parametrize("name", COMPOSED.split())
+@pytest.mark.parametrize("name", ["normal", "vonmises", "zipf", "hypergeometric"])
 def test_jit_and_vmap(name):
     _, args, _ = {**INTS, **FLOATS}[name]
 
@@ -671,9 +657,7 @@ def test_default_rng_and_clone():
     assert R.clone_rng().get_key() != R.get_key()
 
 
-@pytest.mark.parametrize(
-    "twin", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r)), State.copy]
-)
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r)), State.copy])
 def test_copies_draw_the_same(twin):
     rng = R.RandomState(3)
     rng.split_key(backup=True)
@@ -686,9 +670,7 @@ def test_copies_draw_the_same(twin):
 
 def test_threads_draw_different_numbers():
     rng, seen = R.RandomState(0), []
-    threads = [
-        threading.Thread(target=lambda: seen.extend(float(rng.random()) for _ in range(50))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: seen.extend(float(rng.random()) for _ in range(50))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -791,7 +773,9 @@ def test_signature_and_docstring(name):
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_examples_in_docstrings(name):
-    with jax.numpy_dtype_promotion("standard"):
-        [example] = doctest.DocTestFinder().find(getattr(R, name), name, module=False, globs={})
-        assert len(example.examples) == 2
-        assert doctest.DocTestRunner().run(example).failed == 0
+    """Each example has the shape that it shows; traced only, since compiling them all takes long."""
+    setup, example = doctest.DocTestParser().get_examples(getattr(R, name).__doc__)
+    call, attribute = example.source.strip().rsplit(".", 1)
+    assert setup.source == "import brainstate\n" and attribute == "shape"
+    shape = jax.eval_shape(lambda: eval(call, {"brainstate": brainstate})).shape
+    assert f"{shape}\n" == example.want

@@ -3,12 +3,17 @@
 Features are found by presence, never by version number. Everything here is public JAX.
 """
 
+import functools
 import inspect
 
 import jax
-from jax.extend.core import get_opaque_trace_state, take_current_trace, unsafe_am_i_under_a_jit_DO_NOT_USE
+from jax.extend.core import (
+    get_opaque_trace_state,
+    take_current_trace,
+    unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
+)
 
-__all__ = ["UNSPECIFIED", "current_trace", "staging", "trace_state"]
+__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "stages_within", "staging", "trace_state"]
 
 #: The default of ``in_shardings``: "decide from the arguments". Not exported by JAX, but it is a default of
 #: a public signature.
@@ -29,3 +34,25 @@ def current_trace():
 def staging() -> bool:
     """Tell whether what runs now is being recorded into a program (by a jit, a scan, ...)."""
     return unsafe_am_i_under_a_jit_DO_NOT_USE()
+
+
+def stages_within(outer) -> bool:
+    """Tell whether what runs now is being recorded into a program inside the trace ``outer``."""
+    trace = current_trace()
+    while trace is not None and trace is not outer:
+        if type(trace) is _recording():
+            return True
+        trace = getattr(trace, "parent_trace", None)
+    return False
+
+
+@functools.cache
+def _recording() -> type:
+    kinds = []
+    jax.make_jaxpr(lambda: kinds.append(type(current_trace())))()
+    return kinds[0]
+
+
+def jit_disabled() -> bool:
+    """Tell whether ``jax.disable_jit`` is on."""
+    return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,6 @@
-"""The exceptions of the package, one small tree::
+"""The exceptions of the package, one small tree.
+
+::
 
     Exception
     └── BrainStateError                 catch this to catch everything below

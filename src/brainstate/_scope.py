@@ -30,27 +30,34 @@ Invariants
     Only this module and ``_state`` touch ``State._value``.
 """
 
+import contextlib
 import gc
+import os
 import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator, MappingView
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._compat import current_trace, staging, trace_state
+from ._compat import current_trace, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
     "ABSENT",
     "Carried",
     "Cell",
+    "Launcher",
+    "Restart",
     "Scope",
     "Staged",
     "Writes",
+    "caught",
     "commit",
     "create",
     "frozen_here",
@@ -62,19 +69,22 @@ __all__ = [
     "read",
     "refuse_states",
     "stage",
-    "stored",
     "write",
 ]
 
-_NOT_USERS = (str(Path(__file__).parent), str(Path(jax.__file__).parent))  # frames that a warning skips
+_NOT_USERS = (
+    str(Path(__file__).parent) + os.sep,
+    str(Path(jax.__file__).parent) + os.sep,
+)  # frames that a warning skips
 
 with jax.ensure_compile_time_eval():
     _EAGER = trace_state()  # the trace that computes at once; one object for all threads
 
 
 class _Thread(threading.local):
-    scope = None  # the innermost open Scope
-    given = None  # while a staged function is evaluated: {State: leaves that replace its markers}
+    def __init__(self):
+        self.scope: Any = None  # the innermost open Scope
+        self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
 
 
 _thread = _Thread()
@@ -94,8 +104,6 @@ def generation() -> int:
 def invalidate() -> None:
     """Announce that a State or Module was replaced, so that compiled functions look again."""
     _generation[0] += 1
-
-
 
 
 class Cell:
@@ -197,7 +205,7 @@ class Scope:
 
     def __enter__(self):
         self.parent, self.level = _thread.scope, trace_state()
-        self.trace = current_trace() if self.stages else None
+        self.trace = current_trace()
         _thread.scope = self
         return self
 
@@ -249,7 +257,7 @@ class Scope:
 
     def _inherit(self, state):
         outer = self.parent.read(state) if self.parent is not None else _stored(state, self.frozen)
-        leaves, treedef = jax.tree.flatten(outer)
+        leaves, treedef = _flatten(state, outer)
         if self.stages:
             leaves = self._mark(state, leaves, treedef)
         elif jax.tree_util.treedef_is_leaf(treedef):
@@ -266,21 +274,25 @@ class Scope:
             if not valid_jaxtype(leaf):
                 where = jax.tree_util.keystr(path)
                 raise StateTypeError(
-                    f"{state.describe()} holds a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX type: "
-                    f"brainstate.transform.{self.name} takes arrays and numbers as inputs. Keep such a value in a "
-                    f"plain attribute, or pass it as a static argument."
+                    f"{state.describe()} holds a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX "
+                    f"type: brainstate.transform.{self.name} takes arrays and numbers as inputs. Keep such a value "
+                    f"in a plain attribute, or pass it as a static argument."
                 )
-        avals = [jax.typeof(leaf) for leaf in leaves]
+        avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
             return [_state_read.bind(state=state, leaf=i, aval=aval) for i, aval in enumerate(avals)]
+
+    def _types(self, state, leaves):
+        """Return the types that the leaves of ``state`` have inside; a mapping transform sees a lane of it."""
+        return [jax.typeof(leaf) for leaf in leaves]
 
     def _survivors(self):
         """Return {State: value} of the States born here that somebody outside still refers to."""
         kept = [(weakref.ref(s), self.values.pop(s), self.written.pop(s)) for s in self.born]
         for state in self.born:
             self.lent.pop(state, None)
-        self.born = state = None
+        self.born, state = [], None
         if any(ref() is not None for ref, *_ in kept):
             gc.collect()  # once per trace that creates States: a dead cycle is no survivor
         return {ref(): value for ref, value, _ in kept if ref() is not None}
@@ -293,7 +305,11 @@ def read(state):
     """Return the value of ``state``: from the innermost scope, else from the State itself."""
     scope = _thread.scope
     if scope is not None:
-        return scope.read(state)
+        value = scope.read(state)
+        # A tracer of ours that a raw jit inside closes over is no constant of its program; a concrete array is.
+        if trace_state() != scope.level and stages_within(scope.trace) and not _has_tracer(value):
+            _warn_frozen(state)
+        return value
     if trace_state() != _EAGER and staging():
         _warn_frozen(state)
     try:
@@ -337,24 +353,92 @@ def gather(states) -> list:
 
 
 def launch(jitted, states, written, args, kwargs):
-    """Gather, call, commit: all there is between a compiled function and its caller.
+    """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
 
-    ``jitted`` takes the list of the values of ``states`` and the arguments. It returns its result and a list with
-    the new value, or ``ABSENT``, of each State in ``written``.
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
     """
-    if not written or _thread.scope is not None or trace_state() != _EAGER:
+    with _step_lock if written else contextlib.nullcontext():
         out, values = jitted(gather(states), *args, **kwargs)
-        if values:
-            changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
-            commit(Writes(tuple(changed), list(changed.values())))
-        return out
-    with _step_lock:
-        out, values = jitted([s._value for s in states], *args, **kwargs)
-        with _commit_lock:
-            for state, value in zip(written, values):  # noqa: B905 (the list may have grown, and this is the hot path)
-                if value is not ABSENT:
-                    state._value = value
-        return out
+        changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+        commit(Writes(tuple(changed), list(changed.values())))
+    return out
+
+
+def _stored_all(states) -> bool:
+    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
+
+
+def caught(call, fun) -> "Staged":
+    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
+    try:
+        call(fun)
+    except Restart as restart:
+        return restart.staged
+    raise AssertionError("JAX did not call the function")
+
+
+class Restart(Exception):
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
+
+    def __init__(self, staged):
+        super().__init__()
+        self.staged = staged
+
+
+class Launcher:
+    """A compiled function whose call does nothing but what must be done: gather, call, commit.
+
+    ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``clear_cache`` begins a new program,
+    ``_explain`` has the words for arguments that JAX refuses.
+    """
+
+    _program: Any
+    _retry: Any
+    _explain: Any
+    clear_cache: Any
+
+    def __call__(self, *args, **kwargs):
+        """Run the compiled function on the present values of the States and commit what it writes."""
+        program = self._program
+        if program.generation != _generation[0]:
+            program = self.clear_cache()
+        try:
+            if not program.written or _thread.scope is not None:
+                out = launch(program.jitted, program.states, program.written, args, kwargs)
+            else:
+                # What `launch` does, in this frame, and with half the price of `with`.
+                written = program.written
+                _step_lock.acquire()
+                try:
+                    out, values = program.jitted([s._value for s in program.states], *args, **kwargs)
+                    for value in values:
+                        # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
+                        if type(value) not in _plain:
+                            if trace_state() != _EAGER:
+                                raise _raw_transform(written[0])
+                            break
+                    _commit_lock.acquire()
+                    try:
+                        for state, value in zip(written, values):  # noqa: B905 (the list may have grown)
+                            if value is not ABSENT:
+                                state._value = value
+                    finally:
+                        _commit_lock.release()
+                finally:
+                    _step_lock.release()
+            if not program.newborn:
+                return out
+            program.adopt()
+            return out
+        except Restart as restart:
+            staged = restart.staged
+        except (AttributeError, TypeError, TraceContextError):
+            if _stored_all(program.states):
+                self._explain(args, kwargs)
+                raise
+            # An input was created by a call that failed, or by an enclosing transform that has ended.
+            program, staged = self.clear_cache(), None
+        return self._retry(program, staged, args, kwargs)
 
 
 def commit(writes: Writes) -> None:
@@ -368,14 +452,11 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
-    with _commit_lock:
+    for state, value in zip(states, writes.values, strict=True):
+        _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
+    with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
         for state, value in zip(states, writes.values, strict=True):
             state._value = value
-
-
-def stored(states) -> bool:
-    """Tell whether all of ``states`` have a concrete value, or some scope to get one from."""
-    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
 
 
 def frozen_here() -> bool:
@@ -396,14 +477,14 @@ def _stored(state, frozen=False):
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.
-_plain = {bool, int, float, complex, str, type(None)}
+_plain = {bool, int, float, complex, str, type(None), _Absent}
 
 
 def _admit(state, value) -> None:
     """Refuse a value that holds a State, or that holds a tracer while no scope is open."""
     if type(value) in _plain:
         return
-    leaves = jax.tree.leaves(value)
+    leaves = _flatten(state, value)[0]
     kinds = {type(leaf) for leaf in leaves} - _plain
     if any(issubclass(kind, Cell) for kind in kinds):
         raise StateValueError(
@@ -417,9 +498,26 @@ def _admit(state, value) -> None:
         _plain.add(type(value))
 
 
+def _flatten(state, value):
+    try:
+        return jax.tree.flatten(value)
+    except (TypeError, ValueError) as error:
+        raise StateValueError(
+            f"the value of {state.describe()} is no pytree: {error} The keys of a dict must be of one sortable kind."
+        ) from None
+
+
+def _opaque(leaf) -> bool:
+    return isinstance(leaf, Iterator | MappingView)  # JAX warns of walking these
+
+
 def refuse_states(tree, what) -> None:
     """Refuse States among arguments or results: they belong to the function, not to its signature."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    try:
+        found = any(isinstance(leaf, Cell) for leaf in jax.tree.leaves(tree, is_leaf=_opaque))
+    except (TypeError, ValueError):
+        return  # no pytree for JAX, such as a dict with unsortable keys: what is not traced may be anything
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_opaque) if found else ():
         if isinstance(leaf, Cell):
             raise StateValueError(
                 f"{leaf.describe()} is among the {what}, at {jax.tree_util.keystr(path)}: States are not passed in or "
@@ -435,13 +533,18 @@ def _raw_transform(state):
     )
 
 
+def _has_tracer(value) -> bool:
+    return any(map(is_tracer, jax.tree.leaves(value)))
+
+
 def _warn_frozen(state) -> None:
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         level, frame = level + 1, frame.f_back
     warnings.warn(
         f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "
-        f"compiled in as a constant and later changes are not seen. Use brainstate.transform.jit.",
+        f"compiled in as a constant and later changes are not seen. Use the transform of the same name from "
+        f"brainstate.transform.",
         FrozenReadWarning,
         stacklevel=level,
     )
@@ -456,7 +559,9 @@ class Staged:
     def __init__(self, closed, places, out_tree, scope):
         self.closed, self.places, self.out_tree = closed, places, out_tree
         self.reads, self.born, self.used = scope.reads, scope.born, tuple(scope.values)
-        self.writes = out_tree.unflatten([None] * out_tree.num_leaves)[1].states
+        out, writes = out_tree.unflatten(closed.out_avals)
+        self.writes, self.result_types = writes.states, out
+        self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
 
     def __call__(self, given, args, kwargs):
         """Evaluate with ``given`` = {State: value} for the reads, and arguments of the same structure.
@@ -477,14 +582,14 @@ def is_tracer(leaf) -> bool:
     return isinstance(leaf, Tracer)
 
 
-def stage(fun, args, kwargs, *, name, dynamic=is_tracer) -> Staged:
+def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
 
     Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
     """
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
-    scope, trees = Scope(name, stages=True), []
+    scope, trees = scope or Scope(name, stages=True), []
 
     def run(*inputs):
         for i, leaf in zip(places, inputs, strict=True):

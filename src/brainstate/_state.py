@@ -127,6 +127,13 @@ class State(_scope.Cell):
             raise StateValueError(f"{self.describe()} cannot take over a {type(other).__name__}: the classes differ.")
         self.value, self.name = other.value, other.name
 
+    def lanes(self, value: Any, size: int) -> tuple[Any, Any] | None:
+        """Return ``(one value for each lane, the value afterwards)`` for a map that writes this State undeclared.
+
+        None, as here, says that lanes have no values of their own: they all see ``value``.
+        """
+        return None
+
     def describe(self) -> str:
         """Name this State for an error message, without reading its value."""
         where = f" {self.name!r}" if self.name else f" at {self._owner}" if self._owner else ""
@@ -171,10 +178,12 @@ class _Word(str):
 def _refuse_reserved(cls, metadata) -> None:
     clash = [k for k in metadata if k not in ("name", "tag") and hasattr(cls, k)]
     if clash:
-        raise StateTypeError(f"{cls.__name__} has its own attribute {clash[0]!r}: choose another word for the metadata.")
+        raise StateTypeError(
+            f"{cls.__name__} has its own attribute {clash[0]!r}: choose another word for the metadata."
+        )
 
 
-def rebuild(cls: type, value: Any, metadata: dict[str, Any]) -> Any:
+def rebuild(cls: Any, value: Any, metadata: dict[str, Any]) -> Any:
     """Make a State of class ``cls`` from its parts without calling ``cls.__init__``."""
     state = cls.__new__(cls)
     state._owner = None

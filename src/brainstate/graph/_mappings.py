@@ -126,9 +126,7 @@ class _PathMapping(dict):
 
     def treefy_state(self) -> Self:
         """Return the mapping with a snapshot in place of each State."""
-        return self._of(
-            {p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()}
-        )
+        return self._of({p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()})
 
     def copy(self) -> Self:
         """Return a copy that shares the values."""
@@ -178,9 +176,7 @@ class FlattedDict(_PathMapping):
         super().__init__(*args, **kwargs)
         for path in self:
             if type(path) is not tuple:
-                raise StateTypeError(
-                    f"a FlattedDict has paths (tuples) as keys, not {path!r}: see NestedDict."
-                )
+                raise StateTypeError(f"a FlattedDict has paths (tuples) as keys, not {path!r}: see NestedDict.")
 
     @classmethod
     def _of(cls, flat):
@@ -268,9 +264,7 @@ class NestedDict(_PathMapping):
                     dict.__setitem__(level, key, cls.__new__(cls))
                 level = level[key]
                 if not isinstance(level, NestedDict):
-                    raise StateValueError(
-                        f"{path!r} leads through a value: one path is the beginning of another."
-                    )
+                    raise StateValueError(f"{path!r} leads through a value: one path is the beginning of another.")
             if not path or isinstance(level.get(path[-1]), NestedDict):
                 raise StateValueError(
                     f"{path!r} has no place in nested dicts: it is empty, or the beginning of another."

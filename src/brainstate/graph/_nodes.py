@@ -119,9 +119,7 @@ class Owned:
         """Raise if the original was changed since it was copied."""
         if self._origin is not None:
             original, then = self._origin
-            if len(original) != len(then) or not all(
-                map(is_, self._kind.parts(original).values(), then.values())
-            ):
+            if len(original) != len(then) or not all(map(is_, self._kind.parts(original).values(), then.values())):
                 raise StateValueError(
                     f"a {type(original).__name__} was changed after it was assigned to an attribute of a "
                     f"Module, which keeps a copy: change the Module's own, as in `module.layers.append(x)`."

@@ -188,11 +188,7 @@ def hides_state(x: Any) -> bool:
 
     Objects of this library are exempt: a compiled function knows States, and does not own them.
     """
-    if (
-        type(x) in _by_class
-        or isinstance(x, State | type | jax.Array)
-        or type(x).__module__.startswith("brainstate.")
-    ):
+    if type(x) in _by_class or isinstance(x, State | type | jax.Array) or type(x).__module__.startswith("brainstate."):
         return False
     inside = list(getattr(x, "__dict__", {}).values())
     if isinstance(x, list | tuple | set | frozenset):

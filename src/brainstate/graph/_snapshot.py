@@ -151,9 +151,7 @@ class TreefyState:
 
     def __repr__(self):
         extra = [
-            f"{k}={set(v) if k == 'tag' else v!r}"
-            for k, v in self._metadata.items()
-            if v is not None and v != set()
+            f"{k}={set(v) if k == 'tag' else v!r}" for k, v in self._metadata.items() if v is not None and v != set()
         ]
         return f"TreefyState({', '.join([self.type.__name__, shown(self.value), *extra])})"
 

@@ -53,9 +53,7 @@ def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kin
         stack += [((*path, key), parts[key], below, None) for key in reversed(in_order(parts))]
 
 
-def survey(
-    root: Any, levels: tuple[float, float] = _ALL_LEVELS
-) -> tuple[dict[Path, State], dict[Path, Node]]:
+def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[Path, State], dict[Path, Node]]:
     """Return the States and the Nodes below ``root`` by path, of the given first to last level."""
     states: dict[Path, State] = {}
     nodes: dict[Path, Node] = {}

@@ -53,9 +53,7 @@ class Linear(Module):
         self.in_size = shape = as_shape(in_size)
         self.out_size = out_shape = as_shape(out_size)
         if shape[:-1] != out_shape[:-1]:
-            raise StateValueError(
-                f"in_size {shape} and out_size {out_shape} may differ in the last axis only."
-            )
+            raise StateValueError(f"in_size {shape} and out_size {out_shape} may differ in the last axis only.")
         self.weight = ParamState(w_init((shape[-1], out_shape[-1])))
         if b_init is not None:
             self.bias = ParamState(b_init((out_shape[-1],)))
@@ -76,8 +74,10 @@ class Dropout(Module):
     name : str, optional
         A name.
 
-    Notes ----- Whether to drop is an argument of the call and no flag of the layer: a compiled function
-    would not notice that a flag has changed.
+    Notes
+    -----
+    Whether to drop is an argument of the call and no flag of the layer: a compiled function would not notice
+    that a flag has changed.
 
     Examples
     --------

@@ -172,11 +172,7 @@ def _show(x, path, seen):
         return _enclose(f"{type(x).__name__}(", items, ")")
     if isinstance(x, list | tuple) and not hasattr(x, "_fields"):
         items = [_show(v, (*path, i), seen) for i, v in enumerate(x)]
-        return (
-            _enclose("[", items, "]")
-            if isinstance(x, list)
-            else _enclose("(", items, ",)" if len(x) == 1 else ")")
-        )
+        return _enclose("[", items, "]") if isinstance(x, list) else _enclose("(", items, ",)" if len(x) == 1 else ")")
     if isinstance(x, dict):
         return _enclose("{", [f"{k!r}: {_show(v, (*path, k), seen)}" for k, v in x.items()], "}")
     if isinstance(x, jax.Array | np.ndarray):

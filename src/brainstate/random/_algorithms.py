@@ -66,9 +66,7 @@ def noncentral_chisquare(key, df, nonc, shape, dtype):
     first, second = jr.split(key)
     extra = jr.poisson(first, jnp.broadcast_to(nonc / 2, shape)).astype(dtype)
     valid = (df > 0) & (nonc >= 0)
-    return jnp.where(
-        valid, 2 * jr.gamma(second, jnp.broadcast_to(df / 2, shape) + extra, shape, dtype), jnp.nan
-    )
+    return jnp.where(valid, 2 * jr.gamma(second, jnp.broadcast_to(df / 2, shape) + extra, shape, dtype), jnp.nan)
 
 
 @_sampler
@@ -180,9 +178,7 @@ def hypergeometric(key, ngood, nbad, nsample, shape, dtype):
 
     tiny = jnp.finfo(g.dtype).eps / 16
     zero = jnp.zeros((), g.dtype)
-    total = jax.lax.while_loop(lambda c: (c[1] + c[2] > tiny * c[3]).any(), add, (zero, start, start, start))[
-        3
-    ]
+    total = jax.lax.while_loop(lambda c: (c[1] + c[2] > tiny * c[3]).any(), add, (zero, start, start, start))[3]
     rest = jr.uniform(key, shape, g.dtype) * total - start
     value = jax.lax.while_loop(
         lambda c: ((c[3] >= 0) & (c[1] + c[2] > tiny * total)).any(), walk, (zero, start, start, rest, mode)

@@ -88,9 +88,7 @@ def _parse(rule):
 def _evaluate(term, values):
     if term.startswith("sum("):
         return np.sum(np.asarray(values[term[4:-1]]), -1)
-    return reduce(
-        np.add, [np.asarray(values[part]) if part in values else float(part) for part in term.split(" + ")]
-    )
+    return reduce(np.add, [np.asarray(values[part]) if part in values else float(part) for part in term.split(" + ")])
 
 
 def _offending(value, holds):
@@ -118,9 +116,7 @@ def to_dtype(function, dtype, default, kind):
     wanted = default_dtype(dtype) if dtype in (bool, int, float, complex) else np.dtype(dtype)
     dtype = default_dtype(wanted)
     if dtype != wanted:
-        warnings.warn(
-            f"{function}(): {wanted} is truncated to {dtype}; set jax_enable_x64 for it.", stacklevel=6
-        )
+        warnings.warn(f"{function}(): {wanted} is truncated to {dtype}; set jax_enable_x64 for it.", stacklevel=6)
     if not jnp.issubdtype(dtype, kind):
         raise StateTypeError(f"{function}(): dtype must be {kind.__name__}, got {dtype}.")
     return dtype
@@ -132,9 +128,7 @@ def cast(function, name, value, dtype) -> Any:
         return value
     for kind in (jnp.inexact, jnp.complexfloating):
         if jnp.issubdtype(value.dtype, kind) and not jnp.issubdtype(dtype, kind):
-            raise StateTypeError(
-                f"{function}(): {name} has dtype {value.dtype}, which {dtype} cannot hold: cast it."
-            )
+            raise StateTypeError(f"{function}(): {name} has dtype {value.dtype}, which {dtype} cannot hold: cast it.")
     new = value.astype(dtype)
     if jnp.issubdtype(dtype, jnp.integer) and not isinstance(value, jax.Array) and np.any(new != value):
         raise StateValueError(f"{function}(): {name}={value} is out of the range of {dtype}.")

@@ -51,8 +51,7 @@ def _to_key(seed):
     if whole or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and np.ndim(seed) == 0):
         return jr.key(seed)
     raise StateTypeError(
-        f"a seed is an int, a key (jax.random.key) or raw key data (uint32[2]), "
-        f"got a {type(seed).__name__}: {seed!r}."
+        f"a seed is an int, a key (jax.random.key) or raw key data (uint32[2]), got a {type(seed).__name__}: {seed!r}."
     )
 
 
@@ -180,6 +179,15 @@ class RandomState(State):
             split = _split if isinstance(data, Tracer) else _split_at_once
             self.value, keys = split(data, self.impl, n)
         return keys
+
+    def lanes(self, value: Any, size: int) -> tuple[Any, Any]:
+        """Return raw key data for each of ``size`` lanes, and the generator's own after one draw.
+
+        A lane folds its index into the key of that draw, so its numbers do not depend on how many lanes there are.
+        """
+        after, key = _split(value, self.impl, None)
+        keys = jax.vmap(jr.fold_in, (None, 0))(key, jnp.arange(size, dtype=jnp.uint32))
+        return jr.key_data(keys), after
 
 
 def _to_data(seed):

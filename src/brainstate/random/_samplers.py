@@ -15,7 +15,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -103,9 +103,7 @@ def _as_count(function, size, dtype, **parameters):
 
 def _as_integers(function, low, high, size, dtype, inclusive=False):
     dtype = to_dtype(function, dtype, int, jnp.integer)
-    width = (
-        dtype if jnp.iinfo(dtype).bits >= 32 else jnp.dtype(jnp.int32)
-    )  # what jax.random.randint computes in
+    width = dtype if jnp.iinfo(dtype).bits >= 32 else jnp.dtype(jnp.int32)  # what jax.random.randint computes in
     if high is None:
         low, high = np.asarray(int(inclusive)), low
     check_rule(function, "low <= high" if inclusive else "low < high", {"low": low, "high": high})
@@ -205,9 +203,7 @@ def _counted(draw):
 
     def counted(key, *args):
         *rest, dtype = args
-        return draw(key, *rest, dtype if jnp.issubdtype(dtype, jnp.integer) else default_dtype(int)).astype(
-            dtype
-        )
+        return draw(key, *rest, dtype if jnp.issubdtype(dtype, jnp.integer) else default_dtype(int)).astype(dtype)
 
     return counted
 
@@ -281,6 +277,7 @@ _PARAMETERS = {
 
 SAMPLERS: dict[str, Sampler] = {}
 _TAIL = "size=None, key=None, dtype=None"
+_literal = cache(ast.literal_eval)  # there are few different ones, and importing should be cheap
 
 
 def _parse(text):
@@ -293,7 +290,7 @@ def _parse(text):
             kind = inspect.Parameter.KEYWORD_ONLY
         if name != "*":
             own = inspect.Parameter.VAR_POSITIONAL if name.startswith("*") else kind
-            value = ast.literal_eval(default) if default else inspect.Parameter.empty
+            value = _literal(default) if default else inspect.Parameter.empty
             parameters.append(inspect.Parameter(name.lstrip("*"), own, default=value))
     return inspect.Signature(parameters)
 
@@ -304,9 +301,7 @@ def _special(names, parameters, draw, prepare, about, formula, example, *rules):
 
 
 def _real(names, parameters, draw, about, formula, example, *rules, tail=_TAIL):
-    given, signature = (
-        ", ".join(filter(None, parts)) for parts in ([example, "size=4, key=0"], [parameters, tail])
-    )
+    given, signature = (", ".join(filter(None, parts)) for parts in ([example, "size=4, key=0"], [parameters, tail]))
     _special(names, signature, draw, _as_real, about, formula, f"{given} -> (4,)", *rules)
 
 

@@ -12,28 +12,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError
-from ._gradient import GradientTransform
+from ._gradient import GradientTransform, differentiable
 
-__all__ = ["grad", "hessian", "jacfwd", "jacobian", "jacrev", "vector_grad"]
+__all__ = ["derivative", "grad", "hessian", "is_scalar", "jacfwd", "jacobian", "jacrev", "shapes_of", "vector_grad"]
 
 
 def derivative(transform, fun, grad_states, argnums, params=None, **options) -> Any:
     """Build the `GradientTransform`, or the decorator that will."""
     if fun is None:
-        return functools.partial(derivative, transform, grad_states=grad_states, argnums=argnums, params=params, **options)
+        return functools.partial(
+            derivative, transform, grad_states=grad_states, argnums=argnums, params=params, **options
+        )
     return GradientTransform(fun, transform, grad_states, argnums, transform_params=params, **options)
+
+
+def is_scalar(value) -> bool:
+    """Tell whether ``value`` is one number."""
+    return valid_jaxtype(value) and jnp.shape(value) == ()
+
+
+def shapes_of(value):
+    """Return ``value`` with the shape of each array, or the type of what is none, for a message."""
+    return jax.tree.map(lambda leaf: jnp.shape(leaf) if valid_jaxtype(leaf) else type(leaf).__name__, value)
 
 
 def _grad_transform(fun, *, argnums, has_aux, **params):
     def scalar(*args, **kwargs):
         value, aux = fun(*args, **kwargs)
-        if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
-            shapes = jax.tree.map(jnp.shape, value)
+        if not is_scalar(value):
             raise StateTypeError(
-                f"Gradient only defined for scalar-output functions: the output has shape {shapes}. Use vector_grad to "
-                f"sum over the outputs, or jacrev for all of their gradients."
+                f"Gradient only defined for scalar-output functions: the output has shape {shapes_of(value)}. Use "
+                f"vector_grad to sum over the outputs, or jacrev for all of their gradients."
             )
         return value, aux
 
@@ -43,14 +55,18 @@ def _grad_transform(fun, *, argnums, has_aux, **params):
 def _vector_grad_transform(fun, *, argnums, has_aux):
     def wrapped(diff, *rest, **kwargs):
         value, pull, aux = jax.vjp(lambda d: fun(d, *rest, **kwargs), diff, has_aux=has_aux)
+        if not any(map(differentiable, jax.tree.leaves(value))):
+            raise StateTypeError(
+                f"vector_grad sums over outputs of a floating or complex type, and there is none among the outputs "
+                f"(shapes {shapes_of(value)}): the gradient would be zero."
+            )
         return pull(jax.tree.map(_one, value))[0], aux
 
     return wrapped
 
 
 def _one(leaf):
-    inexact = jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact)
-    return jnp.ones_like(leaf) if inexact else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+    return jnp.ones_like(leaf) if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
 def _jacrev_transform(fun, **params):

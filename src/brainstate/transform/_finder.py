@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
-from .._scope import stage
+from .._scope import refuse_states, stage
 from ..filters import to_predicate
 
 __all__ = ["StateFinder"]
@@ -72,6 +72,7 @@ class StateFinder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the States that ``fn(*args, **kwargs)`` uses; arrays and numbers are traced, all else is passed on."""
+        refuse_states((args, kwargs), "arguments of StateFinder")
         staged = stage(self.fn, args, kwargs, name="StateFinder", dynamic=valid_jaxtype)
         born = set(staged.born)
         used = [s for s in staged.used if s not in born and self._keep((), s)]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from .. import random
 from .._errors import StateTypeError, StateValueError
-from ._derivatives import derivative
+from ._derivatives import derivative, is_scalar, shapes_of
 
 __all__ = ["fwd_grad"]
 
@@ -30,9 +30,9 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
             tangents = [_normal(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
             primals, directions = (diff,), (treedef.unflatten(tangents),)
             value, slope, aux = jax.jvp(lambda d: fun(d, *rest, **kwargs), primals, directions, has_aux=True)
-            if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
-                shapes = jax.tree.map(jnp.shape, value)
-                raise StateValueError(f"fwd_grad needs a scalar output, the output has shape {shapes}.")
+            if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
+                kind = jax.typeof(value).dtype if is_scalar(value) else f"of shape {shapes_of(value)}"
+                raise StateValueError(f"fwd_grad needs a real scalar output of a floating type, the output is {kind}.")
             if drct_der_clip is not None:
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
             return [jnp.asarray(slope, t.dtype) * t for t in tangents], aux

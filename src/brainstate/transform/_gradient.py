@@ -13,8 +13,7 @@ packed tree, and so the gradient, holds ``None``.
 """
 
 import functools
-import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,17 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Carried, Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 
-__all__ = ["GradientTransform", "Target", "select"]
+__all__ = [
+    "Call",
+    "GradientTransform",
+    "Selection",
+    "Target",
+    "check_argnums",
+    "differentiable",
+    "pick",
+    "place",
+    "select",
+]
 
 
 # ------------------------------------------------------------------------------------------ which States
@@ -49,10 +58,19 @@ def _owns_states(leaf) -> bool:
     return callable(getattr(type(leaf), "states", None))  # a Module; what holds States offers them by this method
 
 
+def _is_snapshot(leaf) -> bool:
+    return callable(getattr(type(leaf), "to_state", None))
+
+
+def _is_leaf(leaf) -> bool:
+    """Tell whether `select` judges ``leaf`` as a whole, whatever JAX would make of it."""
+    return _owns_states(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
+
+
 def _is_live(grad_states) -> bool:
     """Tell whether a Module is among ``grad_states``: its States are looked up at each call."""
     try:
-        return any(_owns_states(leaf) for leaf in jax.tree.leaves(grad_states, is_leaf=_owns_states))
+        return any(map(_owns_states, jax.tree.leaves(grad_states, is_leaf=_is_leaf)))
     except (TypeError, ValueError):
         return False  # no pytree: `select` has the message
 
@@ -69,9 +87,11 @@ def select(grad_states) -> Selection:
     """
     try:
         tree = jax.tree.map(
-            lambda leaf: leaf.states(ParamState) if _owns_states(leaf) else leaf, grad_states, is_leaf=_owns_states
+            lambda leaf: leaf.states(ParamState) if _owns_states(leaf) else leaf,
+            grad_states,
+            is_leaf=_is_leaf,
         )
-        found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)
     except (TypeError, ValueError) as error:
         raise StateTypeError(
             f"grad_states is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
@@ -79,11 +99,15 @@ def select(grad_states) -> Selection:
     paths = {}
     for path, state in found:
         where = jax.tree_util.keystr(path)
+        if _is_snapshot(state):
+            raise StateTypeError(
+                f"grad_states{where} is a snapshot, which no function reads: differentiate the States themselves, "
+                f"model.states(...) in place of treefy_states(model, ...)."
+            )
         if not isinstance(state, State):
             raise StateTypeError(
-                f"grad_states{where} is a {type(state).__name__}, not a State. Pass a State, a list, tuple or dict of "
-                f"States, a Module, or model.states(...). (Sets and generators have no order; treefy_states(...) "
-                f"gives snapshots, which no function reads.)"
+                f"grad_states{where} is a {type(state).__name__}, not a State. Pass a State, a list, tuple or dict "
+                f"of States (a set or an iterator is none), a Module, or model.states(...)."
             )
         if state in paths:
             raise StateValueError(
@@ -117,7 +141,8 @@ def check_argnums(argnums, *, negative=False):
     for n in numbers:
         if type(n) is not int or (n < 0 and not negative):
             raise StateValueError(
-                f"argnums={argnums!r}: positions are ints{'' if negative else ' from 0 up'}, one or a sequence of them."
+                f"argnums={argnums!r}: positions are Python ints{'' if negative else ' from 0 up'}, one or a list or "
+                f"tuple of them."
             )
     if len(set(numbers)) != len(numbers):
         raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
@@ -131,7 +156,8 @@ def pick(args, argnums):
         if not -len(args) <= n < len(args):
             raise StateTypeError(
                 f"argnums={argnums!r} selects argument {n}, but the call has {len(args)} positional "
-                f"argument{'' if len(args) == 1 else 's'}. Pass what is differentiated by position, not by keyword."
+                f"argument{'' if len(args) == 1 else 's'}. Pass what is differentiated by position, not by keyword; "
+                f"States go into grad_states."
             )
     if len({n % len(args) for n in numbers}) != len(numbers):
         raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
@@ -174,7 +200,18 @@ class Target:
     ``(value, Carried((value or None, aux, Writes)))``.
     """
 
-    def __init__(self, fun, name, grad_states, argnums, *, has_aux=False, keep_value=False, check_states=True, allow_int=False):
+    def __init__(
+        self,
+        fun,
+        name,
+        grad_states,
+        argnums,
+        *,
+        has_aux=False,
+        keep_value=False,
+        check_states=True,
+        allow_int=False,
+    ):
         if not callable(fun):
             raise StateTypeError(f"{name} differentiates a function; got {type(fun).__name__}, which cannot be called.")
         self.fun, self.name, self.argnums = fun, name, argnums
@@ -222,13 +259,19 @@ class Target:
         if self.check_states and scope.unused:
             raise self._unused(call.selection, scope.unused)
         value, aux = self._parts(out)
+        if not jax.tree.leaves(value):
+            raise StateTypeError(
+                f"{self.name} differentiates what the function returns, and it returned {value!r}: return an array "
+                f"or a number."
+            )
         return value, Carried.of((value if self.keep_value else None, aux, writes))
 
     def _parts(self, out):
         if not self.has_aux:
             return out, None
         if not isinstance(out, tuple | list) or len(out) != 2:
-            got = f"a {type(out).__name__} of {len(out)}" if isinstance(out, tuple | list) else f"a {type(out).__name__}"
+            got = "an array" if valid_jaxtype(out) else f"a {type(out).__name__}"
+            got += f" of {len(out)}" if isinstance(out, tuple | list) else ""
             raise StateTypeError(f"with has_aux=True the function returns a pair (value, aux); it returned {got}.")
         return out
 
@@ -240,9 +283,9 @@ class Target:
                 inner = path[1:] if isinstance(self.argnums, tuple) else path
                 number = self.argnums[path[0].idx] if isinstance(self.argnums, tuple) else self.argnums
                 raise StateTypeError(
-                    f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with respect "
-                    f"to floating or complex values only. Convert it, choose another argnums, or (grad, jacrev) set "
-                    f"allow_int=True."
+                    f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with "
+                    f"respect to floating or complex values only. Convert it, choose another argnums, or "
+                    f"(grad, jacrev) set allow_int=True."
                 )
 
     def _strip(self, selection, values):
@@ -344,13 +387,19 @@ class GradientTransform:
         check_states: bool = True,
     ):
         self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, argnums
-        self.return_value, self.has_aux, self.check_states = bool(return_value), bool(has_aux), bool(check_states)
+        self.return_value, self.has_aux, self.check_states = (
+            bool(return_value),
+            bool(has_aux),
+            bool(check_states),
+        )
         self.transform_params = dict(transform_params or {})
         numbers = check_argnums(argnums)
         if grad_states is None:
             numbers = 0 if numbers is None else numbers
             if numbers == ():
                 raise StateValueError("argnums=() and no grad_states: there is nothing to differentiate.")
+        if not callable(transform):
+            raise StateTypeError(f"the transform is a {type(transform).__name__}, which cannot be called.")
         name = getattr(transform, "__name__", type(transform).__name__).removesuffix("_transform").strip("_")
         self._pure = Target(
             target,
@@ -363,7 +412,7 @@ class GradientTransform:
             allow_int=self.transform_params.get("allow_int", False),
         )
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
-        functools.update_wrapper(self, target)
+        functools.update_wrapper(self, target, updated=())  # its attributes are not ours
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""

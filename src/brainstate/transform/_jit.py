@@ -6,7 +6,7 @@ writes. Which States these are is found while JAX traces, by staging (see ``_sco
     call ── gather the values of the known States ── jax.jit of `_Program.pure` ── commit the writes ── result
                                                             │ cache miss: stage the function, once
                                                             └ States that are no inputs yet? leave JAX with
-                                                              `_Restart`; the call adds them to its inputs and runs
+                                                              `Restart`; the call adds them to its inputs and runs
                                                               again, `pure` then only evaluates what was staged
 
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
@@ -28,19 +28,11 @@ from typing import Any
 
 import jax
 
-from .._compat import UNSPECIFIED
-from .._errors import StateTypeError, TraceContextError
-from .._scope import ABSENT, Scope, gather, generation, launch, refuse_states, stage, stored
+from .._compat import UNSPECIFIED, jit_disabled
+from .._errors import StateTypeError
+from .._scope import ABSENT, Launcher, Restart, Scope, gather, generation, launch, refuse_states, stage
 
-__all__ = ["jit"]
-
-
-class _Restart(Exception):  # noqa: N818 (a signal, never seen by users)
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
-
-    def __init__(self, staged):
-        super().__init__()
-        self.staged = staged
+__all__ = ["Jit", "jit"]
 
 
 class _Program:
@@ -49,7 +41,10 @@ class _Program:
     def __init__(self, fun, options, donates):
         self.fun, self.donates = fun, donates
         self.generation = generation()
-        self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
+        self.states, self.written = (
+            [],
+            [],
+        )  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.gives = []  # donates: whether each of `states` is given away
         self.newborn, self.adopted = (), set()
         self.pending = {}  # thread -> what was staged before the restart
@@ -58,7 +53,7 @@ class _Program:
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
-        if jax.config.jax_disable_jit:
+        if jit_disabled():
             with Scope("jit") as scope:
                 out, writes = self.fun(*args, **kwargs), scope.close()
             return out, self._aligned(writes.states, writes.values)
@@ -70,7 +65,7 @@ class _Program:
             anew = self.adopted and self.adopted.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads):
-            raise _Restart(staged)
+            raise Restart(staged)
         out, writes = staged(given, args, kwargs)
         # What was donated and not written must come back, or its State would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
@@ -107,7 +102,7 @@ class _Program:
                     self.extend(staged)
                 try:
                     return entry(args, kwargs)
-                except _Restart as restart:
+                except Restart as restart:
                     staged = restart.staged
         finally:
             self.pending.pop(threading.get_ident(), None)
@@ -167,7 +162,7 @@ class _Ahead:
         return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
 
 
-class Jit:
+class Jit(Launcher):
     """A compiled function with States; made by `jit`."""
 
     def __init__(self, fun, options, donates):
@@ -176,33 +171,24 @@ class Jit:
         self._fun, self._options, self._donates = fun, options, donates
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self.clear_cache()
-        functools.update_wrapper(self, fun)
+        functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the compiled function on the present values of the States and commit what it writes."""
-        program = self._program
-        if program.generation != generation():
-            program = self.clear_cache()
-        try:
-            out = launch(program.jitted, program.states, program.written, args, kwargs)
-        except _Restart as restart:
-            staged = restart.staged
-        except TypeError:
-            _explain(args, kwargs)
-            raise
-        except TraceContextError:
-            if stored(program.states):
-                raise
-            staged = None  # an input was created by a call that failed, or by an enclosing transform
-            program = self.clear_cache()
-        else:
-            if program.newborn:
-                program.adopt()
-            return out
+    def _retry(self, program, staged, args, kwargs):
+        """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
         out = program.run(program.launch, args, kwargs, staged)
         if program.newborn:
             program.adopt()
         return out
+
+    def _explain(self, args, kwargs):
+        """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
+        refuse_states((args, kwargs), "arguments of jit")
+        for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+            if callable(getattr(type(leaf), "states", None)):
+                raise StateTypeError(
+                    f"argument {jax.tree_util.keystr(path[1:])} of jit is a Module ({type(leaf).__name__}). Let the "
+                    f"function refer to it by name instead: its States are found automatically."
+                )
 
     def lower(self, *args: Any, **kwargs: Any) -> _Ahead:
         """Lower for these arguments, as ``jax.stages.Wrapped.lower``; the States are filled in."""
@@ -261,25 +247,14 @@ class _Method:
 def _weak_method(fun, alive):
     """Return ``fun`` bound to the object that the weak reference ``alive`` leads to."""
 
-    @functools.wraps(fun)
     def method(*args, **kwargs):
         return fun(alive(), *args, **kwargs)
 
+    bound: Any = functools.update_wrapper(method, fun)
     signature = _signature(fun)
     if signature is not None:
-        method.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    return method
-
-
-def _explain(args, kwargs) -> None:
-    """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
-    refuse_states((args, kwargs), "arguments of jit")
-    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        if callable(getattr(type(leaf), "states", None)):
-            raise StateTypeError(
-                f"argument {jax.tree_util.keystr(path[1:])} of jit is a Module ({type(leaf).__name__}). Let the function "
-                f"refer to it by name instead (its States are found automatically), or make it a static argument."
-            )
+        bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return bound
 
 
 # ------------------------------------------------------------------------------------------ options of jax.jit
@@ -297,16 +272,14 @@ def _with_states(fun, program):
 
     From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
     """
-    if program.donates:
 
-        def stateful(donated_states, states, /, *args, **kwargs):
-            return program.pure(program.restore(donated_states, states), *args, **kwargs)
+    def keeping(states, /, *args, **kwargs):
+        return program.pure(states, *args, **kwargs)
 
-    else:
+    def donating(donated_states, states, /, *args, **kwargs):
+        return program.pure(program.restore(donated_states, states), *args, **kwargs)
 
-        def stateful(states, /, *args, **kwargs):
-            return program.pure(states, *args, **kwargs)
-
+    stateful: Any = donating if program.donates else keeping
     signature = _signature(fun)
     if signature is not None:
         mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
@@ -79,6 +80,30 @@ def vjp(
     return (out, pullback, aux) if has_aux else (out, pullback)
 
 
+def _check_tangents(name, primals, tangents) -> None:
+    wanted, given = jax.tree.structure(primals), jax.tree.structure(tangents)
+    if wanted != given:
+        raise StateValueError(
+            f"jvp: {name} has the structure {given}, what it belongs to has {wanted}: give one tangent for each array."
+        )
+    for (path, primal), tangent in zip(
+        jax.tree_util.tree_leaves_with_path(primals), jax.tree.leaves(tangents), strict=True
+    ):
+        wanted, given = _layout(primal), _layout(tangent)
+        if wanted != given:
+            raise StateValueError(
+                f"jvp: {name}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {wanted}: a tangent has "
+                f"the shape and dtype of its array."
+            )
+
+
+def _layout(leaf) -> str:
+    if not valid_jaxtype(leaf):
+        return f"a {type(leaf).__name__}"
+    aval = jax.typeof(leaf)
+    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+
+
 def jvp(
     fun: Callable,
     primals: tuple | list,
@@ -113,7 +138,7 @@ def jvp(
     StateTypeError
         If ``primals`` or ``tangents`` is no tuple or list.
     StateValueError
-        If tangents are missing or have another structure than what they belong to.
+        If tangents are missing, or have another structure, shape or dtype than what they belong to.
 
     Examples
     --------
@@ -127,17 +152,21 @@ def jvp(
     """
     for name, value in (("primals", primals), ("tangents", tangents)):
         if not isinstance(value, tuple | list):
-            raise StateTypeError(f"jvp: {name} is a {type(value).__name__}; give a tuple or list, one entry an argument.")
+            raise StateTypeError(
+                f"jvp: {name} is a {type(value).__name__}; give a tuple or list, one entry an argument."
+            )
     if (grad_states is None) != (state_tangents is None):
         raise StateValueError("jvp: grad_states and state_tangents belong together, give both or neither.")
     target = Target(fun, "jvp", grad_states, tuple(range(len(primals))), has_aux=has_aux)
+    diff: Any
     diff, call, rest = target.open(tuple(primals), {})
-    along = tuple(tangents) if grad_states is None else (state_tangents, tuple(tangents))
-    if jax.tree.structure(diff) != jax.tree.structure(along):
-        raise StateValueError(
-            f"jvp: the tangents have structure {jax.tree.structure(along)}, what they belong to has "
-            f"{jax.tree.structure(diff)}: give one tangent for each argument and State, of its own structure."
-        )
+    along: Any = tuple(tangents)
+    if grad_states is None:
+        _check_tangents("tangents", diff, along)
+    else:
+        along = (state_tangents, along)
+        _check_tangents("state_tangents", diff[0], along[0])
+        _check_tangents("tangents", diff[1], along[1])
     out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)
     _, aux, writes = carried.tree()
     commit(writes)

@@ -1,0 +1,156 @@
+"""Looking at a function without running it, and checks inside compiled code: thin wrappers of JAX's own."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import checkify as _checkify
+from jax.extend.core import valid_jaxtype
+
+from .._scope import Carried, Scope, Writes, commit, gather, stage
+from .._state import State
+
+__all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr"]
+
+
+def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Return what ``f`` would return, with shapes and dtypes in the place of arrays: ``jax.eval_shape`` with States.
+
+    Parameters
+    ----------
+    f : callable
+        A function, or a class: ``eval_shape(Model, 784, 10)`` builds a model whose States hold shapes and dtypes,
+        without allocating memory.
+    *args, **kwargs
+        Its arguments. Arrays (or ``jax.ShapeDtypeStruct``) become abstract; numbers and all else are passed as is.
+
+    Returns
+    -------
+    pytree
+        The result. No State that existed before is changed; a random generator does not advance.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.eval_shape(lambda x: {"y": x @ x.T}, jnp.ones((2, 3)))
+    {'y': ShapeDtypeStruct(shape=(2, 2), dtype=float32)}
+    >>> brainstate.transform.eval_shape(brainstate.nn.Linear, 1000, 1000).weight
+    ParamState(float32[1000,1000])
+    """
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+
+    def run(*inputs):
+        filled = dict(zip(places, inputs, strict=True))
+        a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+        with Scope("eval_shape") as scope:
+            out = Carried.of(f(*a, **k))
+            values = dict(zip(*_parts(scope.close()), strict=True))
+        return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
+
+    out, new = jax.eval_shape(run, *(leaves[i] for i in places))
+    commit(new)
+    return out.tree()
+
+
+def _parts(writes):
+    return writes.states, writes.values
+
+
+class FoundStates(NamedTuple):
+    """The States of a jaxpr: ``reads`` are its first inputs, ``writes`` its last outputs, leaf by leaf."""
+
+    reads: tuple[State, ...]
+    writes: tuple[State, ...]
+
+
+def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
+    """Return a function that shows the jaxpr of ``fun`` and the States it uses: ``jax.make_jaxpr`` with States.
+
+    Parameters
+    ----------
+    fun : callable
+        The function. Arrays and numbers among its arguments are traced, all else is passed as is.
+    return_shape : bool
+        Whether to return the shapes and dtypes of the result as well.
+
+    Returns
+    -------
+    callable
+        A function of the same arguments that returns ``(jaxpr, states)`` or ``(jaxpr, states, shapes)``. The jaxpr
+        takes the values of ``states.reads`` and then the arguments; it returns the result and then the new values of
+        ``states.writes``. No State changes.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> count = brainstate.State(jnp.zeros(()), name="count")
+    >>> def add(x):
+    ...     count.value += x
+    >>> jaxpr, states = brainstate.transform.make_jaxpr(add)(jnp.ones(()))
+    >>> print(jaxpr)
+    { lambda ; a:f32[] b:f32[]. let c:f32[] = add a b in (c,) }
+    >>> states.reads == states.writes == (count,)
+    True
+    """
+
+    @functools.wraps(fun)
+    def wrapped(*args, **kwargs):
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
+        staged = stage(fun, args, kwargs, name="make_jaxpr", dynamic=valid_jaxtype)
+        reads = tuple(staged.reads)
+
+        def pure(values, *inputs):
+            filled = dict(zip(places, inputs, strict=True))
+            a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+            out, writes = staged(dict(zip(reads, values, strict=True)), a, k)
+            return out, writes.values
+
+        jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(gather(reads), *(leaves[i] for i in places))
+        found = FoundStates(reads, staged.writes)
+        return (jaxpr, found, shapes[0]) if return_shape else (jaxpr, found)
+
+    return wrapped
+
+
+def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
+    """Collect failed checks in compiled code as a value: ``jax.experimental.checkify.checkify`` with States.
+
+    Parameters
+    ----------
+    fun : callable
+        The function, with ``jax.experimental.checkify.check`` in it.
+    errors : set of errors
+        Which checks, as in JAX.
+
+    Returns
+    -------
+    callable
+        A function of the same arguments that returns ``(error, result)``; what ``fun`` writes is committed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> from jax.experimental.checkify import check
+    >>> level = brainstate.State(jnp.array(1.0))
+    >>> def drain(x):
+    ...     level.value -= x
+    ...     check(level.value >= 0.0, "empty")
+    >>> error, _ = brainstate.transform.jit(brainstate.transform.checkify(drain))(2.0)
+    >>> error.get().split(" (")[0], float(level.value)
+    ('empty', -1.0)
+    """
+
+    @functools.wraps(fun)
+    def wrapped(*args, **kwargs):
+        def pure(*args, **kwargs):
+            with Scope("checkify") as scope:
+                return fun(*args, **kwargs), scope.close()
+
+        error, (out, writes) = _checkify.checkify(pure, errors=errors)(*args, **kwargs)
+        commit(writes)
+        return error, out
+
+    return wrapped

@@ -1,0 +1,514 @@
+"""Loops: JAX's ``scan``, ``while_loop`` and relatives, for bodies that read and write States.
+
+A body is staged once, which shows the States it uses. States that it writes are carried, next to the user's own
+carry; States that it only reads are closed over. A random generator is written by every draw, so each iteration
+draws anew. What JAX traces then only evaluates what was staged: the user's Python runs once. (Once more where a
+number without a dtype of its own, such as ``0``, becomes a float in the body: JAX, too, traces such a loop twice.)
+
+Each loop checks, and says with the name of the State, what JAX would otherwise refuse about an anonymous carry:
+a value that changes shape or dtype, a State created in the body that outlives it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import valid_jaxtype
+
+from .._compat import jit_disabled
+from .._errors import StateTypeError, StateValueError
+from .._scope import Restart, Scope, Writes, caught, commit, gather, refuse_states, stage
+from ._progress import ProgressBar, ticking
+
+__all__ = [
+    "agree",
+    "bounded_while_loop",
+    "checkpointed_for_loop",
+    "checkpointed_scan",
+    "directly",
+    "for_loop",
+    "loop_length",
+    "probe",
+    "scan",
+    "shown",
+    "types_of",
+    "while_loop",
+]
+
+
+def probe(name, fun, call):
+    """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
+    if not callable(fun):
+        raise StateTypeError(f"{name} takes functions; got {type(fun).__name__}, which cannot be called.")
+
+    def run(*args):
+        raise Restart(stage(fun, args, {}, name=name))
+
+    staged = caught(call, run)
+    if staged.born:
+        raise StateValueError(
+            f"{staged.born[0].describe()} is created inside {name} and outlives it: each iteration or branch would "
+            f"make another one. Create it before, and assign its value inside."
+        )
+    return staged
+
+
+def directly(name, call):
+    """Return ``call()`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
+    with Scope(name) as scope:
+        out, writes = call(), scope.close()
+    commit(writes)
+    return out
+
+
+def types_of(value):
+    """Return the type of each leaf of ``value``; what is no JAX type has its Python class."""
+    return jax.tree.map(lambda leaf: jax.typeof(leaf) if valid_jaxtype(leaf) else type(leaf), value)
+
+
+def agree(before, after) -> bool:
+    """Tell whether two trees of types have the same structure, shapes and dtypes."""
+    return jax.tree.structure(before) == jax.tree.structure(after) and all(
+        not isinstance(a, type) and not isinstance(b, type) and a.shape == b.shape and a.dtype == b.dtype
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    )
+
+
+def _cast(value, types):
+    """Return ``value`` with each number of no dtype of its own in the dtype that it has after an iteration."""
+
+    def cast(leaf, after):
+        weak = valid_jaxtype(leaf) and jax.typeof(leaf).weak_type and jax.typeof(leaf).dtype != after.dtype
+        if not weak or jnp.issubdtype(after.dtype, jax.dtypes.extended):
+            return leaf
+        return jax.lax.convert_element_type(leaf, jnp.result_type(leaf, after.dtype))
+
+    same = jax.tree.structure(value) == jax.tree.structure(types)
+    return jax.tree.map(cast, value, types) if same else value
+
+
+def _stage_body(name, fun, call, init, known):
+    """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
+    with Scope(name, known):
+        staged = probe(name, fun, lambda run: call(run, init))
+        values = dict(zip(staged.writes, gather(staged.writes), strict=True))
+    result = staged.result_types
+    if name.endswith("scan"):
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
+        result = result[0]
+    carry, start = _cast(init, result), {s: _cast(v, staged.written_types[s]) for s, v in values.items()}
+    if all(a is b for a, b in zip(jax.tree.leaves((init, values)), jax.tree.leaves((carry, start)), strict=True)):
+        return staged, init, values
+    return _stage_body(name, fun, call, carry, start)
+
+
+class _Body:
+    """A staged loop body as a pure function of ``(carry, values of the written States)``.
+
+    ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
+    """
+
+    def __init__(self, name, fun, call, init):
+        self.name = name
+        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {})
+        self.carried, self.closed = self.staged.writes, {}
+        self.close_over(self.staged.reads)
+
+    def close_over(self, reads):
+        """Take the present values of those States that the loop reads and does not write."""
+        fixed = [s for s in reads if s not in self.values]
+        self.closed.update(zip(fixed, gather(fixed), strict=True))
+
+    def start(self, at_least_once):
+        """Return the first carry and the values that the written States have before the first iteration."""
+        return self.first, [self._compatible(s, v, at_least_once) for s, v in self.values.items()]
+
+    def __call__(self, values, *args):
+        out, writes = self.staged(self.given(values), args, {})
+        return out, list(writes.values)
+
+    def given(self, values):
+        """Return {State: value} for all States that are read, of one iteration."""
+        return {**self.closed, **dict(zip(self.carried, values, strict=True))}
+
+    def finish(self, values):
+        """Commit the values after the last iteration."""
+        commit(Writes(self.carried, list(values)))
+
+    def _compatible(self, state, value, at_least_once):
+        before, after = types_of(value), self.staged.written_types[state]
+        if agree(before, after):
+            return value
+        if at_least_once and state not in self.staged.reads:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), after)  # overwritten before anyone looks
+        raise StateTypeError(
+            f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
+            f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
+            f"starts with."
+        )
+
+
+def shown(types):
+    """Return ``types`` in the short form for a message."""
+    return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
+
+
+def loop_length(name, xs, length):
+    """Return the number of iterations; raise an error if it is unknown or there are two."""
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs) if jnp.ndim(leaf)}
+    sizes |= {length} if length is not None else set()
+    if len(sizes) != 1:
+        what = f"the lengths {sorted(sizes)} disagree" if sizes else "nothing says how long the loop is"
+        raise StateValueError(f"{name}: {what}: give arrays with one leading axis to loop over, or length.")
+    return sizes.pop()
+
+
+def scan(
+    f: Callable,
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    pbar: ProgressBar | None = None,
+) -> tuple[Any, Any]:
+    """Loop over the leading axis of ``xs`` with a carry: ``jax.lax.scan`` that carries States.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(carry, x) -> (carry, y)``; it may read and write States.
+    init : pytree
+        The first carry.
+    xs : pytree of arrays, optional
+        What is looped over, along axis 0.
+    length : int, optional
+        The number of iterations; needed if ``xs`` is None.
+    reverse, unroll
+        As in ``jax.lax.scan``.
+    pbar : ProgressBar, optional
+        Shows progress, from inside the compiled loop.
+
+    Returns
+    -------
+    tuple
+        The last carry, and the ``y`` of all iterations stacked along axis 0.
+
+    Raises
+    ------
+    StateTypeError
+        If a State changes structure, shape or dtype in the body.
+    StateValueError
+        If a State created in the body outlives it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> total = brainstate.State(jnp.array(0.0))
+    >>> def body(carry, x):
+    ...     total.value += x
+    ...     return carry + 1, total.value
+    >>> count, sums = brainstate.transform.scan(body, 0, jnp.array([1.0, 2.0, 3.0]))
+    >>> int(count), sums.tolist(), float(total.value)
+    (3, [1.0, 3.0, 6.0], 6.0)
+    """
+    refuse_states((init, xs), "arguments of scan")
+    count = loop_length("scan", xs, length)
+    if pbar is not None:
+        f, xs = ticking(f, xs, count, reverse, pbar)
+    options = {"length": length, "reverse": reverse}
+    if jit_disabled():
+        return directly("scan", lambda: jax.lax.scan(f, init, xs, **options))
+    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
+
+    def step(carry, x):
+        (carry, y), values = body(carry[1], carry[0], x)
+        return (carry, values), y
+
+    (carry, values), ys = jax.lax.scan(step, body.start(count > 0), xs, unroll=unroll, **options)
+    body.finish(values)
+    return carry, ys
+
+
+def for_loop(
+    f: Callable,
+    *xs: Any,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    pbar: ProgressBar | None = None,
+) -> Any:
+    """Call ``f`` on each slice of the arguments: a `scan` whose only carry are the States.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*slices) -> y``; it may read and write States.
+    *xs : pytree of arrays
+        What is looped over, along axis 0.
+    length, reverse, unroll, pbar
+        As in `scan`.
+
+    Returns
+    -------
+    pytree
+        The results of all calls, stacked along axis 0.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> h = brainstate.HiddenState(jnp.zeros(2))
+    >>> def cell(x):
+    ...     h.value = 0.5 * h.value + x
+    ...     return h.value.sum()
+    >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
+    [2.0, 3.0, 3.5]
+    """
+    return scan(lambda _, x: (None, f(*x)), None, xs, length, reverse, unroll, pbar)[1]
+
+
+def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
+    """Repeat ``body_fun`` while ``cond_fun`` holds: ``jax.lax.while_loop`` that carries States.
+
+    Parameters
+    ----------
+    cond_fun : callable
+        ``cond_fun(val) -> bool``; it may read States, not write them.
+    body_fun : callable
+        ``body_fun(val) -> val``; it may read and write States.
+    init_val : pytree
+        The first value.
+
+    Returns
+    -------
+    pytree
+        The last value. Forward-mode derivatives only; see `bounded_while_loop` for reverse mode.
+
+    Raises
+    ------
+    StateValueError
+        If ``cond_fun`` writes a State.
+    StateTypeError
+        As in `scan`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> n = brainstate.State(jnp.array(0))
+    >>> def halve(x):
+    ...     n.value += 1
+    ...     return x / 2
+    >>> float(brainstate.transform.while_loop(lambda x: x > 1.0, halve, 10.0)), int(n.value)
+    (0.625, 4)
+    """
+    if jit_disabled():
+        return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
+    condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
+    val, values = jax.lax.while_loop(condition, body.step, body.start(False))
+    body.finish(values)
+    return val
+
+
+class _WhileBody(_Body):
+    def step(self, carry):
+        """Return the next ``(value, values of the States)``."""
+        return self(carry[1], carry[0])
+
+
+def _while_parts(name, cond_fun, body_fun, init_val):
+    """Return the condition and the body as functions of ``(value, values of the written States)``."""
+    refuse_states(init_val, f"arguments of {name}")
+    body = _WhileBody(name, body_fun, lambda run, init: jax.lax.while_loop(lambda _: False, run, init), init_val)
+    with Scope(name, body.values):
+        test = probe(f"the condition of {name}", cond_fun, lambda run: jax.lax.while_loop(run, lambda v: v, body.first))
+    if test.writes:
+        raise StateValueError(
+            f"{test.writes[0].describe()} is written in the condition of {name}: a condition may only read States. "
+            f"Write it in the body."
+        )
+    body.close_over(test.reads)
+    return (lambda carry: test(body.given(carry[1]), (carry[0],), {})[0]), body
+
+
+def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16) -> Any:
+    """Repeat ``body_fun`` while ``cond_fun`` holds, at most ``max_steps`` times; reverse mode works.
+
+    Nested scans of ``base`` steps, each behind a condition, so that what is not needed is not computed, and each
+    rematerialised, so that memory grows with ``base * log(max_steps)``.
+
+    Parameters
+    ----------
+    cond_fun, body_fun, init_val
+        As in `while_loop`.
+    max_steps : int
+        The bound on the number of iterations.
+    base : int
+        How many steps a scan has, from 2 up.
+
+    Returns
+    -------
+    pytree
+        The last value.
+
+    Raises
+    ------
+    StateValueError
+        If ``max_steps`` or ``base`` is out of range, or ``cond_fun`` writes a State.
+
+    Examples
+    --------
+    >>> import brainstate
+    >>> halve = lambda x: brainstate.transform.bounded_while_loop(lambda y: y > 1.0, lambda y: y / 2, x, max_steps=20)
+    >>> float(halve(10.0)), float(brainstate.transform.grad(halve)(10.0))
+    (0.625, 0.0625)
+    """
+    _check_base(base)
+    if type(max_steps) is not int or max_steps < 0:
+        raise StateValueError(f"max_steps={max_steps!r}: give the largest number of iterations, an int from 0 up.")
+    if jit_disabled():
+        return directly("bounded_while_loop", lambda: _in_python(cond_fun, body_fun, init_val, max_steps))
+    condition, body = _while_parts("bounded_while_loop", cond_fun, body_fun, init_val)
+
+    def active(carry):
+        return (carry[1] < max_steps) & condition(carry[0])
+
+    def step(carry):
+        return body.step(carry[0]), carry[1] + 1
+
+    for _ in range(_levels(max_steps, base) if max_steps else 0):
+        step = _repeated(step, active, base)
+    start = body.start(False)
+    (val, values), _ = step((start, jnp.int32(0))) if max_steps else (start, 0)
+    body.finish(values)
+    return val
+
+
+def _in_python(cond_fun, body_fun, val, max_steps):
+    for _ in range(max_steps):
+        if not cond_fun(val):
+            break
+        val = body_fun(val)
+    return val
+
+
+def _levels(count, base):
+    """Return how many loops of ``base`` iterations in one another make ``count`` iterations, at least one."""
+    levels = 1
+    while base**levels < count:
+        levels += 1
+    return levels
+
+
+def _repeated(step, active, base):
+    """Return a function that does ``step`` up to ``base`` times while ``active``."""
+
+    def once(carry, _):
+        return jax.lax.cond(active(carry), step, lambda c: c, carry), None
+
+    return jax.checkpoint(lambda carry: jax.lax.scan(once, carry, length=base)[0])
+
+
+def checkpointed_scan(
+    f: Callable,
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    base: int = 16,
+    pbar: ProgressBar | None = None,
+) -> tuple[Any, Any]:
+    """Loop as `scan`, with memory for the reverse pass that grows with the logarithm of the length.
+
+    The loop is cut into at most ``base`` parts, each of which is rematerialised and cut again (Griewank and Walther
+    2008, "Evaluating Derivatives", chapter 12, with equal parts): the reverse pass keeps ``base * log(length)``
+    carries in place of ``length``, and runs the body ``log(length)`` times more often.
+
+    Parameters
+    ----------
+    f, init, xs, length, pbar
+        As in `scan`.
+    base : int
+        Into how many parts a loop is cut, from 2 up.
+
+    Returns
+    -------
+    tuple
+        The last carry, and the ``y`` of all iterations stacked along axis 0.
+
+    Raises
+    ------
+    StateValueError
+        If ``base`` is out of range; and as `scan`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> power = lambda x: brainstate.transform.checkpointed_scan(lambda c, _: (c * x, None), 1.0, length=100)[0]
+    >>> float(brainstate.transform.grad(power)(1.0))
+    100.0
+    """
+    _check_base(base)
+    refuse_states((init, xs), "arguments of checkpointed_scan")
+    count = loop_length("checkpointed_scan", xs, length)
+    if pbar is not None:
+        f, xs = ticking(f, xs, count, False, pbar)
+    if jit_disabled():
+        return directly("checkpointed_scan", lambda: jax.lax.scan(f, init, xs, length=length))
+    body = _Body("checkpointed_scan", f, lambda run, init: jax.lax.scan(run, init, xs, length=length), init)
+
+    def step(carry, x):
+        (carry, y), values = body(carry[1], carry[0], x)
+        return (carry, values), y
+
+    def part(carry, xs, count):
+        if count <= base:
+            return jax.lax.scan(step, carry, xs, length=count)
+        size = base ** (_levels(count, base) - 1)
+        parts, rest = divmod(count, size)
+        cut = jax.tree.map(lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), xs)
+        inner = jax.checkpoint(lambda c, x: part(c, x, size))
+        carry, ys = jax.lax.scan(inner, carry, cut, length=parts)
+        ys = jax.tree.map(lambda y: y.reshape(parts * size, *y.shape[2:]), ys)
+        if not rest:
+            return carry, ys
+        carry, more = jax.checkpoint(lambda c, x: part(c, x, rest))(
+            carry, jax.tree.map(lambda x: x[parts * size :], xs)
+        )
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
+
+    (carry, values), ys = part(body.start(count > 0), jax.tree.map(jnp.asarray, xs), count)
+    body.finish(values)
+    return carry, ys
+
+
+def checkpointed_for_loop(
+    f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | None = None
+) -> Any:
+    """Call ``f`` on each slice of the arguments, as `for_loop`, with the memory of `checkpointed_scan`.
+
+    Parameters
+    ----------
+    f, *xs, length, pbar
+        As in `for_loop`.
+    base : int
+        As in `checkpointed_scan`.
+
+    Returns
+    -------
+    pytree
+        The results of all calls, stacked along axis 0.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.checkpointed_for_loop(lambda x: 2 * x, jnp.arange(3.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    return checkpointed_scan(lambda _, x: (None, f(*x)), None, xs, length, base=base, pbar=pbar)[1]
+
+
+def _check_base(base):
+    if type(base) is not int or base < 2:
+        raise StateValueError(f"base={base!r}: give the number of parts of a loop, an int from 2 up.")
