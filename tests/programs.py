@@ -268,10 +268,10 @@ class Generator:
 
     def _transform(self, ctx):
         kinds = ["jit", "checkpoint", "vmap", "vmap", "derivative", "derivative", "loop", "loop", "branch", "peek"]
+        expr, name = self.expr(ctx, 1), self.fresh("y")
         stmt = getattr(self, f"_{self.pick(kinds)}")(ctx)
-        name = self.fresh("y")
         ctx.variables += (name,)
-        return replace(stmt, name=name, expr=self.expr(ctx, 1))
+        return replace(stmt, name=name, expr=expr)
 
     def _leaves(self, ctx, new, lanes=()):
         """Make known outside what outlives a function."""
@@ -339,8 +339,8 @@ class Generator:
             elif not self.chance(40):
                 continue
             ways = ["last", "sum", "mean"] if ctx.linear or kinds[name] == ctx.kinds[name] else []
-            if kind == "int":
-                ways = ways[:2]
+            if kind != "float":
+                ways = ways[:2]  # no mean of ints
             if name in axes_in:
                 ways = ["as before", axes_in[name] % len(shape), *ways]
             if ctx.linear:
@@ -523,7 +523,7 @@ class Interpreter:
                 new = self.evaluate(stmt.expr, at)
                 if stmt.op == "lazy" and self.exists(at, stmt.name):
                     return
-                value = 3 if stmt.other == "rng" else made(stmt.other, stmt.shape, new)
+                value = None if stmt.other == "rng" else made(stmt.other, stmt.shape, new)
                 self.create(at, stmt.name, value, keep=stmt.op != "create")
             case "boom":
                 raise Boom
@@ -532,7 +532,8 @@ class Interpreter:
                     self.run(stmt.block, at)
             case _:
                 result = self.transform(stmt, at)
-                self.results.append(result if at.outermost else None)
+                if at.outermost:
+                    self.results.append(result)
                 at.variables[stmt.name] = mix(result)
 
     def find(self, at, name):
@@ -548,7 +549,7 @@ class Interpreter:
 
     def slices(self, stmt, x):
         """Return what a loop loops over."""
-        return fit(x, (stmt["length"],)) + 0.1 * jnp.arange(stmt["length"])
+        return fit(x, (stmt["length"],)) + 0.1 * jnp.arange(stmt["length"], dtype=jnp.float64)
 
     def index(self, stmt, at):
         """Return the number of the branch."""
@@ -607,7 +608,7 @@ class Stateful(Interpreter):
         return getattr(self.find(at, name), how)(size=shape, dtype=jnp.float64)
 
     def create(self, at, name, value, keep):
-        state = RandomState(value) if value == 3 else State(value)
+        state = RandomState(3) if value is None else State(value)
         (self.kept if keep else at.names)[name] = state
 
     def function(self, body, at):
@@ -709,7 +710,7 @@ class Stateful(Interpreter):
         return T.bounded_while_loop(*self._while(stmt, at), (jnp.int32(0), fit(x, ())), max_steps=3, base=2)
 
     def _branches(self, stmt, at):
-        return [lambda x, f=self.function(b, at): fit(f(x), ()) for b in stmt.bodies]
+        return [lambda x, body=body: fit(self.function(body, at)(x), ()) for body in stmt.bodies]
 
     def cond(self, stmt, at, x):
         return T.cond(self.index(stmt, at), *self._branches(stmt, at), x)
@@ -744,7 +745,7 @@ class Functional(Interpreter):
         return getattr(jax.random, how)(sub, shape, jnp.float64)
 
     def create(self, at, name, value, keep):
-        at.env[name] = jax.random.key_data(jax.random.key(value)) if value == 3 else value
+        at.env[name] = jax.random.key_data(jax.random.key(3)) if value is None else value
         (self.kept if keep else at.names)[name] = name
         if keep:
             at.new[name] = True
@@ -764,7 +765,8 @@ class Functional(Interpreter):
             for cell, leaves in before.items():
                 if any(a is not b for a, b in zip(leaves, jax.tree.leaves(inner.env[cell]), strict=True)):
                     inner.written[cell] = True
-            return out, {cell: inner.env[cell] for cell in (*before, *inner.new) if cell in {**inner.written, **inner.new}}
+            changed = [cell for cell in before if cell in inner.written]
+            return out, {cell: inner.env[cell] for cell in dict.fromkeys((*changed, *inner.new))}
 
         return call
 
@@ -960,10 +962,21 @@ def walk(block) -> Iterator[Any]:
 
 def retraces(block):
     """Tell whether a second call may be traced again: a State is new, or is no Python number any more."""
-    return any(node.op in ("keep", "lazy") or node.name == "p" or getattr(node, "other", "") == "p" for node in walk(block))
+    python = {"name": "p", "other": "p"}
+    return any(
+        node.op in ("keep", "lazy") or any(getattr(node, field, "") == value for field, value in python.items())
+        for node in walk(block)
+    )
 
 
 # ------------------------------------------------------------------------------------------ without compiling
+
+
+def _evaluate(jaxpr):
+    def run(*args):  # what is a constant of the program comes out as a Python number
+        return [x if isinstance(x, jax.Array) else jnp.asarray(x, x.dtype) for x in jaxpr_as_fun(jaxpr)(*args)]
+
+    return run
 
 
 def _run_scan(*args, jaxpr, length, reverse, **params):
@@ -972,7 +985,7 @@ def _run_scan(*args, jaxpr, length, reverse, **params):
     else:
         count, end = params["num_consts"], params["num_consts"] + params["num_carry"]
         consts, carry, xs = args[:count], args[count:end], args[end:]
-    step, ys = jaxpr_as_fun(jaxpr), []
+    step, ys = _evaluate(jaxpr), []
     for i in reversed(range(length)) if reverse else range(length):
         out = step(*consts, *carry, *(jax.lax.index_in_dim(x, i, keepdims=False) for x in xs))
         carry = out[: len(carry)]
@@ -985,17 +998,22 @@ def _run_scan(*args, jaxpr, length, reverse, **params):
 def _run_while(*args, cond_jaxpr, cond_nconsts, body_jaxpr, body_nconsts):
     test, body = args[:cond_nconsts], args[cond_nconsts : cond_nconsts + body_nconsts]
     carry = args[cond_nconsts + body_nconsts :]
-    while jaxpr_as_fun(cond_jaxpr)(*test, *carry)[0]:
-        carry = jaxpr_as_fun(body_jaxpr)(*body, *carry)
+    while _evaluate(cond_jaxpr)(*test, *carry)[0]:
+        carry = _evaluate(body_jaxpr)(*body, *carry)
     return list(carry)
 
 
 def _run_cond(index, *args, branches, **_):
-    return jaxpr_as_fun(branches[int(index)])(*args)
+    return _evaluate(branches[int(index)])(*args)
 
 
-def _run_jit(*args, jaxpr, **_):
-    return jaxpr_as_fun(jaxpr)(*args)
+def _run_jit(*args, jaxpr, **params):
+    if len(jaxpr.jaxpr.eqns) == 1:  # this is how JAX runs a single operation
+        return _jit(*args, jaxpr=jaxpr, **params)
+    return _evaluate(jaxpr)(*args)
+
+
+_jit = jit_p.impl
 
 
 @contextlib.contextmanager

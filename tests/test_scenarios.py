@@ -8,23 +8,18 @@ import numpy as np
 import pytest
 
 from brainstate import transform as T
-from scenarios import CONTEXTS, DTYPES, OPERATORS, SCENARIOS, compare, probe, supported, total, values_of
+from scenarios import SCENARIOS, cells, compare, probe, total, values_of
 
 
-@contextlib.contextmanager
 def precision(dtype):
     """Allow 64 bits for the dtypes that have them."""
-    with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
-        yield
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("context", CONTEXTS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(
+    ("scenario", "operator", "dtype", "context"), [pytest.param(*c, id="-".join(map(str, c))) for c in cells()]
+)
 def test_agrees_with_jax_on_the_twin(scenario, operator, dtype, context):
-    if not supported(scenario, dtype):
-        pytest.skip("the function is not meant for complex numbers")
     with precision(dtype):
         compare(scenario, operator, context, dtype)
 

@@ -60,6 +60,7 @@ __all__ = [
     "caught",
     "commit",
     "create",
+    "differentiated",
     "frozen_here",
     "gather",
     "generation",
@@ -67,6 +68,7 @@ __all__ = [
     "is_tracer",
     "launch",
     "read",
+    "refuse_foreign",
     "refuse_states",
     "stage",
     "write",
@@ -199,7 +201,7 @@ class Scope:
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
-        self.unused = set(values)
+        self.unused, self.given = set(values), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
@@ -270,14 +272,7 @@ class Scope:
         return treedef.unflatten(leaves)
 
     def _mark(self, state, leaves, treedef):
-        for path, leaf in jax.tree.leaves_with_path(treedef.unflatten(leaves)):
-            if not valid_jaxtype(leaf):
-                where = jax.tree_util.keystr(path)
-                raise StateTypeError(
-                    f"{state.describe()} holds a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX "
-                    f"type: brainstate.transform.{self.name} takes arrays and numbers as inputs. Keep such a value "
-                    f"in a plain attribute, or pass it as a static argument."
-                )
+        refuse_foreign(state, treedef.unflatten(leaves), "holds", self.name)
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
@@ -459,6 +454,14 @@ def commit(writes: Writes) -> None:
             state._value = value
 
 
+def differentiated(state) -> bool:
+    """Tell whether a derivative in progress in this thread is with respect to ``state``."""
+    scope = _thread.scope
+    while scope is not None and state not in scope.given:
+        scope = scope.parent
+    return scope is not None
+
+
 def frozen_here() -> bool:
     """Tell whether a read now would be compiled in as a constant: raw staging, and no scope open."""
     return _thread.scope is None and trace_state() != _EAGER and staging()
@@ -511,6 +514,18 @@ def _opaque(leaf) -> bool:
     return isinstance(leaf, Iterator | MappingView)  # JAX warns of walking these
 
 
+def refuse_foreign(state, value, verb, name) -> None:
+    """Refuse a ``value`` of ``state`` that holds what is no JAX type, where a transform needs arrays."""
+    for path, leaf in jax.tree.leaves_with_path(value):
+        if not valid_jaxtype(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateTypeError(
+                f"{state.describe()} {verb} a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX type: "
+                f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
+                f"attribute, or pass it as a static argument."
+            )
+
+
 def refuse_states(tree, what) -> None:
     """Refuse States among arguments or results: they belong to the function, not to its signature."""
     try:
@@ -519,9 +534,10 @@ def refuse_states(tree, what) -> None:
         return  # no pytree for JAX, such as a dict with unsortable keys: what is not traced may be anything
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_opaque) if found else ():
         if isinstance(leaf, Cell):
+            where = jax.tree_util.keystr(path)
             raise StateValueError(
-                f"{leaf.describe()} is among the {what}, at {jax.tree_util.keystr(path)}: States are not passed in or "
-                f"out of a transform. Use the State inside the function, and pass or return `state.value`."
+                f"{leaf.describe()} is among the {what}{where and ', at ' + where}: States are not passed in or out of "
+                f"a transform. Use the State inside the function, and pass or return `state.value`."
             )
 
 
@@ -598,7 +614,10 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
         with scope:
             out = fun(*a, **k)
             refuse_states(out, f"results of a function under {name}")
-            out = (out, scope.close())
+            writes = scope.close()
+            for state, value in zip(writes.states, writes.values, strict=True):
+                refuse_foreign(state, value, "was given", name)
+            out = (out, writes)
         trees.append(jax.tree.structure(out))
         return out
 

@@ -61,7 +61,7 @@ class Linear(Module):
     def update(self, x: jax.Array) -> jax.Array:
         """Return the output for a batch, or a single, ``x``."""
         y = jnp.dot(x, self.weight.value)
-        return y + jnp.broadcast_to(self.bias.value, y.shape) if hasattr(self, "bias") else y
+        return y + jnp.expand_dims(self.bias.value, range(y.ndim - 1)) if hasattr(self, "bias") else y
 
 
 class Dropout(Module):

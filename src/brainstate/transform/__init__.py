@@ -2,6 +2,7 @@
 
 from ._branches import cond, ifelse, switch
 from ._checkpoint import checkpoint, remat, save_states
+from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
 from ._forward import fwd_grad
@@ -18,6 +19,7 @@ from ._loops import (
 )
 from ._products import jvp, vjp
 from ._progress import ProgressBar
+from ._shard_map import shard_map
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "checkpointed_for_loop",
     "checkpointed_scan",
     "cond",
+    "custom_jvp",
+    "custom_vjp",
     "eval_shape",
     "for_loop",
     "fwd_grad",
@@ -47,6 +51,8 @@ __all__ = [
     "remat",
     "save_states",
     "scan",
+    "shard_map",
+    "stop_gradient",
     "switch",
     "vector_grad",
     "vjp",

@@ -120,7 +120,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     if jit_disabled() and not is_tracer(pred):
         return directly("cond", lambda: true_fun(*operands) if pred else false_fun(*operands))
     (yes, no), finish = _branches("cond", (true_fun, false_fun), operands)
-    return finish(jax.lax.cond(jnp.asarray(pred) != 0, yes, no, *operands))
+    return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
 
 def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
@@ -204,7 +204,7 @@ def ifelse(conditions: Sequence[Any], branches: Sequence[Callable], *operands: A
         if not valid_jaxtype(c) or jnp.ndim(c) != 0:
             raise StateTypeError(f"ifelse: condition {i} is {_kind(c)}, a scalar is needed.")
     otherwise = conditions[-1] is True
-    flags = jnp.stack([jnp.asarray(c) != 0 for c in conditions])
+    flags = jnp.stack([jnp.asarray(c).astype(bool) for c in conditions])
     if otherwise:
         flags = flags.at[-1].set(~flags[:-1].any())
     if check_cond and is_tracer(flags):

@@ -105,12 +105,12 @@ def checkpoint(
         return functools.partial(checkpoint, prevent_cse=prevent_cse, policy=policy, static_argnums=static_argnums)
     if not callable(fun):
         raise StateTypeError(f"checkpoint takes a function; got {type(fun).__name__}, which cannot be called.")
-    saving = isinstance(policy, save_states)
-    if isinstance(policy, type) or not (policy is None or saving or callable(policy)):
+    keep = policy.keep if isinstance(policy, save_states) else None
+    if isinstance(policy, type) or not (policy is None or keep or callable(policy)):
         raise StateTypeError(
             f"checkpoint: policy={policy!r} is no policy. Give one of jax.checkpoint_policies, or save_states(filter)."
         )
-    options = {"prevent_cse": prevent_cse, "policy": policy.policy if saving else policy}
+    options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
 
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
@@ -119,7 +119,7 @@ def checkpoint(
 
         def pure(*inputs):
             args, kwargs = rebuild(inputs)
-            with _Saving(policy.keep) if saving else Scope("checkpoint") as scope:
+            with _Saving(keep) if keep else Scope("checkpoint") as scope:
                 out = fun(*args, **kwargs)
                 refuse_states(out, "results of a function under checkpoint")
                 return out, scope.close()

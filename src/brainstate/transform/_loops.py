@@ -92,16 +92,18 @@ def _stage_body(name, fun, call, init, known):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
-        values = dict(zip(staged.writes, gather(staged.writes), strict=True))
+        before = [init, gather(staged.writes)]
     result = staged.result_types
     if name.endswith("scan"):
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
         result = result[0]
-    carry, start = _cast(init, result), {s: _cast(v, staged.written_types[s]) for s, v in values.items()}
-    if all(a is b for a, b in zip(jax.tree.leaves((init, values)), jax.tree.leaves((carry, start)), strict=True)):
+    types = [staged.written_types[s] for s in staged.writes]
+    start = [_cast(init, result), [_cast(v, t) for v, t in zip(before[1], types, strict=True)]]
+    values = dict(zip(staged.writes, start[1], strict=True))
+    if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(start), strict=True)):
         return staged, init, values
-    return _stage_body(name, fun, call, carry, start)
+    return _stage_body(name, fun, call, start[0], values)
 
 
 class _Body:

@@ -26,7 +26,7 @@ from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, Writes, caught, commit, gather, read, refuse_states, stage
 from .._state import State
 from ..filters import to_predicate
-from ._loops import for_loop, loop_length, shown, types_of
+from ._loops import for_loop, loop_length
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
 
@@ -174,8 +174,8 @@ class Mapped:
             axes = jax.tree.broadcast(self.in_axes, args, is_leaf=lambda a: a is None)
         except ValueError as error:
             raise StateValueError(
-                f"vmap: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one number, or "
-                f"a tuple with an entry for each argument."
+                f"vmap: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one number, "
+                f"or a tuple with an entry for each argument."
             ) from error
         flat = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
         for axis, (path, leaf) in zip(flat, jax.tree_util.tree_leaves_with_path(args), strict=True):
@@ -230,16 +230,16 @@ class Mapped:
             try:
                 types(i, 0 if isinstance(axis, str) else axis)
             except ValueError as error:
-                lanes = shown(types_of(jax.tree.map(lambda t: jax.core.ShapedArray(t.shape, t.dtype), types(i, 0))))
+                lanes = jax.tree.map(lambda t: f"{t.dtype}{list(t.shape)}", types(i, 0))
                 if axis is not None:
                     raise StateValueError(
                         f"{state.describe()} is declared with axis {axis}, and what the lanes write has no such axis: "
                         f"it is {lanes} with the lanes first."
                     ) from error
                 raise BatchAxisError(
-                    f"{state.describe()} was written with a value per lane, {lanes} in all, and no axis is declared for "
-                    f"it. Declare one: out_states={{0: [state]}} keeps all lanes, out_states={{'mean': [state]}} (or "
-                    f"'sum', 'last') reduces them; in_states gives each lane its own value to begin with."
+                    f"{state.describe()} was written with a value per lane, {lanes} in all, and no axis is declared "
+                    f"for it. Declare one: out_states={{0: [state]}} keeps all lanes, out_states={{'mean': [state]}} "
+                    f"(or 'sum', 'last') reduces them; in_states gives each lane its own value to begin with."
                 ) from None
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

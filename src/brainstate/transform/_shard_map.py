@@ -1,0 +1,159 @@
+"""``shard_map``: run a function on the shards of arrays over a device mesh, with States.
+
+A State is replicated unless it is declared to be sharded by a ``PartitionSpec``; inside, the function sees the shard
+of its device, and what it writes is put together by the same spec. A replicated State must be written with the same
+value on all devices (after a ``psum`` or ``pmean``). Each device draws random numbers of its own, from the generator's
+key and the position of the device; the generator advances once.
+
+A derivative taken inside of a replicated State is already summed over the devices by JAX: take ``pmean`` of the loss,
+not of the gradient.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from .._errors import BatchAxisError, StateValueError
+from .._scope import Restart, Scope, Writes, caught, commit, gather, read, stage
+from ._choice import chooser
+
+__all__ = ["shard_map"]
+
+
+class _Shard(Scope):
+    """A staging scope that shows the shard of a State that a device has."""
+
+    def __init__(self, spec_of, shard_type):
+        super().__init__("shard_map", stages=True)
+        self.spec_of, self.shard_type = spec_of, shard_type
+
+    def _types(self, state, leaves):
+        spec = self.spec_of(state)
+        try:
+            return [self.shard_type(leaf, spec) for leaf in leaves]
+        except ValueError as error:
+            raise StateValueError(f"{state.describe()} cannot be sharded by {spec}: {error}") from error
+
+
+def _declared(state_specs):
+    rules = [(spec, chooser("state_specs", states)) for spec, states in (state_specs or {}).items()]
+
+    def spec_of(state):
+        specs = [spec for spec, holds in rules if holds(state)]
+        if len(set(specs)) > 1:
+            raise StateValueError(f"state_specs declares {state.describe()} with {specs}: give one.")
+        return specs[0] if specs else PartitionSpec()
+
+    return spec_of
+
+
+def shard_map(
+    f: Callable,
+    *,
+    mesh: jax.sharding.Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    state_specs: dict[PartitionSpec, Any] | None = None,
+    check_vma: bool = True,
+) -> Callable:
+    """Run a function on the shards of its arguments: ``jax.shard_map`` that knows States.
+
+    Parameters
+    ----------
+    f : callable
+        The function of the shards.
+    mesh, in_specs, out_specs, check_vma
+        As in ``jax.shard_map``; the mesh is needed.
+    state_specs : {PartitionSpec: State, container, Module, type or filter}, optional
+        How States are sharded; those not declared are replicated.
+
+    Returns
+    -------
+    callable
+        The function of whole arrays.
+
+    Raises
+    ------
+    BatchAxisError
+        If devices write different values to a replicated State.
+    StateValueError
+        If a State cannot be sharded as declared, or is declared twice.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, numpy as np, brainstate
+    >>> from jax.sharding import Mesh, PartitionSpec as P
+    >>> mesh = Mesh(np.array(jax.devices()[:1]), ("d",))
+    >>> total = brainstate.State(jnp.array(0.0))
+    >>> def add(x):
+    ...     total.value += jax.lax.psum(x.sum(), "d")
+    ...     return 2 * x
+    >>> run = brainstate.transform.shard_map(add, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    >>> run(jnp.arange(4.0)).tolist(), float(total.value)
+    ([0.0, 2.0, 4.0, 6.0], 6.0)
+    """
+    spec_of = _declared(state_specs)
+    options = {"mesh": mesh, "check_vma": check_vma}
+
+    def shard_type(leaf, spec):
+        whole, names = jax.typeof(leaf), [() if n is None else n if isinstance(n, tuple) else (n,) for n in spec]
+        parts = [math.prod(mesh.shape[n] for n in axes) for axes in names]
+        if len(parts) > whole.ndim or any(size % n for size, n in zip(whole.shape, parts, strict=False)):
+            raise ValueError(f"its shape {whole.shape} cannot be divided into {parts}")
+        shape = [size // n for size, n in zip(whole.shape, [*parts, *[1] * whole.ndim], strict=False)]
+        axes, types = tuple(n for group in names for n in group), []
+        # Asked inside of JAX's own shard_map: the type there also says over which axes a value varies.
+        jax.eval_shape(
+            lambda v: types.append(jax.typeof(jax.lax.pcast(v, axes, to="varying") if axes and check_vma else v)),
+            jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
+        )
+        return types[0]
+
+    def position():
+        index = 0
+        for name in mesh.axis_names:
+            index = index * mesh.shape[name] + jax.lax.axis_index(name)
+        return index
+
+    def run(*args):
+        def probe(*shards):
+            raise Restart(stage(f, shards, {}, name="shard_map", scope=_Shard(spec_of, shard_type)))
+
+        staged = caught(lambda fun: jax.shard_map(fun, in_specs=in_specs, out_specs=out_specs, **options)(*args), probe)
+        reads = list(staged.reads)
+        lanes = {s: s.lanes(read(s), math.prod(mesh.shape.values())) for s in reads if s in staged.writes}
+        lanes = {s: own for s, own in lanes.items() if own is not None}
+        written = [s for s in staged.writes if s not in lanes]
+
+        def body(values, shards):
+            given = dict(zip(reads, values, strict=True))
+            for state in lanes:
+                given[state] = jax.tree.map(lambda leaf: leaf[position()], given[state])
+            out, writes = staged(given, shards, {})
+            table = dict(zip(writes.states, writes.values, strict=True))
+            return out, [table[s] for s in written]
+
+        values = [lanes[s][0] if s in lanes else v for s, v in zip(reads, gather(reads), strict=True)]
+        specs = [PartitionSpec() if s in lanes else spec_of(s) for s in reads]
+        arguments = in_specs if isinstance(in_specs, tuple) else (in_specs,) * len(args)
+        try:
+            out, new = jax.shard_map(
+                body, in_specs=(specs, arguments), out_specs=(out_specs, [spec_of(s) for s in written]), **options
+            )(values, args)
+        except ValueError as error:
+            shared = [s.describe() for s in written if spec_of(s) == PartitionSpec()]
+            if "out_specs" in str(error) and shared:
+                raise BatchAxisError(
+                    f"shard_map: a result or one of the replicated States that are written ({', '.join(shared)}) may "
+                    f"differ between devices. Reduce it with psum or pmean, or declare it in state_specs. JAX says: "
+                    f"{error}"
+                ) from error
+            raise
+        after = {s: own[1] for s, own in lanes.items()}
+        commit(Writes((*written, *after), [*new, *after.values()]))
+        return out
+
+    return run
