@@ -31,11 +31,12 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _scope _state"
+CORE = "_errors _compat _scope _state _carry"
 LAYERS = {
     "_errors": "",
     "_compat": "",
-    "_scope": "_errors _compat",
+    "_carry": "",
+    "_scope": "_errors _compat _carry",
     "_state": "_errors _compat _scope",
     "filters": CORE,
     "random": CORE,

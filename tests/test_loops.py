@@ -416,7 +416,7 @@ def test_reverse_mode_through_a_bounded_loop():
 def test_reverse_mode_through_a_checkpointed_scan():
     with jax.enable_x64(True):
         w, h = ParamState(jnp.array([0.3, -0.2])), HiddenState(jnp.array([0.1, 0.4]))
-        xs = jnp.linspace(0.0, 1.0, 23)
+        xs = jnp.linspace(0.0, 1.0, 11)
 
         def cell(x):
             h.value = jnp.tanh(w.value * h.value + x)
@@ -428,7 +428,7 @@ def test_reverse_mode_through_a_checkpointed_scan():
 
         first = h.value
         plain = T.grad(lambda f: loss(T.for_loop, f), w, argnums=0)(first)
-        for base in (2, 3, 16):
+        for base in (2, 16):
             got = T.grad(lambda f, b=base: loss(T.checkpointed_for_loop, f, base=b), w, argnums=0)(first)
             close(got, plain, 1e-12)
         w0, step = w.value, 1e-6
@@ -527,9 +527,14 @@ def test_jaxpr_of_a_stateful_while_loop():
         return n + 1
 
     jaxpr, _ = T.make_jaxpr(lambda n: T.while_loop(lambda n: n < 9, body, n))(jnp.array(0))
-    expected = jax.make_jaxpr(
-        lambda h, n: jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, jnp.sin(c[1])), (n, h))
-    )(h.value, jnp.array(0))
+
+    def advance(carry):
+        h = jnp.sin(carry[1])
+        return carry[0] + 1, h
+
+    expected = jax.make_jaxpr(lambda h, n: jax.lax.while_loop(lambda c: c[0] < 9, advance, (n, h)))(
+        h.value, jnp.array(0)
+    )
     assert canonical(jaxpr) == canonical(expected)
 
 
@@ -626,6 +631,7 @@ def _branch(values, x):
     return -x, values
 
 
+YES = jnp.array(True)
 NESTS = {
     "jit": (T.jit, lambda step: lambda v, x: step(v, x)),
     "grad": (T.grad, _differentiated(jax.grad)),
@@ -642,8 +648,8 @@ NESTS = {
         _bounded_twin,
     ),
     "cond": (
-        lambda f: lambda x: T.cond(x < 10.0, f, lambda x: -x, x),
-        lambda step: lambda v, x: jax.lax.cond(x < 10.0, step, _branch, v, x),
+        lambda f: lambda x: T.cond(YES, f, lambda x: -x, x),
+        lambda step: lambda v, x: jax.lax.cond(YES, step, _branch, v, x),
     ),
     "switch": (
         lambda f: lambda x: T.switch(1, [lambda x: -x, f, lambda x: x], x),
@@ -651,6 +657,8 @@ NESTS = {
     ),
     "checkpoint": (T.checkpoint, lambda step: lambda v, x: jax.checkpoint(step)(v, x)),
 }
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 REVERSE = ("grad", "jacrev")
 
 
@@ -671,9 +679,9 @@ def nest(names):
     start = (n.value, rng.value)
     for name in reversed(names):
         f, step = NESTS[name][0](f), NESTS[name][1](step)
-    y = f(jnp.array(0.3))
+    y = T.jit(f, compiler_options=QUICK)(jnp.array(0.3))
     assert len(runs) == 1
-    expected, values = jax.jit(step)(start, jnp.array(0.3))
+    expected, values = jax.jit(step, compiler_options=QUICK)(start, jnp.array(0.3))
     close(y, expected, 1e-4)
     close((n.value, rng.value), values)
     assert w.value == 1.5

@@ -45,18 +45,16 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
+from ._carry import ABSENT, Absent, Writes
 from ._compat import current_trace, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
-    "ABSENT",
-    "Carried",
     "Cell",
     "Launcher",
     "Restart",
     "Scope",
     "Staged",
-    "Writes",
     "caught",
     "commit",
     "create",
@@ -117,59 +115,6 @@ class Cell:
         """Name this State for an error message, without reading it."""
         return type(self).__name__
 
-
-# ------------------------------------------------------------------------------------------------ leaving a scope
-
-
-class Writes:
-    """Written States (the static part) and their values (the children), as a pytree."""
-
-    __slots__ = ("states", "values")
-
-    def __init__(self, states, values):
-        self.states, self.values = states, values
-
-
-class _Absent:
-    """Stands for the value of a State that one trace of a compiled function writes and another does not."""
-
-    __slots__ = ()
-
-
-ABSENT = _Absent()
-
-jax.tree_util.register_pytree_node(Writes, lambda w: (w.values, w.states), Writes)
-jax.tree_util.register_pytree_node(_Absent, lambda _: ((), None), lambda *_: ABSENT)
-
-
-class Carried:
-    """A pytree of anything, which JAX sees as its arrays only: text and the like travel in the static part."""
-
-    __slots__ = ("leaves", "rest", "treedef")
-
-    def __init__(self, leaves, rest, treedef):
-        self.leaves, self.rest, self.treedef = leaves, rest, treedef
-
-    @classmethod
-    def of(cls, tree):
-        """Pack ``tree``."""
-        leaves, treedef = jax.tree.flatten(tree)
-        rest = tuple((i, leaf) for i, leaf in enumerate(leaves) if not valid_jaxtype(leaf))
-        for i, _ in rest:
-            leaves[i] = None
-        return cls(leaves, rest, treedef)
-
-    def tree(self):
-        """Return the tree that was packed."""
-        leaves = list(self.leaves)
-        for i, leaf in self.rest:
-            leaves[i] = leaf
-        return self.treedef.unflatten(leaves)
-
-
-jax.tree_util.register_pytree_node(
-    Carried, lambda c: (c.leaves, (c.rest, c.treedef)), lambda aux, leaves: Carried(leaves, *aux)
-)
 
 # ------------------------------------------------------------------------------------------------ the marker
 
@@ -480,7 +425,7 @@ def _stored(state, frozen=False):
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.
-_plain = {bool, int, float, complex, str, type(None), _Absent}
+_plain = {bool, int, float, complex, str, type(None), Absent}
 
 
 def _admit(state, value) -> None:

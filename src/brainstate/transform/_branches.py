@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._carry import Writes
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._scope import Writes, commit, gather, is_tracer, refuse_states
+from .._scope import commit, gather, is_tracer, refuse_states
 from ._loops import agree, directly, probe, shown, types_of
 
 __all__ = ["cond", "ifelse", "switch"]

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
-from .._scope import Carried, Scope, commit, frozen_here, gather, read, refuse_states
+from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 
 __all__ = [

@@ -8,7 +8,8 @@ import jax
 from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
-from .._scope import Carried, Scope, Writes, commit, gather, stage
+from .._carry import Carried, Writes
+from .._scope import Scope, commit, gather, stage
 from .._state import State
 
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr"]

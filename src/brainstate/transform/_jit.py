@@ -28,9 +28,10 @@ from typing import Any
 
 import jax
 
+from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError
-from .._scope import ABSENT, Launcher, Restart, Scope, gather, generation, launch, refuse_states, stage
+from .._scope import Launcher, Restart, Scope, gather, generation, launch, refuse_states, stage
 
 __all__ = ["Jit", "jit"]
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._carry import Writes
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._scope import Restart, Scope, Writes, caught, commit, gather, refuse_states, stage
+from .._scope import Restart, Scope, caught, commit, gather, refuse_states, stage
 from ._progress import ProgressBar, ticking
 
 __all__ = [

@@ -9,6 +9,7 @@ A derivative taken inside of a replicated State is already summed over the devic
 not of the gradient.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from .._errors import BatchAxisError, StateValueError
-from .._scope import Restart, Scope, Writes, caught, commit, gather, read, stage
+from .._carry import Writes
+from .._errors import BatchAxisError, StateTypeError, StateValueError
+from .._scope import Restart, Scope, caught, commit, gather, read, stage
 from ._choice import chooser
 
-__all__ = ["shard_map"]
+__all__ = ["Sharded", "shard_map"]
 
 
 class _Shard(Scope):
@@ -48,6 +50,86 @@ def _declared(state_specs):
         return specs[0] if specs else PartitionSpec()
 
     return spec_of
+
+
+class Sharded:
+    """A function on the shards of arrays; made by `shard_map`."""
+
+    def __init__(self, f, mesh, in_specs, out_specs, state_specs, check_vma):
+        if not callable(f):
+            raise StateTypeError(f"shard_map maps a function; got {type(f).__name__}, which cannot be called.")
+        self.f, self.mesh, self.in_specs, self.out_specs = f, mesh, in_specs, out_specs
+        self.spec_of, self.check_vma = _declared(state_specs), check_vma
+        functools.update_wrapper(self, f, updated=())
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the function on all shards and commit what it writes."""
+        staged = caught(lambda fun: self._mapped(fun, self.in_specs, self.out_specs)(*args), self._probe)
+        lanes = self._lanes(staged)
+        reads, written = list(staged.reads), [s for s in staged.writes if s not in lanes]
+
+        def body(values, shards):
+            given = dict(zip(reads, values, strict=True))
+            for state in lanes:
+                given[state] = jax.tree.map(lambda leaf: leaf[self._position()], given[state])
+            out, writes = staged(given, shards, {})
+            table = dict(zip(writes.states, writes.values, strict=True))
+            return out, [table[s] for s in written]
+
+        values = [lanes[s][0] if s in lanes else v for s, v in zip(reads, gather(reads), strict=True)]
+        specs = [PartitionSpec() if s in lanes else self.spec_of(s) for s in reads]
+        each = self.in_specs if isinstance(self.in_specs, tuple) else (self.in_specs,) * len(args)
+        try:
+            mapped = self._mapped(body, (specs, each), (self.out_specs, [self.spec_of(s) for s in written]))
+            out, new = mapped(values, args)
+        except ValueError as error:
+            self._explain(error, written)
+            raise
+        after = {s: own[1] for s, own in lanes.items()}
+        commit(Writes((*written, *after), [*new, *after.values()]))
+        return out
+
+    def _mapped(self, fun, in_specs, out_specs):
+        return jax.shard_map(fun, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=self.check_vma)
+
+    def _probe(self, *shards):
+        raise Restart(stage(self.f, shards, {}, name="shard_map", scope=_Shard(self.spec_of, self._shard_type)))
+
+    def _lanes(self, staged):
+        """Return {State: (a value for each device, the value afterwards)} of what draws."""
+        drawn = (s for s in staged.reads if s in staged.writes)
+        lanes = {s: s.lanes(read(s), math.prod(self.mesh.shape.values())) for s in drawn}
+        return {s: own for s, own in lanes.items() if own is not None}
+
+    def _position(self):
+        """Return the number of the device among those of the mesh."""
+        index = 0
+        for name in self.mesh.axis_names:
+            index = index * self.mesh.shape[name] + jax.lax.axis_index(name)
+        return index
+
+    def _shard_type(self, leaf, spec):
+        """Return the type that a shard of ``leaf`` has inside; asked there, where it says over which axes it varies."""
+        whole, names = jax.typeof(leaf), [() if n is None else n if isinstance(n, tuple) else (n,) for n in spec]
+        parts = [math.prod(self.mesh.shape[n] for n in axes) for axes in names]
+        if len(parts) > whole.ndim or any(size % n for size, n in zip(whole.shape, parts, strict=False)):
+            raise ValueError(f"its shape {whole.shape} cannot be divided into {parts}")
+        shape = [size // n for size, n in zip(whole.shape, [*parts, *[1] * whole.ndim], strict=False)]
+        axes, types = tuple(n for group in names for n in group), []
+        varies = axes and self.check_vma
+        jax.eval_shape(
+            lambda v: types.append(jax.typeof(jax.lax.pcast(v, axes, to="varying") if varies else v)),
+            jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
+        )
+        return types[0]
+
+    def _explain(self, error, written):
+        shared = [s.describe() for s in written if self.spec_of(s) == PartitionSpec()]
+        if "out_specs" in str(error) and shared:
+            raise BatchAxisError(
+                f"shard_map: a result or one of the replicated States that are written ({', '.join(shared)}) may "
+                f"differ between devices. Reduce it with psum or pmean, or declare it in state_specs. JAX says: {error}"
+            ) from error
 
 
 def shard_map(
@@ -95,65 +177,4 @@ def shard_map(
     >>> run(jnp.arange(4.0)).tolist(), float(total.value)
     ([0.0, 2.0, 4.0, 6.0], 6.0)
     """
-    spec_of = _declared(state_specs)
-    options = {"mesh": mesh, "check_vma": check_vma}
-
-    def shard_type(leaf, spec):
-        whole, names = jax.typeof(leaf), [() if n is None else n if isinstance(n, tuple) else (n,) for n in spec]
-        parts = [math.prod(mesh.shape[n] for n in axes) for axes in names]
-        if len(parts) > whole.ndim or any(size % n for size, n in zip(whole.shape, parts, strict=False)):
-            raise ValueError(f"its shape {whole.shape} cannot be divided into {parts}")
-        shape = [size // n for size, n in zip(whole.shape, [*parts, *[1] * whole.ndim], strict=False)]
-        axes, types = tuple(n for group in names for n in group), []
-        # Asked inside of JAX's own shard_map: the type there also says over which axes a value varies.
-        jax.eval_shape(
-            lambda v: types.append(jax.typeof(jax.lax.pcast(v, axes, to="varying") if axes and check_vma else v)),
-            jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
-        )
-        return types[0]
-
-    def position():
-        index = 0
-        for name in mesh.axis_names:
-            index = index * mesh.shape[name] + jax.lax.axis_index(name)
-        return index
-
-    def run(*args):
-        def probe(*shards):
-            raise Restart(stage(f, shards, {}, name="shard_map", scope=_Shard(spec_of, shard_type)))
-
-        staged = caught(lambda fun: jax.shard_map(fun, in_specs=in_specs, out_specs=out_specs, **options)(*args), probe)
-        reads = list(staged.reads)
-        lanes = {s: s.lanes(read(s), math.prod(mesh.shape.values())) for s in reads if s in staged.writes}
-        lanes = {s: own for s, own in lanes.items() if own is not None}
-        written = [s for s in staged.writes if s not in lanes]
-
-        def body(values, shards):
-            given = dict(zip(reads, values, strict=True))
-            for state in lanes:
-                given[state] = jax.tree.map(lambda leaf: leaf[position()], given[state])
-            out, writes = staged(given, shards, {})
-            table = dict(zip(writes.states, writes.values, strict=True))
-            return out, [table[s] for s in written]
-
-        values = [lanes[s][0] if s in lanes else v for s, v in zip(reads, gather(reads), strict=True)]
-        specs = [PartitionSpec() if s in lanes else spec_of(s) for s in reads]
-        arguments = in_specs if isinstance(in_specs, tuple) else (in_specs,) * len(args)
-        try:
-            out, new = jax.shard_map(
-                body, in_specs=(specs, arguments), out_specs=(out_specs, [spec_of(s) for s in written]), **options
-            )(values, args)
-        except ValueError as error:
-            shared = [s.describe() for s in written if spec_of(s) == PartitionSpec()]
-            if "out_specs" in str(error) and shared:
-                raise BatchAxisError(
-                    f"shard_map: a result or one of the replicated States that are written ({', '.join(shared)}) may "
-                    f"differ between devices. Reduce it with psum or pmean, or declare it in state_specs. JAX says: "
-                    f"{error}"
-                ) from error
-            raise
-        after = {s: own[1] for s, own in lanes.items()}
-        commit(Writes((*written, *after), [*new, *after.values()]))
-        return out
-
-    return run
+    return Sharded(f, mesh, in_specs, out_specs, state_specs, check_vma)

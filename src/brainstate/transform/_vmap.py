@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
+from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
-from .._scope import Restart, Scope, Writes, caught, commit, gather, read, refuse_states, stage
+from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
 from .._state import State
 from ..filters import to_predicate
 from ._loops import for_loop, loop_length
