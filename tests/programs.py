@@ -30,8 +30,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
-from jax.extend.core.primitives import cond_p, jit_p, scan_p, while_p
+from jax.extend.core import jaxpr_as_fun, primitives
 
 from _unchanged import assert_no_scope
 from brainstate import ParamState, State
@@ -998,8 +997,12 @@ def _run_scan(*args, jaxpr, length, reverse, **params):
 def _run_while(*args, cond_jaxpr, cond_nconsts, body_jaxpr, body_nconsts):
     test, body = args[:cond_nconsts], args[cond_nconsts : cond_nconsts + body_nconsts]
     carry = args[cond_nconsts + body_nconsts :]
-    while _evaluate(cond_jaxpr)(*test, *carry)[0]:
-        carry = _evaluate(body_jaxpr)(*body, *carry)
+    while jnp.any(goes_on := _evaluate(cond_jaxpr)(*test, *carry)[0]):
+        new = _evaluate(body_jaxpr)(*body, *carry)
+        if goes_on.ndim:  # mapped, and the lanes disagree
+            lead = [goes_on.reshape(goes_on.shape + (1,) * (x.ndim - goes_on.ndim)) for x in new]
+            new = [jnp.where(on, x, old) for on, x, old in zip(lead, new, carry, strict=True)]
+        carry = new
     return list(carry)
 
 
@@ -1013,16 +1016,67 @@ def _run_jit(*args, jaxpr, **params):
     return _evaluate(jaxpr)(*args)
 
 
-_jit = jit_p.impl
+_jit = primitives.jit_p.impl
+
+
+def _broadcast(x, shape, broadcast_dimensions, **_):
+    sizes = dict(zip(broadcast_dimensions, x.shape, strict=True))
+    return np.broadcast_to(x.reshape([sizes.get(i, 1) for i in range(len(shape))]), shape)
+
+
+# The commonest operations in NumPy: JAX would compile each of them for each shape that a program happens to have.
+_NUMPY = {
+    **{name: getattr(np, name) for name in ("sin", "cos")},
+    "add": np.add,
+    "mul": np.multiply,
+    "sub": np.subtract,
+    "neg": np.negative,
+    "lt": np.less,
+    "gt": np.greater,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "rem": np.fmod,
+    "broadcast_in_dim": _broadcast,
+    "convert_element_type": lambda x, new_dtype, **_: x.astype(new_dtype),
+    "reduce_sum": lambda x, axes, **_: x.sum(axes, dtype=x.dtype),
+    "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
+    "squeeze": lambda x, dimensions: x.squeeze(dimensions),
+    "transpose": lambda x, permutation: x.transpose(permutation),
+    "slice": lambda x, start_indices, limit_indices, strides: x[
+        tuple(slice(*at) for at in zip(start_indices, limit_indices, strides or [1] * x.ndim, strict=True))
+    ],
+    "select_n": lambda which, *cases: (
+        np.where(which, cases[1], cases[0]) if len(cases) == 2 else np.choose(which, cases)
+    ),
+}
+
+
+def _in_numpy(run, otherwise):
+    def impl(*args, **params):
+        if any(jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended) for x in args):  # keys
+            return otherwise(*args, **params)
+        if isinstance(run, np.ufunc):
+            if any(option is not None for option in params.values()):
+                return otherwise(*args, **params)
+            params = {}
+        return jnp.asarray(run(*map(np.asarray, args), **params))
+
+    return impl
 
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Let loops, branches and inner jits run operation by operation: each of a thousand programs compiles nothing.
+    """Let loops, branches and inner jits run operation by operation, so that a program compiles next to nothing.
 
     They are traced, differentiated and mapped as ever; only the last step, XLA, is left out.
     """
-    mine: dict[Any, Callable] = {scan_p: _run_scan, while_p: _run_while, cond_p: _run_cond, jit_p: _run_jit}
+    loops = {"scan": _run_scan, "while": _run_while, "cond": _run_cond, "jit": _run_jit}
+    mine: dict[Any, Callable] = {getattr(primitives, f"{name}_p"): run for name, run in loops.items()}
+    for name, run in _NUMPY.items():
+        primitive = getattr(primitives, f"{name}_p")
+        mine[primitive] = _in_numpy(run, primitive.impl)
     before = {primitive: primitive.impl for primitive in mine}
     try:
         for primitive, run in mine.items():

@@ -120,7 +120,10 @@ class Cell:
 
 
 class _StateRead(Primitive):
-    """``state_read[state=… leaf=… aval=…]``: stands for one leaf of a State's value in a staged program."""
+    """``state_read[state=… leaf=… aval=…]``: stands for one leaf of a State's value in a staged program.
+
+    The State is named by its ``id``, since JAX's caches keep the parameters of a primitive, and would keep a State.
+    """
 
     def bind(self, *, state, leaf, aval):
         given = _thread.given
@@ -158,7 +161,9 @@ class Scope:
 
     def __exit__(self, *exc):
         _thread.scope = self.parent
-        self.trace = None  # nothing may keep a finished trace alive
+        # Nothing may keep a finished trace alive.
+        self.trace, self.used = None, tuple(self.values)
+        self.values, self.lent = {}, {}
 
     def read(self, state):
         """Return the value of ``state`` as the function under transformation sees it."""
@@ -221,7 +226,7 @@ class Scope:
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
-            return [_state_read.bind(state=state, leaf=i, aval=aval) for i, aval in enumerate(avals)]
+            return [_state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
 
     def _types(self, state, leaves):
         """Return the types that the leaves of ``state`` have inside; a mapping transform sees a lane of it."""
@@ -337,7 +342,7 @@ class Launcher:
     _explain: Any
     clear_cache: Any
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, /, *args, **kwargs):
         """Run the compiled function on the present values of the States and commit what it writes."""
         program = self._program
         if program.generation != _generation[0]:
@@ -519,7 +524,7 @@ class Staged:
 
     def __init__(self, closed, places, out_tree, scope):
         self.closed, self.places, self.out_tree = closed, places, out_tree
-        self.reads, self.born, self.used = scope.reads, scope.born, tuple(scope.values)
+        self.reads, self.born, self.used = scope.reads, scope.born, scope.used
         out, writes = out_tree.unflatten(closed.out_avals)
         self.writes, self.result_types = writes.states, out
         self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
@@ -531,7 +536,7 @@ class Staged:
         """
         leaves = jax.tree.leaves((args, kwargs))
         outer = _thread.given
-        _thread.given = {s: jax.tree.leaves(given[s]) for s in self.reads}
+        _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
         try:
             return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
         finally:
@@ -553,9 +558,10 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     scope, trees = scope or Scope(name, stages=True), []
 
     def run(*inputs):
+        filled = list(leaves)
         for i, leaf in zip(places, inputs, strict=True):
-            leaves[i] = leaf
-        a, k = treedef.unflatten(leaves)
+            filled[i] = leaf
+        a, k = treedef.unflatten(filled)
         with scope:
             out = fun(*a, **k)
             refuse_states(out, f"results of a function under {name}")
@@ -563,8 +569,9 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
             for state, value in zip(writes.states, writes.values, strict=True):
                 refuse_foreign(state, value, "was given", name)
             out = (out, writes)
-        trees.append(jax.tree.structure(out))
-        return out
+        flat, tree = jax.tree.flatten(out)
+        trees.append(tree)
+        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
 
     closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
     return Staged(closed, places, trees[0], scope)

@@ -53,7 +53,7 @@ def _grad_transform(fun, *, argnums, has_aux, **params):
 
 
 def _vector_grad_transform(fun, *, argnums, has_aux):
-    def wrapped(diff, *rest, **kwargs):
+    def wrapped(diff, /, *rest, **kwargs):
         value, pull, aux = jax.vjp(lambda d: fun(d, *rest, **kwargs), diff, has_aux=has_aux)
         if not any(map(differentiable, jax.tree.leaves(value))):
             raise StateTypeError(

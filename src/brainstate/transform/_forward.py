@@ -22,7 +22,7 @@ __all__ = ["fwd_grad"]
 def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, key):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, *rest, **kwargs):
+    def wrapped(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
 
         def along(key):

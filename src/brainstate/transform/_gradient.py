@@ -415,7 +415,7 @@ class GradientTransform:
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
         functools.update_wrapper(self, target, updated=())  # its attributes are not ours
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)

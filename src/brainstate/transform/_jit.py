@@ -156,7 +156,7 @@ class _Ahead:
         """Compile what was lowered, as ``jax.stages.Lowered.compile``."""
         return _Ahead(self._program, self._step.compile(*options, **more), self._inputs)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, /, *args, **kwargs):
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
         entry = program._arranged(step) if program.donates else step
@@ -233,9 +233,10 @@ class _Method:
     """A compiled method of one instance, which it keeps alive."""
 
     def __init__(self, instance, jitted):
-        self.__self__, self._jitted, self.__wrapped__ = instance, jitted, jitted.__wrapped__
+        self.__self__, self._jitted = instance, jitted
+        functools.update_wrapper(self, jitted.__wrapped__, updated=())
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, /, *args, **kwargs):
         return self._jitted(*args, **kwargs)
 
     def __getattr__(self, name):
@@ -247,9 +248,10 @@ class _Method:
 
 def _weak_method(fun, alive):
     """Return ``fun`` bound to the object that the weak reference ``alive`` leads to."""
+    bind = getattr(fun, "__get__", functools.partial(functools.partial, fun))  # a transform binds in its own way
 
     def method(*args, **kwargs):
-        return fun(alive(), *args, **kwargs)
+        return bind(alive())(*args, **kwargs)
 
     bound: Any = functools.update_wrapper(method, fun)
     signature = _signature(fun)
@@ -284,7 +286,8 @@ def _with_states(fun, program):
     signature = _signature(fun)
     if signature is not None:
         mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
-        mine = [p.replace(name=f"_{p.name}") for p in mine]
+        longest = max(map(len, signature.parameters), default=0)
+        mine = [p.replace(name=f"{'_' * longest}_{p.name}") for p in mine]  # longer than any name of the user
         stateful.__signature__ = signature.replace(parameters=[*mine, *signature.parameters.values()])
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         if hasattr(fun, attribute):
@@ -304,10 +307,12 @@ def _shifted(fun, options, donates) -> dict:
         names = options.get("donate_argnames") or ()
         names = (names,) if isinstance(names, str) else tuple(names)
         signature = _signature(fun)
-        places = [i + lead for i, n in enumerate(signature.parameters if signature else ()) if n in names]
+        known = signature.parameters.values() if signature else ()
+        places = [i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY]
         options["donate_argnums"] = (0, *(options.get("donate_argnums") or places))
-    if options.get("in_shardings", UNSPECIFIED) is not UNSPECIFIED:
-        given = options["in_shardings"]
+    given = options.get("in_shardings")
+    if given is not None and given is not UNSPECIFIED:
+        given = tuple(given) if isinstance(given, list) else given
         if not isinstance(given, tuple):
             given = (given,) * _count_dynamic(fun, options)
         options["in_shardings"] = (*[UNSPECIFIED] * lead, *given)
