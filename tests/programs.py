@@ -30,6 +30,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import jaxpr_as_fun, primitives
 
 from _unchanged import assert_no_scope
@@ -320,7 +321,7 @@ class Generator:
         op = self.pick(BRANCHES)
         count = 2 if op == "cond" else self.pick((2, 3))
         bodies = tuple(self.body(ctx, **ONCE, axes=())[0] for _ in range(count))
-        on = Expr("read", name=self.pick(ctx.of("int"))) if self.chance(60) else self.expr(ctx, 1)
+        on = Expr("read", name=self.pick(ctx.of("int"))) if self.chance(60) else self.expr(ctx, 1, draws=False)
         return Stmt(op, bodies=bodies, options=(("on", on),))
 
     def _vmap(self, ctx):
@@ -391,7 +392,8 @@ def generate(draw):
     """Draw a program: a tuple of statements."""
     make = Generator(draw)
     ctx = Context(dict(START), depth=make.pick((1, 2, 1, 2, 3)))
-    return make.block(ctx, 2, 4)
+    block = make.block(ctx, 0, 2)
+    return (*block, make._transform(ctx), *make.block(ctx, 0, 2))
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -402,27 +404,32 @@ def fit(value, shape):
     value = jnp.asarray(value, jnp.float64)
     if value.shape == shape:
         return value
-    return jnp.broadcast_to(value if value.ndim == 0 else value.sum(), shape)
+    return lax.broadcast(total(value), shape)
+
+
+def total(value):
+    """Return the sum of an array."""
+    return lax.reduce_sum(value, tuple(range(value.ndim)))
 
 
 def mix(tree):
     """Return one number that depends on every number in ``tree``, on each in another way."""
-    total = jnp.float64(0)
+    mixed = jnp.float64(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         if jnp.result_type(leaf) == jax.dtypes.float0:
             continue
-        leaf = jnp.asarray(leaf).astype(jnp.float64)
+        leaf = lax.convert_element_type(leaf, jnp.float64)
         weights = (i + 1.0) / (1.0 + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape)
-        total = total + jnp.sum(leaf * weights)
-    return jnp.sin(total)
+        mixed = lax.add(mixed, total(lax.mul(leaf, weights)))
+    return lax.sin(mixed)
 
 
 def number(value):
     """Return what a State holds as one float array."""
     if isinstance(value, dict):
-        return value["x"] + 0.1 * value["n"][0].astype(jnp.float64)
+        return lax.add(value["x"], number(value["n"][0]))
     value = jnp.asarray(value)
-    return value if value.dtype == jnp.float64 else 0.1 * value.astype(jnp.float64)
+    return value if value.dtype == jnp.float64 else lax.mul(lax.convert_element_type(value, jnp.float64), 0.1)
 
 
 def altered(old, new):
@@ -431,7 +438,7 @@ def altered(old, new):
         return {"x": altered(old["x"], new), "n": [altered(old["n"][0], new)]}
     if jnp.result_type(old) == jnp.int32:
         return (old * 3 + 1) % 11
-    return 0.5 * old + 0.5 * jnp.sin(fit(new, jnp.shape(old)))
+    return lax.add(lax.mul(old, 0.5), lax.mul(lax.sin(fit(new, jnp.shape(old))), 0.5))
 
 
 def made(kind, shape, new):
@@ -439,8 +446,8 @@ def made(kind, shape, new):
     if kind == "int":
         return jnp.full(shape, 5, jnp.int32)
     if kind == "tree":
-        return {"x": jnp.sin(fit(new, shape)), "n": [jnp.full(shape, 2, jnp.int32)]}
-    return 0.25 if kind == "py" else jnp.sin(fit(new, shape))
+        return {"x": lax.sin(fit(new, shape)), "n": [jnp.full(shape, 2, jnp.int32)]}
+    return 0.25 if kind == "py" else lax.sin(fit(new, shape))
 
 
 def tangent(tree):
@@ -477,15 +484,15 @@ class Interpreter:
         first, *rest = (self.evaluate(e, at) for e in expr.parts)
         match expr.op:
             case "sin":
-                return jnp.sin(first)
+                return lax.sin(first)
             case "cos":
-                return jnp.cos(first)
+                return lax.cos(first)
             case "psum":
-                return 0.3 * jax.lax.psum(first, expr.name)
+                return lax.mul(lax.psum(first, expr.name), 0.3)
         if first.ndim == 0:
             first, rest = rest[0], [first]
         second = fit(rest[0], first.shape)
-        return first + second if expr.op == "add" else jnp.sin(first) * second
+        return lax.add(first, second) if expr.op == "add" else lax.mul(lax.sin(first), second)
 
     def run(self, block, at):
         """Run statements."""
@@ -544,11 +551,17 @@ class Interpreter:
         family = (
             "derivative" if stmt.op in GRADIENTS else "peek" if stmt.op in ("eval_shape", "make_jaxpr") else stmt.op
         )
-        return getattr(self, family)(stmt, at, self.evaluate(stmt.expr, at))
+        x = self.evaluate(stmt.expr, at)
+        if at.outermost:
+            self.snapshot(at)
+        return getattr(self, family)(stmt, at, x)
+
+    def snapshot(self, at):
+        """Remember how things are, just before a transform begins."""
 
     def slices(self, stmt, x):
         """Return what a loop loops over."""
-        return fit(x, (stmt["length"],)) + 0.1 * jnp.arange(stmt["length"], dtype=jnp.float64)
+        return lax.add(fit(x, (stmt["length"],)), 0.1 * np.arange(stmt["length"], dtype=np.float64))
 
     def index(self, stmt, at):
         """Return the number of the branch."""
@@ -564,7 +577,7 @@ class Interpreter:
         size, axis = stmt["size"], stmt["axis"]
         shape = {None: (), 0: (size,), 1: (2, size)}[axis]
         spread = np.arange(np.prod(shape, dtype=int), dtype=np.float64).reshape(shape)
-        return fit(x, shape) + 0.1 * spread
+        return lax.add(fit(x, shape), 0.1 * spread)
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -592,7 +605,7 @@ class Stateful(Interpreter):
 
     def __init__(self):
         super().__init__()
-        self.runs = Counter()
+        self.runs, self.before = Counter(), []
         values = start()
         make = {"r": RandomState, "a": ParamState, "t": ParamState}
         self.states = {name: make.get(name, State)(value) for name, value in values.items()}
@@ -624,6 +637,10 @@ class Stateful(Interpreter):
     def exists(self, at, name):
         return name in self.kept
 
+    def snapshot(self, at):
+        states = dict.fromkeys((*at.names.values(), *self.kept.values()))
+        self.before = [(state, state.value, jax.tree.leaves(state.value)) for state in states]
+
     @contextlib.contextmanager
     def once(self, stmt, most=1):
         """Check that each body ran once."""
@@ -639,7 +656,7 @@ class Stateful(Interpreter):
     def jit(self, stmt, at, x):
         options = {"compiler_options": QUICK} if at.outermost else {}
         call = T.jit(self.function(stmt.bodies[0], at), **options)
-        return [call(x + 0.1 * i) for i in range(stmt["times"])]
+        return [call(lax.add(x, 0.1 * i)) for i in range(stmt["times"])]
 
     def checkpoint(self, stmt, at, x):
         policy = T.save_states(ParamState) if stmt["saving"] else None
@@ -666,7 +683,7 @@ class Stateful(Interpreter):
             for state in wrt if stmt.op in ("vjp", "jvp") else ():
                 _ = state.value  # these two insist that it is used
             out = body(*(args or (x,)))
-            return jnp.sum(out) if stmt.op in ("grad", "hessian") else out, out
+            return total(out) if stmt.op in ("grad", "hessian") else out, out
 
         chosen, argnums = wrt or None, 0 if stmt["arg"] else None
         if stmt.op == "vjp":
@@ -730,6 +747,9 @@ class Functional(Interpreter):
         super().__init__()
         self.compiled = compiled
 
+    def snapshot(self, at):
+        at.written.clear()
+
     def read(self, at, name):
         return at.env[self.find(at, name)]
 
@@ -792,7 +812,7 @@ class Functional(Interpreter):
     def jit(self, stmt, at, x):
         call = self.function(stmt.bodies[0], at)
         call = jax.jit(call) if self.compiled else call
-        return [self.settle(at, call(at.env, x + 0.1 * i)) for i in range(stmt["times"])]
+        return [self.settle(at, call(at.env, lax.add(x, 0.1 * i))) for i in range(stmt["times"])]
 
     def checkpoint(self, stmt, at, x):
         return self.settle(at, jax.checkpoint(self.function(stmt.bodies[0], at))(at.env, x))
@@ -846,7 +866,7 @@ class Functional(Interpreter):
                 for cell, value in zip(cells, values, strict=True)
             }
             out, new = call({**env, **values}, arg)
-            value = jnp.sum(out) if stmt.op in ("grad", "hessian") else out
+            value = total(out) if stmt.op in ("grad", "hessian") else out
             return value, (value, out, new)
 
         if stmt.op in ("vjp", "vector_grad"):
@@ -878,7 +898,7 @@ class Functional(Interpreter):
             carry, y = step(carry[0], x, body)
             return (carry, values), y
 
-        (carry, new), ys = jax.lax.scan(whole, (init, {c: env[c] for c in cells}), xs, reverse=reverse)
+        (carry, new), ys = lax.scan(whole, (init, {c: env[c] for c in cells}), xs, reverse=reverse)
         return self.settle(at, ((carry, ys), new))
 
     def scan(self, stmt, at, x):
@@ -910,12 +930,12 @@ class Functional(Interpreter):
 
         first = (jnp.int32(0), fit(x, ())), {cell: env[cell] for cell in cells}
         if stmt.op == "while_loop":
-            return self.settle(at, jax.lax.while_loop(test, step, first))
+            return self.settle(at, lax.while_loop(test, step, first))
 
         def once(carry, _):
-            return jax.lax.cond(test(carry), step, lambda c: c, carry), None
+            return lax.cond(test(carry), step, lambda c: c, carry), None
 
-        return self.settle(at, jax.lax.scan(once, first, length=3)[0])
+        return self.settle(at, lax.scan(once, first, length=3)[0])
 
     bounded_while_loop = while_loop
 
@@ -933,8 +953,8 @@ class Functional(Interpreter):
 
         branches = [branch(call) for call in calls]
         if stmt.op == "cond":
-            return self.settle(at, jax.lax.cond(index != 0, *branches, x))
-        return self.settle(at, jax.lax.switch(index, branches, x))
+            return self.settle(at, lax.cond(index != 0, *branches, x))
+        return self.settle(at, lax.switch(index, branches, x))
 
     cond = ifelse = switch
 
@@ -986,7 +1006,7 @@ def _run_scan(*args, jaxpr, length, reverse, **params):
         consts, carry, xs = args[:count], args[count:end], args[end:]
     step, ys = _evaluate(jaxpr), []
     for i in reversed(range(length)) if reverse else range(length):
-        out = step(*consts, *carry, *(jax.lax.index_in_dim(x, i, keepdims=False) for x in xs))
+        out = step(*consts, *carry, *(lax.index_in_dim(x, i, keepdims=False) for x in xs))
         carry = out[: len(carry)]
         ys.append(out[len(carry) :])
     if not ys:
@@ -1105,21 +1125,20 @@ def compare(program, compiled=False) -> str:
     at = Place({name: name for name in START}, env=start())
     ends = Place(dict(stateful.states))
     for stmt in program:
-        before = [(s, s.value, jax.tree.leaves(s.value)) for s in (*ends.names.values(), *stateful.kept.values())]
-        at.written.clear()
         expected = _outcome(functional, stmt, at)
         got = _outcome(stateful, stmt, ends)
         assert_no_scope()
         assert got == expected
+        before = stateful.before if stmt.bodies else []
         if got != "done":
-            for state, value, leaves in before if stmt.bodies else ():
+            for state, value, leaves in before:
                 assert state.value is value
-                assert all(a is b for a, b in zip(jax.tree.leaves(state.value), leaves, strict=True))
+                assert all(a is b for a, b in zip(jax.tree.leaves(value), leaves, strict=True))
             return got
         for name, state in {**ends.names, **stateful.kept}.items():
             cell = functional.find(at, name)
             close(state.value, at.env[cell])
-            if cell not in at.written and stmt.bodies:
+            if cell not in at.written:
                 assert all(state.value is value for s, value, _ in before if s is state)
         close(stateful.results, functional.results)
     return "done"

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from _unchanged import assert_no_scope, unchanged
+from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State
 from brainstate import random as R
 from brainstate import transform as T
 
 XS = jnp.linspace(0.1, 1.0, 5)
+CHEAP = "unsafe_rbg"  # XLA takes a second to compile threefry in some of these nests
 
 
 def close(got, expected, rtol=1e-5):
@@ -39,7 +40,7 @@ class Cell:
         self.w = ParamState(jnp.array(0.7), name="w")
         self.h = HiddenState(jnp.array(0.2), name="h")
         self.log = State({"n": jnp.array(0), "last": [jnp.array(0.0)]}, name="log")
-        self.rng = R.RandomState(3)
+        self.rng = R.RandomState(jax.random.key(3, impl=CHEAP))
         self.written = (self.h, self.log, self.rng)
         self.runs = 0
 
@@ -58,7 +59,7 @@ class Cell:
 
 def twin(w, values, c, x):
     h, log, key = values
-    key, noise = draw(key)
+    key, noise = draw(key, CHEAP)
     h = jnp.sin(w * h + x) + 0.1 * noise
     return (c * 0.9 + h, h * x), [h, {"n": log["n"] + 1, "last": [c]}, key]
 
@@ -309,7 +310,7 @@ def test_a_condition_sees_the_number_that_the_body_leaves():
 def _while_twin(w, h, key, x, steps):
     def body(carry):
         n, x, h, key = carry
-        key, noise = draw(key)
+        key, noise = draw(key, CHEAP)
         h = jnp.sin(w * h) + 0.1 * noise
         return n + 1, x + h, h, key
 
@@ -632,7 +633,6 @@ def _branch(values, x):
 
 
 YES = jnp.array(True)
-CHEAP = "unsafe_rbg"  # threefry takes XLA a second to compile in some of these nests
 NESTS = {
     "jit": (T.jit, lambda step: lambda v, x: step(v, x)),
     "grad": (T.grad, _differentiated(jax.grad)),
@@ -660,11 +660,12 @@ NESTS = {
 }
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+KINDS = ("grad", "vmap", "scan", "while_loop", "bounded_while_loop", "cond", "checkpoint")  # whose numbers are compared
 REVERSE = ("grad", "jacrev")
 
 
-def nest(names):
-    """Compare what ``names``, outermost first, make of one function with what they make of its twin."""
+def made(names):
+    """Return States, a function with ``names`` around it, outermost first, and what counts its runs."""
     w, n = ParamState(jnp.float32(1.5), name="w"), State(jnp.int32(0), name="n")
     rng = R.RandomState(jax.random.key(1, impl=CHEAP))
     runs = []
@@ -674,20 +675,28 @@ def nest(names):
         n.value += 1
         return jnp.sin(w.value * x) * (1.0 + 0.1 * rng.normal())
 
+    for name in reversed(names):
+        f = NESTS[name][0](f)
+    return w, (n, rng), f, runs
+
+
+def nest(names):
+    """Compare what ``names`` make of one function with what they make of its twin."""
+    w, written, f, runs = made(names)
+
     def step(values, x):
         key, noise = draw(values[1], CHEAP)
         return jnp.sin(1.5 * x) * (1.0 + 0.1 * noise), (values[0] + 1, key)
 
-    start = (n.value, rng.value)
+    start = tuple(s.value for s in written)
     for name in reversed(names):
-        f, step = NESTS[name][0](f), NESTS[name][1](step)
-    y = T.jit(f, compiler_options=QUICK)(jnp.array(0.3))
+        step = NESTS[name][1](step)
+    with unchanged(w):
+        y = T.jit(f, compiler_options=QUICK)(jnp.float32(0.3))
     assert len(runs) == 1
-    expected, values = jax.jit(step, compiler_options=QUICK)(start, jnp.array(0.3))
+    expected, values = jax.jit(step, compiler_options=QUICK)(start, jnp.float32(0.3))
     close(y, expected, 1e-4)
-    close((n.value, rng.value), values)
-    assert w.value == 1.5
-    assert_no_scope()
+    close(tuple(s.value for s in written), values)
 
 
 def _possible(names):
@@ -695,11 +704,19 @@ def _possible(names):
     return not any(a in REVERSE and "while_loop" in names[i:] for i, a in enumerate(names))
 
 
-@pytest.mark.parametrize("outer", NESTS)
+@pytest.mark.parametrize("outer", KINDS)
 def test_pairs(outer):
-    for inner in NESTS:
+    for inner in KINDS:
         if _possible((outer, inner)):
             nest((outer, inner))
+
+
+def test_one_run_of_each_pair():
+    for names in itertools.product(NESTS, NESTS):
+        if _possible(names):
+            _, _, f, runs = made(names)
+            T.make_jaxpr(f)(jnp.float32(0.3))
+            assert len(runs) == 1, names
 
 
 @pytest.mark.parametrize("shift", range(4))

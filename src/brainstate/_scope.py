@@ -46,7 +46,7 @@ from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
 from ._carry import ABSENT, Absent, Writes
-from ._compat import current_trace, stages_within, staging, trace_state
+from ._compat import current_trace, jit_disabled, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
@@ -302,8 +302,12 @@ def launch(jitted, states, written, args, kwargs):
 
     It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
     """
-    with _step_lock if written else contextlib.nullcontext():
+    locked = bool(written)
+    with _step_lock if locked else contextlib.nullcontext():
         out, values = jitted(gather(states), *args, **kwargs)
+        if values and not locked and not jit_disabled():
+            # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
+            return launch(jitted, states, written, args, kwargs)
         changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
         commit(Writes(tuple(changed), list(changed.values())))
     return out

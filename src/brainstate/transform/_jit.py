@@ -31,7 +31,7 @@ import jax
 from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError
-from .._scope import Launcher, Restart, Scope, gather, generation, launch, refuse_states, stage
+from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
 
 __all__ = ["Jit", "jit"]
 
@@ -42,12 +42,10 @@ class _Program:
     def __init__(self, fun, options, donates):
         self.fun, self.donates = fun, donates
         self.generation = generation()
-        self.states, self.written = (
-            [],
-            [],
-        )  # inputs, outputs; they only ever grow: an older trace knows a prefix
+        self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.gives = []  # donates: whether each of `states` is given away
-        self.newborn, self.adopted = (), set()
+        self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
+        self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
         self.compiled = jax.jit(_with_states(fun, self), **_shifted(fun, options, donates))
         self.jitted = self._arranged(self.compiled) if donates else self.compiled
@@ -62,8 +60,10 @@ class _Program:
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
             staged = stage(self.fun, args, kwargs, name="jit")
-            # A trace that does not use what an earlier one left behind makes its States anew each time.
-            anew = self.adopted and self.adopted.isdisjoint((*staged.reads, *staged.writes))
+            # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
+            self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
+            before = self.adopted.get(self.kind)
+            anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads):
             raise Restart(staged)
@@ -82,9 +82,10 @@ class _Program:
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""
-        self.adopted, self.newborn = set(self.newborn), ()
-        self.states.extend(self.adopted)
-        self.gives.extend(False for _ in self.adopted)
+        new, self.newborn = self.newborn, ()
+        self.adopted[self.kind] = set(new)
+        self.states.extend(new)
+        self.gives.extend(False for _ in new)
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
@@ -137,6 +138,15 @@ class _Program:
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
         values = [next(donated) if gives else next(kept) for gives in self.gives[:count]]
         return values
+
+
+def _kind(args):
+    """Return what tells the traces for arguments apart: types of what is traced, and static arguments as they are."""
+    kinds = []
+    for arg in args:
+        leaves, treedef = jax.tree.flatten(arg)
+        kinds.append((treedef, *map(jax.typeof, leaves)) if all(map(is_tracer, leaves)) else arg)
+    return tuple(kinds)
 
 
 class _Ahead:

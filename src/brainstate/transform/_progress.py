@@ -51,13 +51,14 @@ class _Bar:
     """The bar of one run of one loop: opens at the first call, closes at the last."""
 
     def __init__(self, length, spec):
-        self.length, self.spec, self.bar, self.done = length, spec, None, 0
+        from tqdm.auto import tqdm  # here, so that it is missed where the loop is called
+
+        self.make, self.length, self.spec, self.bar, self.done = tqdm, length, spec, None, 0
 
     def move(self, done):
-        from tqdm.auto import tqdm
-
+        """Show that ``done`` iterations are done."""
         if self.bar is None or done < self.done:
-            self.bar, self.done = tqdm(total=self.length, desc=self.spec.desc), 0
+            self.bar, self.done = self.make(total=self.length, desc=self.spec.desc), 0
         self.bar.update(int(done) - self.done)
         self.done = int(done)
         if self.done >= self.length:

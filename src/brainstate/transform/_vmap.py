@@ -127,7 +127,7 @@ class Mapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
         refuse_states((args, kwargs), "arguments of vmap")
-        guess = self._size(args, kwargs, (), default=self._first_lanes())
+        guess = self._size(args, kwargs, (), default=0) or self._first_lanes()
         staged = self._stage(args, kwargs, guess)
         mapped = [s for s in staged.reads if self.axis_in(s) is not None]
         size = self._size(args, kwargs, mapped)
