@@ -30,7 +30,7 @@ import jax
 
 from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
-from .._errors import StateTypeError
+from .._errors import StateTypeError, StateValueError
 from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
 
 __all__ = ["Jit", "jit"]
@@ -221,6 +221,13 @@ class Jit(Launcher):
     def _ahead(self, step, args, kwargs):
         program = self._program if self._program.generation == generation() else self.clear_cache()
         done = program.run(program.ahead(step), args, kwargs)
+        if program.newborn:
+            made, _ = program.newborn[0], self.clear_cache()  # JAX has cached a trace that nobody may run
+            if step != "eval_shape":
+                raise StateValueError(
+                    f"{made.describe()} is created by the function and outlives it, so a program made ahead of time "
+                    f"would create it at every call. Call the function once before, or create the State outside."
+                )
         return _Ahead(program, done, len(program.states))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
