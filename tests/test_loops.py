@@ -545,9 +545,17 @@ def test_a_state_that_is_read_only_is_not_carried():
     def body(x):
         h.value = h.value * w.value
 
-    jaxpr, _ = T.make_jaxpr(lambda: T.for_loop(body, XS))()
-    (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
-    assert (scan.params["num_consts"], scan.params["num_carry"]) == (1, 1)
+    def by_hand(values):
+        h, w = values
+
+        def step(carry, x):
+            return (None, carry[1] * w), None
+
+        return jax.lax.scan(step, (None, h), XS)[0][1]
+
+    jaxpr, states = T.make_jaxpr(lambda: T.for_loop(body, XS))()
+    assert states.reads == (h, w) and states.writes == (h,)
+    assert canonical(jaxpr) == canonical(jax.make_jaxpr(by_hand)([h.value, w.value]))
 
 
 # ------------------------------------------------------------------------------------------ nested in one another

@@ -9,7 +9,7 @@ from .._errors import StateTypeError
 from .._state import State
 from ..filters import to_predicate
 
-__all__ = ["chooser", "owns_states"]
+__all__ = ["chooser", "listed", "owns_states"]
 
 
 def owns_states(leaf: Any) -> bool:
@@ -17,8 +17,8 @@ def owns_states(leaf: Any) -> bool:
     return callable(getattr(type(leaf), "states", None))
 
 
-def chooser(what: str, states: Any) -> Callable[[State], bool]:
-    """Return a predicate for a State, container of States, Module, type or filter; ``what`` names it in errors."""
+def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
+    """Return the States that a declaration lists itself, and the filter that stands for all others it means."""
     exact, filters = set(), []
     for leaf in jax.tree.leaves(states, is_leaf=owns_states):
         if isinstance(leaf, State):
@@ -33,4 +33,10 @@ def chooser(what: str, states: Any) -> Callable[[State], bool]:
                     f"{what}: {leaf!r} is neither a State nor a filter. Give a State, a container of States, a Module, "
                     f"a type or a filter."
                 ) from error
-    return lambda state: state in exact or any(holds((), state) for holds in filters)
+    return exact, lambda state: any(holds((), state) for holds in filters)
+
+
+def chooser(what: str, states: Any) -> Callable[[State], bool]:
+    """Return a predicate for a State, container of States, Module, type or filter; ``what`` names it in errors."""
+    exact, matches = listed(what, states)
+    return lambda state: state in exact or matches(state)

@@ -25,6 +25,7 @@ from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
+from ._choice import owns_states
 
 __all__ = [
     "Call",
@@ -55,23 +56,19 @@ class Selection:
         return f"grad_states{self.paths[self.states.index(state)]} ({state.describe()})"
 
 
-def _owns_states(leaf) -> bool:
-    return callable(getattr(type(leaf), "states", None))  # a Module; what holds States offers them by this method
-
-
 def _is_snapshot(leaf) -> bool:
     return callable(getattr(type(leaf), "to_state", None))
 
 
 def _is_leaf(leaf) -> bool:
     """Tell whether `select` judges ``leaf`` as a whole, whatever JAX would make of it."""
-    return _owns_states(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
+    return owns_states(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
 
 
 def _is_live(grad_states) -> bool:
     """Tell whether a Module is among ``grad_states``: its States are looked up at each call."""
     try:
-        return any(map(_owns_states, jax.tree.leaves(grad_states, is_leaf=_is_leaf)))
+        return any(map(owns_states, jax.tree.leaves(grad_states, is_leaf=_is_leaf)))
     except (TypeError, ValueError):
         return False  # no pytree: `select` has the message
 
@@ -88,7 +85,7 @@ def select(grad_states) -> Selection:
     """
     try:
         tree = jax.tree.map(
-            lambda leaf: leaf.states(ParamState) if _owns_states(leaf) else leaf,
+            lambda leaf: leaf.states(ParamState) if owns_states(leaf) else leaf,
             grad_states,
             is_leaf=_is_leaf,
         )

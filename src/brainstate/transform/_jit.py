@@ -32,6 +32,7 @@ from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
+from ._choice import owns_states
 
 __all__ = ["Jit", "jit"]
 
@@ -195,7 +196,7 @@ class Jit(Launcher):
         """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
         refuse_states((args, kwargs), "arguments of jit")
         for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-            if callable(getattr(type(leaf), "states", None)):
+            if owns_states(leaf):
                 raise StateTypeError(
                     f"argument {jax.tree_util.keystr(path[1:])} of jit is a Module ({type(leaf).__name__}). Let the "
                     f"function refer to it by name instead: its States are found automatically."

@@ -26,7 +26,7 @@ from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
 from .._state import State
-from ..filters import to_predicate
+from ._choice import listed
 from ._loops import for_loop, loop_length
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
@@ -63,25 +63,9 @@ class _Axes:
         return axes[0] if axes else None
 
     def _predicate(self, axis, states):
-        def owner(leaf):
-            return callable(getattr(type(leaf), "states", None))
-
-        exact, filters = set(), []
-        for leaf in jax.tree.leaves(states, is_leaf=owner):
-            if isinstance(leaf, State):
-                exact.add(leaf)
-            elif owner(leaf):
-                exact.update(leaf.states().values())
-            else:
-                try:
-                    filters.append(to_predicate(leaf))
-                except TypeError as error:
-                    raise StateTypeError(
-                        f"{self.what}: {leaf!r} is neither a State nor a filter. Give a State, a container of "
-                        f"States, a type, a filter, or a dict {{axis: any of these}}."
-                    ) from error
+        exact, matches = listed(self.what, states)
         self.named.update(dict.fromkeys(exact, axis))
-        return lambda state: state in exact or (not _draws(state) and any(f((), state) for f in filters))
+        return lambda state: state in exact or (not _draws(state) and matches(state))
 
 
 def _draws(state):
