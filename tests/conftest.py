@@ -16,3 +16,8 @@ def no_leaks():
     """Refuse a tracer that survives its trace. Opt-in, since it switches off JAX's caches."""
     with jax.checking_leaks():
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what is slow: it then runs in a young process, beside all else, and not after it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
