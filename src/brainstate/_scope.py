@@ -238,8 +238,9 @@ class Scope:
         for state in self.born:
             self.lent.pop(state, None)
         self.born, state = [], None
-        if any(ref() is not None for ref, *_ in kept):
-            gc.collect()  # once per trace that creates States: a dead cycle is no survivor
+        for young in (1, 2):  # a dead cycle is no survivor; it is young, unless the trace was long
+            if any(ref() is not None for ref, *_ in kept):
+                gc.collect(young)
         return {ref(): value for ref, value, _ in kept if ref() is not None}
 
 

@@ -48,7 +48,7 @@ class _Program:
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
-        self.compiled = jax.jit(_with_states(fun, self), **_shifted(fun, options, donates))
+        self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self._arranged(self.compiled) if donates else self.compiled
 
     def pure(self, values, /, *args, **kwargs):
@@ -66,7 +66,7 @@ class _Program:
             before = self.adopted.get(self.kind)
             anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
-        if (staged.writes and not self.written) or any(s not in given for s in staged.reads):
+        if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
         # What was donated and not written must come back, or its State would be left with a deleted buffer.
@@ -77,9 +77,16 @@ class _Program:
         """Make inputs of the States that ``staged`` reads, and keep it for the trace that follows."""
         new = [s for s in staged.reads if s not in set(self.states)]
         self.states.extend(new)
-        self.gives.extend(self.donates and s in staged.writes for s in new)
+        self.gives.extend(False for _ in new)
+        if self.donates:
+            self.gives[:] = [gives or s in staged.writes for s, gives in zip(self.states, self.gives, strict=True)]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
+
+    def _keeps(self, staged):
+        """Tell whether ``staged`` writes a State whose buffer should be donated, and so far is not."""
+        pairs = zip(self.states, self.gives, strict=False)
+        return self.donates and any(s in staged.writes and not gives for s, gives in pairs)
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""
@@ -95,7 +102,7 @@ class _Program:
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
         method = getattr(self.compiled, step)
-        return lambda args, kwargs: method(*self.arrange(gather(self.states)), *args, **kwargs)
+        return lambda args, kwargs: method(*self.arrange(gather(self.states), args, kwargs), *args, **kwargs)
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
@@ -116,29 +123,29 @@ class _Program:
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def _arranged(self, compiled):
-        return lambda values, /, *args, **kwargs: compiled(*self.arrange(values), *args, **kwargs)
+    def _arranged(self, compiled, gives=None):
+        return lambda values, /, *args, **kwargs: compiled(*self.arrange(values, args, kwargs, gives), *args, **kwargs)
 
-    def arrange(self, values) -> tuple:
+    def arrange(self, values, args, kwargs, gives=None) -> tuple:
         """Return the leading arguments of the compiled function: all values, or those to donate and the others."""
         if not self.donates:
             return (values,)
-        kept = [v for v, gives in zip(values, self.gives, strict=False) if not gives]
-        seen = {id(leaf) for leaf in jax.tree.leaves(kept)}
+        gives = gives or self.gives
+        kept = [v for v, give in zip(values, gives, strict=False) if not give]
+        seen = {id(leaf) for leaf in jax.tree.leaves((kept, args, kwargs))}
 
-        def own(leaf):  # what two States share cannot be given away for one of them
+        def own(leaf):  # what another State or an argument holds too cannot be given away
             if id(leaf) in seen:
                 return jax.numpy.copy(leaf)
             seen.add(id(leaf))
             return leaf
 
-        return [jax.tree.map(own, v) for v, gives in zip(values, self.gives, strict=False) if gives], kept
+        return [jax.tree.map(own, v) for v, give in zip(values, gives, strict=False) if give], kept
 
     def restore(self, donated, kept) -> list:
         """Undo `arrange`."""
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
-        values = [next(donated) if gives else next(kept) for gives in self.gives[:count]]
-        return values
+        return [next(donated) if give else next(kept) for give in self.gives[:count]]
 
 
 def _kind(args):
@@ -155,6 +162,7 @@ class _Ahead:
 
     def __init__(self, program, step, inputs):
         self._program, self._step, self._inputs = program, step, inputs
+        self._gives = program.gives[:inputs]  # as they were: what a later trace donates is nothing to this one
 
     def __getattr__(self, name):
         return getattr(self._step, name)
@@ -170,7 +178,7 @@ class _Ahead:
     def __call__(self, /, *args, **kwargs):
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
-        entry = program._arranged(step) if program.donates else step
+        entry = program._arranged(step, self._gives) if program.donates else step
         return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
 
 
@@ -313,40 +321,65 @@ def _with_states(fun, program):
     return stateful
 
 
-def _shifted(fun, options, donates) -> dict:
-    """Return ``options`` of ``jax.jit`` for a function with one more argument in front, or two where it donates."""
-    options, lead = dict(options), 2 if donates else 1
+def _compiler(stateful, fun, given, lead):
+    """Return ``jax.jit`` of ``stateful``, which takes ``lead`` more arguments in front than ``fun``."""
+    shifted, front = _shifted(fun, given, lead), [UNSPECIFIED] * lead
+    shardings = shifted.get("in_shardings")
+    if shardings is None or shardings is UNSPECIFIED:
+        return jax.jit(stateful, **shifted)
+    if isinstance(shardings, tuple | list):
+        shifted["in_shardings"] = (*front, *shardings)
+        return jax.jit(stateful, **shifted)
+    static = _static_places(fun, shifted, lead)
+
+    @functools.cache
+    def for_count(count):
+        dynamic = set(range(lead, count)) - {n % count for n in static}
+        options: dict[str, Any] = shifted | {"in_shardings": (*front, *[shardings] * len(dynamic))}
+        return jax.jit(stateful, **options)
+
+    return _ForAnyCount(for_count)
+
+
+class _ForAnyCount:
+    """``jax.jit`` with one sharding for all positional arguments, however many a call has."""
+
+    def __init__(self, for_count):
+        self._for_count = for_count
+
+    def __call__(self, *args, **kwargs):
+        return self._for_count(len(args))(*args, **kwargs)
+
+    def __getattr__(self, step):
+        return lambda *args, **kwargs: getattr(self._for_count(len(args)), step)(*args, **kwargs)
+
+
+def _static_places(fun, options, lead):
+    """Return the positions of static arguments; as JAX does, from their names where only these are given."""
+    numbers = options.get("static_argnums")
+    if numbers is not None:
+        return numbers
+    names = options.get("static_argnames") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    signature = _signature(fun)
+    known = signature.parameters.values() if signature else ()
+    return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
+
+
+def _shifted(fun, given, lead) -> dict[str, Any]:
+    """Return the options ``given`` to ``jax.jit`` for a function with ``lead`` more arguments, two where it donates."""
+    options: dict[str, Any] = dict(given)
     for key in ("static_argnums", "donate_argnums"):
         numbers = options.get(key)
         if numbers is not None:
             numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
             options[key] = tuple(n + lead if n >= 0 else n for n in numbers)
-    if donates:
-        names = options.get("donate_argnames") or ()
-        names = (names,) if isinstance(names, str) else tuple(names)
-        signature = _signature(fun)
-        known = signature.parameters.values() if signature else ()
-        places = [i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY]
-        options["donate_argnums"] = (0, *(options.get("donate_argnums") or places))
-    given = options.get("in_shardings")
-    if given is not None and given is not UNSPECIFIED:
-        given = tuple(given) if isinstance(given, list) else given
-        if not isinstance(given, tuple):
-            given = (given,) * _count_dynamic(fun, options)
-        options["in_shardings"] = (*[UNSPECIFIED] * lead, *given)
+    if lead == 2:
+        names = {"static_argnames": options.get("donate_argnames")}
+        options["donate_argnums"] = (0, *(options.get("donate_argnums") or _static_places(fun, names, lead)))
     if options.get("out_shardings", UNSPECIFIED) is not UNSPECIFIED:
         options["out_shardings"] = (options["out_shardings"], UNSPECIFIED)
     return options
-
-
-def _count_dynamic(fun, options) -> int:
-    signature = _signature(fun)
-    kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        raise StateTypeError("in_shardings: a function with any number of arguments needs a tuple, one entry each.")
-    static = options.get("static_argnums") or options.get("static_argnames") or ()
-    positional = [k for k in kinds if k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    return len(positional) - (1 if isinstance(static, int | str) else len(static))
 
 
 def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **options: Any) -> Any:
