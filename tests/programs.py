@@ -264,7 +264,10 @@ class Generator:
             traced=True,
         )
         inner = replace(inner, **changes)
-        return Body(self.block(inner, 1, 3), self.expr(inner)), inner.new
+        body = Body(self.block(inner, 1, 3), self.expr(inner))
+        if inner.linear:  # what ran once has the shapes that it left
+            ctx.kinds.update((name, inner.kinds[name]) for name in ctx.kinds)
+        return body, inner.new
 
     def _transform(self, ctx):
         kinds = ["jit", "checkpoint", "vmap", "vmap", "derivative", "derivative", "loop", "loop", "branch", "peek"]
@@ -1031,7 +1034,8 @@ def _run_cond(index, *args, branches, **_):
 
 
 def _run_jit(*args, jaxpr, **params):
-    if len(jaxpr.jaxpr.eqns) == 1:  # this is how JAX runs a single operation
+    eqns = jaxpr.jaxpr.eqns
+    if len(eqns) == 1 and eqns[0].primitive.name == params["name"]:  # this is how JAX runs a single operation
         return _jit(*args, jaxpr=jaxpr, **params)
     return _evaluate(jaxpr)(*args)
 

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 import brainstate
 from brainstate import BatchState, HiddenState, ParamState, ShortTermState, State
@@ -245,7 +247,7 @@ def _inner_step(s, x):
 
 def _inner_step_twin(v, x):
     h = v["h"] + x
-    return 3 * v["w"] ** 2 * h * x, {"h": h, "count": v["count"] + 1}
+    return jax.grad(lambda w: (w**3 * h).sum())(v["w"]) * x, {"h": h, "count": v["count"] + 1}
 
 
 _BASE = (
@@ -393,6 +395,8 @@ def _jvp_reference(pure, diff, _):
     return (out, tangent), new
 
 
+CALL = Operator("call", lambda scenario, states, run, args, _: run(*args), lambda pure, diff, _: pure(diff))
+
 OPERATORS = (
     Operator("grad", _of_gradient(T.grad, True, True), _of_jax(jax.grad, True)),
     Operator("vector_grad", _of_gradient(T.vector_grad, False, False), _vector_grad_reference),
@@ -451,11 +455,301 @@ def _plain_reference(pure, values, args, _):
     return pure(values, *args)
 
 
+def _compiled(run, args, _):
+    return T.jit(run, compiler_options=_QUICK)(*args)
+
+
+def _compiled_reference(pure, values, args, _):
+    return jax.jit(pure, compiler_options=_QUICK)(values, *args)
+
+
+COMPILED = Context("compiled", _compiled, _compiled_reference)  # where JAX without jit is slow, as in `shard_map`
+
 CONTEXTS = (
     Context("plain", lambda run, args, _: run(*args), _plain_reference),
-    Context("jit", lambda run, args, _: T.jit(run, compiler_options=_QUICK)(*args), _plain_reference),
+    Context("jit", _compiled, _plain_reference),
     Context("nested", _nested_ours, _nested_reference),
 )
+
+
+# ------------------------------------------------------------------------------------------ the columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A transform around a function: ``ours(function, names)`` and ``twin(twin, names)`` are what it becomes.
+
+    ``names`` are the States that are written. In loops and lanes each turn has the arguments times a factor of its
+    own. A column makes a scenario of a scenario, so that columns nest, and derivatives go inside and around.
+    """
+
+    name: str
+    ours: Callable
+    twin: Callable
+
+    def __str__(self):
+        return self.name
+
+
+_FACTORS = (1.0, 0.6, 0.9, 0.7)
+
+
+def _factors(args, count=2):
+    return jnp.asarray(_FACTORS[:count], jax.tree.leaves(args)[0].dtype)
+
+
+def _zero(args):
+    return 0 * jax.tree.leaves(args)[0].sum()
+
+
+def _kept(v, names):
+    return {name: v[name] for name in names}
+
+
+def _random_lanes(v, count):
+    """Return what the lanes have in place of the generator, and what it is afterwards."""
+    if "rng" not in v:
+        return {}, {}
+    key, sub = jax.random.split(jax.random.wrap_key_data(v["rng"]))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(sub, jnp.arange(count, dtype=jnp.uint32))
+    return {"rng": jax.random.key_data(keys)}, {"rng": jax.random.key_data(key)}
+
+
+def _stacked(tree, count):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * count), tree)
+
+
+def _vmap(function, names):
+    def mapped(s, *args):
+        own = [s[name] for name in names if name != "rng"]
+        for state in own:
+            state.value = _stacked(state.value, 2)
+        lanes = T.vmap(lambda k: function(s, *_scaled(args, k)), in_states=own, out_states={"last": own})
+        return lanes(_factors(args))
+
+    return mapped
+
+
+def _vmap_twin(twin, names):
+    def mapped(v, *args):
+        drawn, after = _random_lanes(v, 2)
+        own = _stacked(_kept(v, names), 2) | drawn
+        out, new = jax.vmap(lambda k, own: twin(v | own, *_scaled(args, k)))(_factors(args), own)
+        return out, jax.tree.map(lambda lanes: lanes[-1], new) | after
+
+    return mapped
+
+
+def _scan(function, names):
+    def loop(s, *args):
+        def body(carry, k):
+            out = function(s, *_scaled(args, k))
+            return carry + total(out), out
+
+        return T.scan(body, _zero(args), _factors(args))
+
+    return loop
+
+
+def _scan_twin(twin, names):
+    def loop(v, *args):
+        def body(carry, k):
+            out, new = twin(v | carry[1], *_scaled(args, k))
+            return (carry[0] + total(out), new), out
+
+        (last, new), outs = jax.lax.scan(body, (_zero(args), _kept(v, names)), _factors(args))
+        return (last, outs), new
+
+    return loop
+
+
+def _for_loop(function, names):
+    return lambda s, *args: T.for_loop(lambda k: function(s, *_scaled(args, k)), _factors(args))
+
+
+def _for_loop_twin(twin, names):
+    def loop(v, *args):
+        def body(own, k):
+            return twin(v | own, *_scaled(args, k))[::-1]
+
+        return jax.lax.scan(body, _kept(v, names), _factors(args))[::-1]
+
+    return loop
+
+
+def _while(function, names):
+    def loop(s, *args):
+        def body(carry):
+            i, last = carry
+            return i + 1, last + total(function(s, *_scaled(args, _factors(args)[i])))
+
+        return T.while_loop(lambda carry: carry[0] < 2, body, (jnp.int32(0), _zero(args)))[1]
+
+    return loop
+
+
+def _while_twin(twin, names):
+    def loop(v, *args):
+        def body(carry):
+            i, last, own = carry
+            out, new = twin(v | own, *_scaled(args, _factors(args)[i]))
+            return i + 1, last + total(out), new
+
+        _, last, new = jax.lax.while_loop(lambda c: c[0] < 2, body, (jnp.int32(0), _zero(args), _kept(v, names)))
+        return last, new
+
+    return loop
+
+
+def _cond(function, names):
+    def branch(s, *args):
+        return T.cond(_zero(args) == 0, lambda *a: total(function(s, *a)), lambda *a: _zero(a), *args)
+
+    return branch
+
+
+def _cond_twin(twin, names):
+    def branch(v, *args):
+        def run(own, *a):
+            out, new = twin(v | own, *a)
+            return total(out), new
+
+        return jax.lax.cond(_zero(args) == 0, run, lambda own, *a: (_zero(a), own), _kept(v, names), *args)
+
+    return branch
+
+
+def _switch(function, names):
+    def branch(s, *args):
+        others = (lambda *a: _zero(a), lambda *a: _zero(a) + 1)
+        return T.switch(jnp.int32(_zero(args)) + 1, [others[0], lambda *a: total(function(s, *a)), others[1]], *args)
+
+    return branch
+
+
+def _switch_twin(twin, names):
+    def branch(v, *args):
+        def run(own, *a):
+            out, new = twin(v | own, *a)
+            return total(out), new
+
+        others = (lambda own, *a: (_zero(a), own), lambda own, *a: (_zero(a) + 1, own))
+        index = jnp.int32(_zero(args)) + 1
+        return jax.lax.switch(index, [others[0], run, others[1]], _kept(v, names), *args)
+
+    return branch
+
+
+def _checkpoint(function, names):
+    return lambda s, *args: T.checkpoint(lambda *a: function(s, *a))(*args)
+
+
+def _checkpoint_twin(twin, names):
+    return jax.checkpoint(twin)
+
+
+def _mesh():
+    return Mesh(np.array(jax.devices()[:4]), ("d",))
+
+
+def _first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _one_more(tree):
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def _shard_map(function, names):
+    def mapped(s, *args):
+        own = [s[name] for name in names if name != "rng"]
+        for state in own:
+            state.value = _stacked(state.value, 4)
+
+        def shard(k):
+            for state in own:
+                state.value = _first(state.value)
+            out = function(s, *_scaled(args, k[0]))
+            for state in own:
+                state.value = _one_more(state.value)
+            return _one_more(out)
+
+        specs = {P("d"): own} if own else None
+        out = T.shard_map(shard, mesh=_mesh(), in_specs=P("d"), out_specs=P("d"), state_specs=specs)(_factors(args, 4))
+        for state in own:
+            state.value = _first(state.value)
+        return out
+
+    return mapped
+
+
+def _shard_map_twin(twin, names):
+    def mapped(v, *args):
+        drawn, after = _random_lanes(v, 4)
+        own = _stacked(_kept(v, names), 4) | drawn
+
+        def shard(k, own, rest, args):
+            return _one_more(twin(rest | _first(own), *_scaled(args, k[0])))
+
+        rest = {name: value for name, value in v.items() if name not in own}
+        sharded = jax.shard_map(shard, mesh=_mesh(), in_specs=(P("d"), P("d"), P(), P()), out_specs=P("d"))
+        out, new = sharded(_factors(args, 4), own, rest, args)
+        return out, _first(new) | after
+
+    return mapped
+
+
+COLUMNS = (
+    Column("vmap", _vmap, _vmap_twin),
+    Column("scan", _scan, _scan_twin),
+    Column("for_loop", _for_loop, _for_loop_twin),
+    Column("while", _while, _while_twin),
+    Column("cond", _cond, _cond_twin),
+    Column("switch", _switch, _switch_twin),
+    Column("checkpoint", _checkpoint, _checkpoint_twin),
+    Column("shard_map", _shard_map, _shard_map_twin),
+)
+
+
+def nested(scenario, columns, inside=False):
+    """Return ``scenario`` with the ``columns`` around it, the first outermost, and inside them a gradient or not."""
+    function, twin = scenario.function, scenario.twin
+    states, args = scenario.prepare("float32")
+    names = tuple(jax.eval_shape(twin, values_of(states), *args)[1])
+    if inside:
+        function, twin = _gradient_inside(scenario)
+    for column in reversed(columns):
+        function, twin = column.ours(function, names), column.twin(twin, names)
+    return replace(scenario, function=function, twin=twin)
+
+
+def _gradient_inside(scenario):
+    def function(s, *args):
+        return T.grad(lambda *a: total(scenario.function(s, *a)), **scenario.options(s))(*args)
+
+    def twin(v, *args):
+        def fun(diff):
+            new, moved = scenario.unpack(diff, v, args)
+            out, new = scenario.twin(new, *moved)
+            return total(out), new
+
+        return jax.grad(fun, has_aux=True)(scenario.pack(v, args))
+
+    return function, twin
+
+
+def columns():
+    """Return the cells ``(scenario, columns, derivative)`` of the nested table, with a gradient inside, around or none.
+
+    One column: every scenario. Pairs: where States and arguments are differentiated together. The one pair that is
+    none is `shard_map` within itself, whose inner mesh has no devices of its own.
+    """
+    for scenario, column, derivative in itertools.product(SCENARIOS, COLUMNS, ("none", "inside", "around")):
+        if derivative != "none" or scenario.wrt == "both":  # without a derivative all three are the same
+            yield scenario, (column,), derivative
+    for scenario, *pair, derivative in itertools.product(SCENARIOS, COLUMNS, COLUMNS, ("inside", "around")):
+        if scenario.wrt == "both" and [column.name for column in pair] != ["shard_map"] * 2:
+            yield scenario, tuple(pair), derivative
 
 
 # ------------------------------------------------------------------------------------------ the comparison

@@ -333,3 +333,20 @@ def test_a_state_that_was_made_for_other_arguments():
     assert [float(run(jnp.ones(n))) for n in sizes] == [1.0, 2.0, 3.0, 2.0, 4.0, 6.0, 3.0, 6.0, 9.0]
     traced = len(runs)
     assert [float(run(jnp.ones(n))) for n in (1, 2, 3)] == [4.0, 8.0, 12.0] and len(runs) == traced
+
+
+def test_named_scopes_reach_the_program_through_staging():
+    w = State(jnp.array(2.0))
+
+    def body(x):
+        with T.named_scope("inner_part"):
+            w.value = w.value * x
+        return w.value
+
+    @T.jit
+    def f(xs):
+        with T.named_scope("outer_part"):
+            return T.for_loop(body, xs)
+
+    text = f.lower(jnp.ones(3)).as_text(debug_info=True)
+    assert "outer_part/while/body/" in text and "inner_part/mul" in text

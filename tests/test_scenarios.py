@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from brainstate import transform as T
-from scenarios import SCENARIOS, cells, compare, probe, total, values_of
+from scenarios import (
+    OPERATORS,
+    SCENARIOS,
+    cells,
+    compare,
+    probe,
+    total,
+    values_of,
+)
+
+OPERATOR = {operator.name: operator for operator in OPERATORS}
 
 
 def precision(dtype):

@@ -13,7 +13,7 @@ from jax.extend.core import (
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "stages_within", "staging", "trace_state"]
+__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "stages_within", "staging", "trace_state", "varying_axes"]
 
 #: The default of ``in_shardings``: "decide from the arguments". Not exported by JAX, but it is a default of
 #: a public signature.
@@ -56,3 +56,8 @@ def _recording() -> type:
 def jit_disabled() -> bool:
     """Tell whether ``jax.disable_jit`` is on."""
     return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def varying_axes(value) -> tuple:
+    """Return the axes of a device mesh along which ``value`` may differ, inside ``shard_map``."""
+    return tuple(jax.typeof(value).manual_axis_type.varying)

@@ -23,6 +23,7 @@ import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 
+from .._compat import varying_axes
 from .._errors import StateTypeError, StateValueError
 from .._state import State
 from ._samplers import SAMPLERS, Sampler
@@ -186,7 +187,10 @@ class RandomState(State):
         A lane folds its index into the key of that draw, so its numbers do not depend on how many lanes there are.
         """
         after, key = _split(value, self.impl, None)
-        keys = jax.vmap(jr.fold_in, (None, 0))(key, jnp.arange(size, dtype=jnp.uint32))
+        numbers = jnp.arange(size, dtype=jnp.uint32)
+        axes = varying_axes(value)  # within shard_map, JAX wants both to vary along the same axes of the mesh
+        numbers = jax.lax.pcast(numbers, axes, to="varying") if axes else numbers
+        keys = jax.vmap(jr.fold_in, (None, 0))(key, numbers)
         return jr.key_data(keys), after
 
 

@@ -7,7 +7,7 @@ from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
-from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr
+from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr, named_scope
 from ._jit import jit
 from ._loops import (
     bounded_while_loop,
@@ -48,6 +48,7 @@ __all__ = [
     "jvp",
     "make_jaxpr",
     "map",
+    "named_scope",
     "remat",
     "save_states",
     "scan",

@@ -9,12 +9,17 @@ from .._errors import StateTypeError
 from .._state import State
 from ..filters import to_predicate
 
-__all__ = ["chooser", "listed", "owns_states"]
+__all__ = ["chooser", "draws", "listed", "owns_states"]
 
 
 def owns_states(leaf: Any) -> bool:
     """Tell whether ``leaf`` is a Module: what holds States offers them by a method ``states``."""
     return callable(getattr(type(leaf), "states", None))
+
+
+def draws(state: State) -> bool:
+    """Tell whether ``state`` is a random generator, which gives lanes values of their own."""
+    return type(state).lanes is not State.lanes
 
 
 def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:

@@ -1,10 +1,14 @@
-"""Looking at a function without running it, and checks inside compiled code: thin wrappers of JAX's own."""
+"""Looking at a function without running it, and checks inside compiled code: thin wrappers of JAX's own.
+
+``named_scope`` is JAX's: what is staged keeps the names, so nothing about States is to be added to it.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax import named_scope
 from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
@@ -12,7 +16,7 @@ from .._carry import Carried, Writes
 from .._scope import Scope, commit, gather, stage
 from .._state import State
 
-__all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr"]
+__all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
 
 
 def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -20,24 +20,17 @@ from jax.sharding import PartitionSpec
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, stage
-from ._choice import chooser
+from ._choice import chooser, draws
 
 __all__ = ["Sharded", "shard_map"]
 
 
 class _Shard(Scope):
-    """A staging scope that shows the shard of a State that a device has."""
+    """A staging scope that shows the shard of a State that a device has; ``types(state, leaves)`` are those of it."""
 
-    def __init__(self, spec_of, shard_type):
+    def __init__(self, types):
         super().__init__("shard_map", stages=True)
-        self.spec_of, self.shard_type = spec_of, shard_type
-
-    def _types(self, state, leaves):
-        spec = self.spec_of(state)
-        try:
-            return [self.shard_type(leaf, spec) for leaf in leaves]
-        except ValueError as error:
-            raise StateValueError(f"{state.describe()} cannot be sharded by {spec}: {error}") from error
+        self._types = types
 
 
 def _declared(state_specs):
@@ -70,8 +63,8 @@ class Sharded:
 
         def body(values, shards):
             given = dict(zip(reads, values, strict=True))
-            for state in lanes:
-                given[state] = jax.tree.map(lambda leaf: leaf[self._position()], given[state])
+            for state in filter(self._per_device, reads):
+                given[state] = lanes[state][0][self._position()] if state in lanes else self._varying(given[state])
             out, writes = staged(given, shards, {})
             table = dict(zip(writes.states, writes.values, strict=True))
             return out, [table[s] for s in written]
@@ -93,13 +86,20 @@ class Sharded:
         return jax.shard_map(fun, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=self.check_vma)
 
     def _probe(self, *shards):
-        raise Restart(stage(self.f, shards, {}, name="shard_map", scope=_Shard(self.spec_of, self._shard_type)))
+        raise Restart(stage(self.f, shards, {}, name="shard_map", scope=_Shard(self._types)))
 
     def _lanes(self, staged):
         """Return {State: (a value for each device, the value afterwards)} of what draws."""
-        drawn = (s for s in staged.reads if s in staged.writes)
-        lanes = {s: s.lanes(read(s), math.prod(self.mesh.shape.values())) for s in drawn}
-        return {s: own for s, own in lanes.items() if own is not None}
+        drawn = [s for s in staged.reads if s in staged.writes and self._per_device(s)]
+        return {s: s.lanes(read(s), math.prod(self.mesh.shape.values())) for s in drawn}
+
+    def _per_device(self, state):
+        """Tell whether each device has a value of its own, though none is declared: a generator."""
+        return draws(state) and self.spec_of(state) == PartitionSpec()
+
+    def _varying(self, value, axes=None):
+        axes = self.mesh.axis_names if axes is None else axes
+        return jax.lax.pcast(value, axes, to="varying") if axes and self.check_vma else value
 
     def _position(self):
         """Return the number of the device among those of the mesh."""
@@ -108,17 +108,24 @@ class Sharded:
             index = index * self.mesh.shape[name] + jax.lax.axis_index(name)
         return index
 
-    def _shard_type(self, leaf, spec):
+    def _types(self, state, leaves):
+        """Return the types that the leaves of ``state`` have inside."""
+        spec = self.spec_of(state)
+        try:
+            return [self._shard_type(leaf, spec, self._per_device(state)) for leaf in leaves]
+        except ValueError as error:
+            raise StateValueError(f"{state.describe()} cannot be sharded by {spec}: {error}") from error
+
+    def _shard_type(self, leaf, spec, everywhere):
         """Return the type that a shard of ``leaf`` has inside; asked there, where it says over which axes it varies."""
         whole, names = jax.typeof(leaf), [() if n is None else n if isinstance(n, tuple) else (n,) for n in spec]
         parts = [math.prod(self.mesh.shape[n] for n in axes) for axes in names]
         if len(parts) > whole.ndim or any(size % n for size, n in zip(whole.shape, parts, strict=False)):
             raise ValueError(f"its shape {whole.shape} cannot be divided into {parts}")
         shape = [size // n for size, n in zip(whole.shape, [*parts, *[1] * whole.ndim], strict=False)]
-        axes, types = tuple(n for group in names for n in group), []
-        varies = axes and self.check_vma
+        axes, types = None if everywhere else tuple(n for group in names for n in group), []
         jax.eval_shape(
-            lambda v: types.append(jax.typeof(jax.lax.pcast(v, axes, to="varying") if varies else v)),
+            lambda v: types.append(jax.typeof(self._varying(v, axes))),
             jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
         )
         return types[0]

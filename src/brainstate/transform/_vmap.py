@@ -25,8 +25,7 @@ from jax.extend.core import mapped_aval
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
-from .._state import State
-from ._choice import listed
+from ._choice import draws, listed
 from ._loops import for_loop, loop_length
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
@@ -65,11 +64,7 @@ class _Axes:
     def _predicate(self, axis, states):
         exact, matches = listed(self.what, states)
         self.named.update(dict.fromkeys(exact, axis))
-        return lambda state: state in exact or (not _draws(state) and matches(state))
-
-
-def _draws(state):
-    return type(state).lanes is not State.lanes  # a generator: no filter means it, see `vmap`
+        return lambda state: state in exact or (not draws(state) and matches(state))  # see `vmap` for generators
 
 
 class _Lane(Scope):

@@ -1,0 +1,52 @@
+"""The columns of the scenario table: transforms around each function, alone, in pairs and six deep.
+
+Result, States afterwards and the numbers drawn are those of the twin in pure JAX, and the function runs once. Without
+`shard_map` no cell is compiled, see `programs.interpreted`.
+"""
+
+import pytest
+
+from programs import interpreted
+from scenarios import CALL, COLUMNS, COMPILED, CONTEXTS, OPERATORS, SCENARIOS, columns, compare, nested
+
+OPERATOR = {operator.name: operator for operator in OPERATORS}
+
+
+def check(scenario, nest, derivative):
+    """Compare one cell; a reverse pass goes through no while loop, a forward one does."""
+    names = [column.name for column in nest]
+    around = OPERATOR["jvp" if "while" in names else "grad"]
+    operator = around if derivative == "around" else CALL
+    scenario = nested(scenario, nest, inside=derivative == "inside")
+    if "shard_map" in names:
+        compare(scenario, operator, COMPILED, "float32")
+    else:
+        with interpreted():
+            compare(scenario, operator, CONTEXTS[0], "float32")
+
+
+def cell_id(scenario, nest, derivative):
+    return "-".join([str(scenario), *map(str, nest), derivative])
+
+
+@pytest.mark.parametrize(("scenario", "nest", "derivative"), [pytest.param(*c, id=cell_id(*c)) for c in columns()])
+def test_agrees_with_jax_on_the_twin(scenario, nest, derivative):
+    check(scenario, nest, derivative)
+
+
+def deep():
+    """Return six columns beginning with each, in the order of the table.
+
+    `shard_map` is followed by no `vmap`, since JAX 0.10 fails at a loop with States within both, written by hand too.
+    """
+    *others, shard_map = COLUMNS
+    turns = [(COLUMNS[i:] + COLUMNS[:i])[:6] for i in range(len(others))]
+    return [*turns, (shard_map, *others[1:6])]
+
+
+@pytest.mark.parametrize("derivative", ["inside", "around"])
+@pytest.mark.parametrize("nest", deep(), ids=lambda nest: nest[0].name)
+@pytest.mark.parametrize("name", ["array", "noise"])
+def test_six_deep(name, nest, derivative):
+    scenario = next(s for s in SCENARIOS if (s.name, s.wrt) == (name, "both"))
+    check(scenario, nest, derivative)
