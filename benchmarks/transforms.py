@@ -9,6 +9,8 @@ the first call traces and compiles, which is nearly all of it.
 The picture shows how long a trace takes over the depth of nesting: linear, since each function runs once.
 """
 
+import contextlib
+import io
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,7 +24,7 @@ from ratios import HEAD, NOTES, compared
 import brainstate
 from brainstate import transform
 
-STEPS, LANES, UNITS = 200, 100, 32
+STEPS, LANES, UNITS = 200, 100, 64
 STEADY, FIRST = 1.1, 1.3  # the targets, as ratio to pure JAX
 DEPTHS = range(1, 9)
 PICTURE = Path(__file__).parent / "trace_over_depth.png"
@@ -147,6 +149,34 @@ def rows():
         yield compared(f"{name}: steady", *_timing.steady(*calls, length=1e-2), STEADY)
 
 
+# --- the progress bar ------------------------------------------------------------------------------------------
+
+
+def with_bar():
+    """Measure what a progress bar adds to a long loop; return a sentence about it."""
+    length = 20_000
+
+    def make(pbar):
+        step, _ = make_cell()
+        x = inputs()[0]
+        run = transform.jit(lambda: transform.for_loop(lambda _: step(x), jnp.arange(length), pbar=pbar))
+
+        def call():
+            out = run()
+            jax.effects_barrier()
+            return out
+
+        return call
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        plain, shown = _timing.steady(make(None), make(transform.ProgressBar()), rounds=8, length=1e-2)
+    added = median(b - a for a, b in zip(plain, shown, strict=True))
+    return (
+        f"A progress bar, which moves 100 times, adds {_timing.duration(added)} to a loop of {length} steps that takes "
+        f"{_timing.duration(median(plain))} without it."
+    )
+
+
 # --- over depth -----------------------------------------------------------------------------------------------
 
 
@@ -222,7 +252,9 @@ def draw(times):
 def main():
     jax.config.update("jax_enable_compilation_cache", False)
     table = _timing.table(HEAD, list(rows()))
-    _timing.publish("Loops, lanes and branches", f"{_timing.machine()}.\n\n{table}\n\n{over_depth()}\n\n{NOTES}")
+    _timing.publish(
+        "Loops, lanes and branches", f"{_timing.machine()}.\n\n{table}\n\n{with_bar()}\n\n{over_depth()}\n\n{NOTES}"
+    )
 
 
 if __name__ == "__main__":
