@@ -54,6 +54,7 @@ SEAM = {"brainstate._state", "brainstate._scope"}
 # Imported where they are used, never by `import brainstate`.
 OPTIONAL = {
     "optax",
+    "equinox",
     "lineax",
     "optimistix",
     "orbax",
@@ -63,7 +64,7 @@ OPTIONAL = {
     "treescope",
     "matplotlib",
 }
-FOREIGN = OPTIONAL | {"sklearn", "flax", "equinox"}
+FOREIGN = OPTIONAL | {"sklearn", "flax"}
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.

@@ -7,6 +7,7 @@ from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
+from ._implicit import argmin, fixed_point, root
 from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr, named_scope
 from ._jit import jit
 from ._loops import (
@@ -27,6 +28,7 @@ __all__ = [
     "GradientTransform",
     "ProgressBar",
     "StateFinder",
+    "argmin",
     "bounded_while_loop",
     "checkify",
     "checkpoint",
@@ -36,6 +38,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "eval_shape",
+    "fixed_point",
     "for_loop",
     "fwd_grad",
     "grad",
@@ -50,6 +53,7 @@ __all__ = [
     "map",
     "named_scope",
     "remat",
+    "root",
     "save_states",
     "scan",
     "shard_map",
