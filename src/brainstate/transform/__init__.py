@@ -1,5 +1,6 @@
 """JAX's transforms, for functions that read and write States; each under the name that JAX gives it."""
 
+from ._accumulate import accumulate
 from ._branches import cond, ifelse, switch
 from ._checkpoint import checkpoint, remat, save_states
 from ._custom import custom_jvp, custom_vjp, stop_gradient
@@ -28,6 +29,7 @@ __all__ = [
     "GradientTransform",
     "ProgressBar",
     "StateFinder",
+    "accumulate",
     "argmin",
     "bounded_while_loop",
     "checkify",
