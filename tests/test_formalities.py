@@ -69,7 +69,7 @@ FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
-    "brainstate.transform._fisher.fisher": "what all gradients take, the model and likelihood, and four that say whose labels",
+    "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",
 }
 
 

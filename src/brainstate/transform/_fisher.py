@@ -61,7 +61,7 @@ def _draw_categorical(key, f, number):
 
 
 def _draw_bernoulli(key, f, number):
-    return jax.random.bernoulli(key, jax.nn.sigmoid(f), (number, *f.shape)).astype(f.dtype)
+    return jax.random.bernoulli(key, jax.nn.sigmoid(f)[None], (number, *f.shape)).astype(f.dtype)
 
 
 def _draw_gaussian(key, f, number):

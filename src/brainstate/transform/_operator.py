@@ -9,6 +9,7 @@ The estimates probe with signs ``z``, +1 or -1 with equal chance: ``E[z zᵀ] = 
 Saad 2007, "An estimator for the diagonal of a matrix"; the division by ``z * z`` that they need is one by 1 here).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -181,8 +182,11 @@ class CurvatureOperator:
         """Map ``entry`` over the numbers in ``span``, some at a time."""
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise StateValueError(f"chunk_size={chunk_size!r}: give how many vectors to hold at a time, an int from 1.")
-        indices = jnp.arange(span.start, span.stop)
-        return jax.lax.map(entry, indices, batch_size=min(chunk_size or _CHUNK, max(indices.size, 1)))
+        count = span.stop - span.start
+        chunks = max(1, math.ceil(count / (chunk_size or _CHUNK)))
+        size = math.ceil(count / chunks)
+        # Chunks of one size, a few numbers past the end among them: a remainder would be a program of its own.
+        return jax.lax.map(entry, span.start + jnp.arange(chunks * size), batch_size=size)[:count]
 
     def _unit(self, i):
         return (jnp.arange(self.shape[0]) == i).astype(self.dtype)
