@@ -213,8 +213,10 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------ the products
 
 
-@pytest.mark.parametrize("wrt", WRT)
-@pytest.mark.parametrize("name", PRODUCTS)
+# All that goes through a model's output is one piece of code, so States and an argument together will do for most.
+@pytest.mark.parametrize(
+    ("name", "wrt"), [(name, wrt) for name in PRODUCTS for wrt in WRT if name in ("hvp", "ggn") or wrt == "both"]
+)
 def test_product_and_operator_are_those_of_the_matrix(name, wrt):
     make, matrix = PRODUCTS[name]
     world = World()
@@ -285,14 +287,18 @@ def test_sampled_fisher_is_unbiased_and_fixed_by_its_key(law):
     """Twenty independent estimates: their mean is within five of its standard errors, in each of 100 entries."""
     world = World()
     reference = Reference(world, "states")
-    sampled = [T.fisher(world.model, law, world.states, kind="sampled", samples=50, key=k) for k in range(20)]
-    found = np.array(T.jit(lambda: [s.operator(world.x).dense() for s in sampled])())
+
+    @T.jit
+    def dense(key):
+        return T.fisher(world.model, law, world.states, kind="sampled", samples=50, key=key).operator(world.x).dense()
+
+    found = np.array([dense(jax.random.key(k)) for k in range(20)])
     error = found.std(axis=0, ddof=1) / np.sqrt(20)
     assert (np.abs(found.mean(axis=0) - reference.fisher(law)) <= 5 * error + 1e-12).all()
     assert error.max() < 0.2 * np.abs(found.mean(axis=0)).max()
-    close(sampled[3].operator(world.x).dense(), jnp.asarray(found[3]))
     v = reference.vector()
-    close(sampled[3](v, world.x), sampled[3].operator(world.x) @ v)
+    fixed = T.fisher(world.model, law, world.states, kind="sampled", samples=50, key=3)
+    close(fixed(v, world.x), reference.unravel(found[3] @ ravel_pytree(v)[0]))
 
 
 def test_sampled_fisher_has_rank_one_for_one_example_and_one_draw():
@@ -313,10 +319,11 @@ def test_an_example_may_have_more_axes():
     def pick(out):
         return jnp.take_along_axis(out, labels[..., None], axis=-1)[..., 0]
 
-    jac = jax.jacobian(surprises)(w.value.ravel())
+    jac = jax.jit(jax.jacobian(surprises))(w.value.ravel())
     H = T.fisher(model, "categorical", w, kind="empirical", targets=lambda: labels).operator()
     close(H.dense(), jac.T @ jac)
-    exact = jax.hessian(lambda flat: surprises(flat).sum())(w.value.ravel())  # linear logits: exact Fisher = Hessian
+    # The logits are linear in the weights, so the exact matrix is the Hessian.
+    exact = jax.jit(jax.hessian(lambda flat: surprises(flat).sum()))(w.value.ravel())
     close(T.fisher(model, "categorical", w).operator().dense(), exact)
 
 
@@ -339,6 +346,7 @@ def test_labels_are_drawn_from_the_default_generator():
 # ------------------------------------------------------------------------------------------ laws
 
 
+@functools.cache
 def _operators():
     with jax.enable_x64(True):
         world = World()
@@ -348,16 +356,15 @@ def _operators():
         return {name: jax.jit(product.operator(world.x, world.y).matvec) for name, product in made.items()}
 
 
-OPERATORS = _operators()
 SIZE = 12
 VECTORS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=SIZE, max_size=SIZE).map(np.array)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [*PRODUCTS, "sampled"])
 @settings(max_examples=25)
 @given(u=VECTORS, v=VECTORS, a=st.floats(-3, 3))
 def test_products_are_symmetric_linear_and_where_they_promise_it_positive(name, u, v, a):
-    H = OPERATORS[name]
+    H = _operators()[name]
     Hu, Hv = np.array(H(u)), np.array(H(v))
     size = 1 + np.abs(u).sum() * np.abs(v).sum()
     np.testing.assert_allclose(u @ Hv, v @ Hu, atol=1e-9 * size * 100)
@@ -380,9 +387,17 @@ def both():
 
 
 def test_tree_is_what_hessian_returns(both):
-    H, _, reference = both
-    world = reference.world
-    close(H.tree(), T.jit(T.hessian(world.loss, **reference.options))(world.x, world.y))
+    H, matrix, reference = both
+    world, n = reference.world, len(matrix)
+
+    def nested(columns):  # columns: parameters of one leaf, then all
+        block = jax.vmap(reference.unravel)(columns.reshape(-1, n))
+        return jax.tree.map(lambda leaf: leaf.reshape(columns.shape[:-1] + leaf.shape[1:]), block)
+
+    tree = H.tree()
+    close(tree, jax.tree.map(nested, jax.vmap(reference.unravel, in_axes=1, out_axes=-1)(matrix)))
+    hessian = T.eval_shape(T.hessian(world.loss, **reference.options), world.x, world.y)
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, hessian)
 
 
 def test_vectors_are_trees_or_flat(both):
@@ -400,9 +415,9 @@ def test_vectors_are_trees_or_flat(both):
 def test_diagonal_and_trace_are_exact_in_chunks_of_any_size(both):
     H, matrix, reference = both
     close(H.trace(chunk_size=10), jnp.trace(matrix))
+    close(H.dense(chunk_size=4), matrix)
     for chunk in (1, 5, 1000):
         close(H.diagonal(chunk_size=chunk), reference.unravel(jnp.diagonal(matrix)))
-        close(H.dense(chunk_size=chunk), matrix)
 
 
 def test_estimates_lie_within_their_standard_errors_which_are_right(both):
@@ -418,11 +433,11 @@ def test_estimates_lie_within_their_standard_errors_which_are_right(both):
 
 
 def test_estimates_draw_from_the_default_generator(both):
-    H = both[0]
+    trace = T.jit(lambda: both[0].trace(samples=4))
     with brainstate.random.seed_context(1):
-        first, second = H.trace(samples=4), H.trace(samples=4)
+        first, second = trace(), trace()
     with brainstate.random.seed_context(1):
-        assert H.trace(samples=4) == first and first != second
+        assert trace() == first and first != second
 
 
 def test_blocks_by_path(both):
@@ -436,7 +451,7 @@ def test_blocks_by_path(both):
         "": lambda t: t[0],
         0: lambda t: t[1],
     }
-    for a, b in [*zip(part, part, strict=True), ("0", "1.u"), ("1.u", "0"), ("", 0), (0, "1"), ("1", "1.b")]:
+    for a, b in [("0", "1.u"), ("1.u", "0"), ("1.b", "1.b"), ("", 0), (0, "1")]:
         expected = jax.tree.map(part[b], part[a](tree), is_leaf=lambda t: isinstance(t, tuple))
         close(H[a, b], expected)
 
@@ -455,11 +470,13 @@ def test_a_module_stands_for_its_parameters():
         net, x = Net(), numbers(3, 5, 3)
         H = T.ggn(net, lambda out, x: (out**2).sum(), net).operator(x)
         states = net.states(ParamState)
-        assert jax.tree.structure(H.diagonal()) == jax.tree.structure(states.to_dict_values())
+        assert jax.tree.structure(H.structure) == jax.tree.structure(states.to_dict_values())
         block = H["layers.layers.0.weight", "layers.layers.2.bias"]
         assert block.shape == (3, 4, 2) and block.dtype == jnp.float32
-        key = {".".join(map(str, path)): path for path in states}
-        close(block, H.tree()[key["layers.layers.0.weight"]][key["layers.layers.2.bias"]], 1e-5)
+        number = {".".join(map(str, path)): i for i, path in enumerate(sorted(states))}
+        spans = np.split(np.arange(H.shape[0]), np.cumsum([leaf.size for leaf in jax.tree.leaves(H.structure)]))
+        rows, columns = spans[number["layers.layers.0.weight"]], spans[number["layers.layers.2.bias"]]
+        np.testing.assert_allclose(block.reshape(12, 2), H.dense()[np.ix_(rows, columns)], rtol=1e-5)
         before = H.shape
         net.extra = ParamState(jnp.ones(2, jnp.float32))
         again = T.ggn(net, lambda out, x: (out**2).sum(), net, check_states=False)
@@ -564,9 +581,6 @@ def test_inside_other_transforms(name):
 
     close(T.jit(ours)(v, x, y), by_twin(v, x, y))
     ran(1)
-    close(T.jit(lambda: ours.operator(x, y).diagonal())(), ours.operator(x, y).diagonal())
-    next(calls), ran(2)
-
     xs = jnp.stack([x, 2 * x])
     close(T.for_loop(lambda x: ours(v, x, y), xs), jax.lax.map(lambda x: by_twin(v, x, y), xs))
     ran(2)
@@ -590,7 +604,6 @@ def test_inside_vmap(name):
     world.calls.value = jnp.array(0)
     close(T.vmap(lambda x: product(v, x, world.y))(xs), jax.tree.map(lambda *t: jnp.stack(t), *expected))
     assert int(world.calls.value) == 1
-    close(T.vmap(lambda x: product.operator(x, world.y) @ v)(xs), jax.tree.map(lambda *t: jnp.stack(t), *expected))
 
 
 def test_the_hessian_of_a_product_is_the_fourth_derivative():
