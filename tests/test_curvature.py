@@ -594,6 +594,25 @@ def test_inside_other_transforms(name):
     ran(1)
 
 
+def test_linearize_inside_other_transforms():
+    world = World()
+    v, xs = Reference(world, "one state").vector(), jnp.stack([world.x, 2 * world.x])
+
+    def ours(x):
+        out, push = T.linearize(world.model, x, grad_states=world.w)
+        return out, push(v)
+
+    def by_twin(x):
+        return jax.jvp(lambda w: twin(world.params | {"w": w}, x), (world.params["w"],), (v,))
+
+    expected = jax.lax.map(by_twin, xs)
+    close(T.jit(ours)(world.x), by_twin(world.x))
+    close(T.vmap(ours)(xs), expected)
+    close(T.for_loop(ours, xs), expected)
+    assert world.runs == 3 and int(world.calls.value) == 4
+    close(T.grad(lambda x: ours(x)[1].sum())(world.x), jax.grad(lambda x: by_twin(x)[1].sum())(world.x))
+
+
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_inside_vmap(name):
     world = World()
@@ -703,6 +722,28 @@ def test_loss_sees_what_the_model_wrote_and_writes_itself():
     G, slope, value = T.ggn(model, loss, w, return_grad=True, return_value=True).operator(2.0)
     assert (G @ v).tolist() == [32.0, 0.0] and slope.tolist() == [32.0, 64.0] and float(value) == 80.0
     assert float(h.value) == 4.0 and log.value["n"] == 2
+
+
+def test_a_generator_draws_once_for_all_passes_and_once_for_an_operator():
+    w, rng, twin_rng = ParamState(jnp.array([1.0, 2.0])), *(brainstate.random.RandomState(0) for _ in range(2))
+    v = jnp.array([1.0, 2.0])
+    product = T.hvp(lambda: (w.value**3 * rng.normal(size=2)).sum(), w)
+    close(product(v), 6 * w.value * twin_rng.normal(size=2) * v)
+    G = T.ggn(lambda: w.value * rng.normal(size=2), lambda out: (out**2).sum() / 2, w).operator()
+    noise = twin_rng.normal(size=2)
+    for _ in range(2):
+        close(G @ v, noise**2 * v)
+    assert rng.normal() == twin_rng.normal()
+
+
+def test_numbers_of_python_and_loss_of_another_use_of_an_argument():
+    w = ParamState(3.0)
+    G = T.ggn(lambda x, y: w.value * x, lambda out, x, y: (out - y * jax.lax.stop_gradient(x)) ** 2, w, 0)
+    (first, second), H = G((1.0, 1.0), 2.0, 1.0), G.operator(2.0, 1.0)
+    assert (float(first), float(second)) == (2 * 2.0 * 5.0, 2 * 3.0 * 5.0)
+    assert H.dense().tolist() == [[8.0, 12.0], [12.0, 18.0]]
+    out, push = T.linearize(lambda x: w.value * x, 2.0, grad_states=w, argnums=0)
+    assert (float(out), float(push((1.0, 1.0)))) == (6.0, 5.0)
 
 
 def test_states_created_inside_and_no_leaks(no_leaks):
@@ -839,6 +880,12 @@ ROWS = [
         lambda: T.ggn(g, lambda o: (o**2).sum() + (w.value**2).sum(), w)(one()),
         StateValueError,
         "State 'w' is differentiated and read by the loss of ggn.*Let the model return",
+    ),
+    Row(
+        "ggn: the loss depends on a differentiated argument",
+        lambda: T.ggn(lambda x: x * w.value, lambda o, x: ((o - x) ** 2).sum(), w, (0,))((one(), (one(),)), one()),
+        StateValueError,
+        "depends on an argument that is differentiated.*Let the model return",
     ),
     Row("likelihood", lambda: T.fisher(g, "poisson", w), StateValueError, "likelihood='poisson' .*'categorical'"),
     Row("kind", lambda: T.fisher(g, "gaussian", w, kind="true"), StateValueError, "kind='true' .*'empirical'"),

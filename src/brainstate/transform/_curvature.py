@@ -30,7 +30,7 @@ from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
-from ._gradient import Target, differentiable
+from ._gradient import Target, differentiable, pick, place
 from ._operator import CurvatureOperator
 from ._space import Space, positions
 
@@ -43,6 +43,7 @@ class Point:
 
     args: tuple
     kwargs: dict
+    argnums: int | tuple[int, ...] | None
     diff: Any
     states: tuple  # those that are differentiated
     pure: Callable
@@ -99,7 +100,7 @@ class Product:
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = then(Space.of(diff, call), Point(args, kwargs, diff, states, pure))
+            first, found = then(Space.of(diff, call), Point(args, kwargs, call.argnums, diff, states, pure))
             grad = found.gradient() if self.return_grad else None
             writes = scope.close()
         commit(writes)
@@ -274,6 +275,22 @@ class _OfOutput(Scope):
         return super()._inherit(state)
 
 
+@jax.custom_vjp
+def _constant(x):
+    """Return ``x``, and refuse a derivative with respect to it: reverse mode asks only where there is one."""
+    return x
+
+
+def _refuse(_, cotangent):
+    raise StateValueError(
+        "the loss of ggn depends on an argument that is differentiated, and the product has no term for that. Let the "
+        "model return what the loss needs of it, or pass it a second time, as an argument that argnums does not name."
+    )
+
+
+_constant.defvjp(lambda x: (x, None), _refuse)
+
+
 class _GaussNewton(Through):
     name = "ggn"
 
@@ -284,14 +301,21 @@ class _GaussNewton(Through):
         super().__init__(model_fn, grad_states, argnums, **options)
 
     def _curve(self, point, out):
-        def loss(out):
+        picked, rest = (None, point.args) if point.argnums is None else pick(point.args, point.argnums)
+
+        def loss(out, picked):
+            args = place(rest, point.argnums, jax.tree.map(_constant, picked))
             with _OfOutput(self.name, point.states) as scope:
-                value = self.loss_fn(out, *point.args, **point.kwargs)
+                value = self.loss_fn(out, *args, **point.kwargs)
                 refuse_states(value, f"results of a function under {self.name}")
                 writes = scope.close()
             return _scalar(self.name, "loss_fn", value), Carried.of((value, writes))
 
-        slope, curve, carried = jax.linearize(jax.grad(loss, has_aux=True), out, has_aux=True)
+        def slope_at(out):
+            (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)
+            return slope, carried
+
+        slope, curve, carried = jax.linearize(slope_at, out, has_aux=True)
         value, writes = carried.tree()
         commit(writes)
         return curve, slope, value
@@ -316,11 +340,11 @@ def ggn(
         The model; ``model_fn(*args)`` returns a pytree of real arrays, or ``(output, aux)`` with ``has_aux``.
     loss_fn : callable
         ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if it is convex in the
-        output. The arguments are constants in it, those of ``argnums`` too, and it reads none of ``grad_states``.
+        output. It depends on what is differentiated through the output only.
     grad_states, argnums, check_states
         See `GradientTransform`; they are about ``model_fn``.
     has_aux, return_value, return_grad : bool
-        Return the aux of ``model_fn``, the loss, and its gradient through the output as well.
+        Return the aux of ``model_fn``, the loss, and its gradient as well.
 
     Returns
     -------
@@ -333,7 +357,8 @@ def ggn(
     StateTypeError
         At the call, if the output of the model is not real, or the loss no real scalar; and as `GradientTransform`.
     StateValueError
-        At the call, for a vector unlike the gradient, or a loss that reads one of ``grad_states``.
+        At the call, for a vector unlike the gradient, or a loss that reads one of ``grad_states`` or depends on an
+        argument of ``argnums``.
 
     Examples
     --------
