@@ -875,6 +875,7 @@ ROWS = [
     Row(
         "ggn: integer output", lambda: T.ggn(lambda: (g(), 1), square, w)(one()), StateTypeError, r"output\[1\] .* int"
     ),
+    Row("ggn: complex", lambda: T.ggn(lambda: jnp.abs(z.value), square, z)(z.value), StateTypeError, "over the reals"),
     Row(
         "ggn: the loss reads a parameter",
         lambda: T.ggn(g, lambda o: (o**2).sum() + (w.value**2).sum(), w)(one()),

@@ -43,8 +43,9 @@ class Point:
 
     args: tuple
     kwargs: dict
-    argnums: int | tuple[int, ...] | None
+    argnums: Any
     diff: Any
+    space: Space
     states: tuple  # those that are differentiated
     pure: Callable
 
@@ -77,8 +78,8 @@ class Product:
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
 
-        def multiply(space, point):
-            space.check(f"{self.name}: the vector", v)
+        def multiply(point):
+            point.space.check(f"{self.name}: the vector", v)
             return self._multiply(point, v)
 
         return self._at(multiply, args, kwargs)
@@ -86,10 +87,9 @@ class Product:
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what a call returns, with a `CurvatureOperator` in the place of the product."""
 
-        def whole(space, point):
-            space.refuse_complex(self.name)
+        def whole(point):
             found = self._linearise(point)
-            return CurvatureOperator(found.product, space), found
+            return CurvatureOperator(found.product, point.space), found
 
         return self._at(whole, args, kwargs)
 
@@ -100,7 +100,7 @@ class Product:
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = then(Space.of(diff, call), Point(args, kwargs, call.argnums, diff, states, pure))
+            first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
             grad = found.gradient() if self.return_grad else None
             writes = scope.close()
         commit(writes)
@@ -148,6 +148,7 @@ class _Hessian(Product):
         return jax.grad(scalar, has_aux=True)
 
     def _linearise(self, point):
+        point.space.refuse_complex(self.name)
         grad, product, carried = jax.linearize(self._gradient(point), point.diff, has_aux=True)
         return _with_gradient(product, grad, carried)
 
@@ -229,6 +230,8 @@ class Through(Product):
     """A curvature ``Jᵀ C J`` with the Jacobian of a model; a subclass gives ``C`` at the output in ``_curve``."""
 
     def _linearise(self, point):
+        point.space.refuse_complex(self.name)
+
         def model(diff):
             out, carried = point.pure(diff)
             self._check_output(out)

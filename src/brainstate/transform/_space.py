@@ -63,6 +63,8 @@ class Space:
 
     def check(self, what: str, vector: Any) -> None:
         """Raise an error that names every leaf of ``vector`` that is missing, too many, or of another type."""
+        if self._fits(vector):
+            return
         wanted = {self._label(path): leaf for path, leaf in tree_leaves_with_path(self.structure)}
         given = {self._label(path): leaf for path, leaf in tree_leaves_with_path(vector)}
         if jax.tree.structure(vector) != self.treedef:
@@ -73,13 +75,19 @@ class Space:
                 f"{what} has {', '.join(faults)}: give one array for each that is differentiated, in the structure "
                 f"that their gradient has."
             )
-        faults = [
+        unlike = "; ".join(
             f"at {label} is {_layout(leaf)}, what it belongs to is {_layout(wanted[label])}"
             for label, leaf in given.items()
             if _layout(leaf) != _layout(wanted[label])
-        ]
-        if faults:
-            raise StateValueError(f"{what} {'; '.join(faults)}: each array has the shape and dtype of its own.")
+        )
+        raise StateValueError(f"{what} {unlike}: each array has the shape and dtype of its own.")
+
+    def _fits(self, vector) -> bool:
+        leaves, treedef = jax.tree.flatten(vector)
+        if treedef != self.treedef or not all(map(valid_jaxtype, leaves)):
+            return False
+        types = [(t.shape, t.dtype) for t in map(jax.typeof, leaves)]
+        return types == list(zip(self.shapes, self.dtypes, strict=True))
 
     def refuse_complex(self, name: str) -> None:
         """Refuse complex leaves, over which a second derivative is no matrix."""
