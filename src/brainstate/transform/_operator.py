@@ -216,7 +216,7 @@ class CurvatureOperator:
             If ``chunk_size`` and ``samples`` are given together, or ``samples`` is less than 2.
         """
         if not self._sampled(chunk_size, samples, key):
-            return self.unravel(self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[0]), chunk_size))
+            return self.unravel(self._diagonal(chunk_size))
         estimate, error = self._estimate(lambda z, product: z * product, self.shape[:1], samples, key)
         return self.unravel(estimate), self.unravel(error)
 
@@ -229,8 +229,11 @@ class CurvatureOperator:
             The trace; with ``samples``, the unbiased estimate and its standard error.
         """
         if not self._sampled(chunk_size, samples, key):
-            return self._space.ravel(self.diagonal(chunk_size=chunk_size)).sum()
+            return self._diagonal(chunk_size).sum()
         return self._estimate(lambda z, product: z @ product, (), samples, key)
+
+    def _diagonal(self, chunk_size):
+        return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[0]), chunk_size)
 
     def _sampled(self, chunk_size, samples, key) -> bool:
         if samples is None:
