@@ -54,3 +54,11 @@ def test_digits_is_reproducible_and_draws_a_single_epoch(tmp_path):
         brainstate.random.normal()
         again = digits.main(epochs=1, folder=tmp_path)
     assert once == again
+
+
+def test_newton_needs_fewer_steps_than_adam(capsys):
+    with brainstate.random.seed_context(0):  # the example seeds the default generator
+        newton, adam = load("newton_cg").main()
+    assert newton <= 20 and 5 * newton < adam
+    printed = capsys.readouterr().out
+    assert f"newton  {newton:>5} steps" in printed and f"adam    {adam:>5} steps" in printed

@@ -45,8 +45,8 @@ LAYERS = {
     "util": f"{CORE} filters random transform graph",
     "nn": f"{CORE} filters random transform graph util",
 }
-# One module draws directions and so needs random numbers.
-EXCEPTIONS = {("brainstate.transform._forward", "random")}
+# One module draws the keys of estimates and so needs random numbers.
+EXCEPTIONS = {("brainstate.transform._draws", "random")}
 
 # The only modules that touch the raw value of a State.
 SEAM = {"brainstate._state", "brainstate._scope"}
@@ -70,6 +70,7 @@ FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
+    "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",
 }
 
 

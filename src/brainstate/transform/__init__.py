@@ -3,14 +3,17 @@
 from ._accumulate import accumulate
 from ._branches import cond, ifelse, switch
 from ._checkpoint import checkpoint, remat, save_states
+from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
+from ._fisher import fisher
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
 from ._implicit import argmin, fixed_point, root
 from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr, named_scope
 from ._jit import jit
+from ._linear import linearize
 from ._loops import (
     bounded_while_loop,
     checkpointed_for_loop,
@@ -19,12 +22,14 @@ from ._loops import (
     scan,
     while_loop,
 )
+from ._operator import CurvatureOperator
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
+    "CurvatureOperator",
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
@@ -40,17 +45,21 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "eval_shape",
+    "fisher",
     "fixed_point",
     "for_loop",
     "fwd_grad",
+    "ggn",
     "grad",
     "hessian",
+    "hvp",
     "ifelse",
     "jacfwd",
     "jacobian",
     "jacrev",
     "jit",
     "jvp",
+    "linearize",
     "make_jaxpr",
     "map",
     "named_scope",

@@ -2,8 +2,7 @@
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
 backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions. This is the one transform that draws random numbers
-itself, and so the one that knows ``brainstate.random``.
+which is why it suits few parameters or many directions.
 """
 
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import random
 from .._errors import StateTypeError, StateValueError
 from ._derivatives import derivative, is_scalar, shapes_of
+from ._draws import first_key
 
 __all__ = ["fwd_grad"]
 
@@ -37,7 +36,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
             return [jnp.asarray(slope, t.dtype) * t for t in tangents], aux
 
-        first = random.split_key() if key is None else random.RandomState(key).get_key()
+        first = first_key(key)
         if tangent_size is None:
             estimate, aux = along(first)
         else:

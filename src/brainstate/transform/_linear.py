@@ -1,0 +1,70 @@
+"""``linearize``: a function and its derivative at one point, as a linear map that can be applied again and again.
+
+It is the forward sister of ``vjp``: the function runs once, at call time, and its writes are committed then. The map
+that is returned is a plain function of tangents, and a pytree of the values that it kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._scope import commit
+from ._gradient import Target
+from ._space import Space, positions
+
+__all__ = ["linearize"]
+
+
+def linearize(
+    fun: Callable,
+    *primals: Any,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    has_aux: bool = False,
+) -> tuple:
+    """Evaluate ``fun`` and return its derivative there as a linear map of State and argument tangents.
+
+    Parameters
+    ----------
+    fun : callable
+        A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
+    *primals : pytree
+        The arguments.
+    grad_states, argnums
+        What has a tangent; see `GradientTransform`. Negative positions count from the end.
+    has_aux : bool
+        Whether the function returns auxiliary data.
+
+    Returns
+    -------
+    tuple
+        ``(out, push)`` or ``(out, push, aux)``. ``push(tangents)`` returns the tangent of the output; ``tangents`` has
+        the structure ``G`` of the table in `GradientTransform`.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        As `GradientTransform`; and by ``push``, for tangents of another structure, shape or dtype.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> out, push = brainstate.transform.linearize(lambda x: w.value * x, 3.0, grad_states=w, argnums=0)
+    >>> out.tolist(), push((jnp.array([1.0, 0.0]), 1.0)).tolist()
+    ([3.0, 6.0], [4.0, 2.0])
+    """
+    numbers = positions("linearize", grad_states, argnums, negative=True)
+    target = Target(fun, "linearize", grad_states, numbers, has_aux=has_aux)
+    diff, call, rest = target.open(primals, {})
+    out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
+    _, aux, writes = carried.tree()
+    commit(writes)
+    push = jax.tree_util.Partial(_push, Space.of(diff, call), linear)
+    return (out, push, aux) if has_aux else (out, push)
+
+
+def _push(space, linear, tangents):
+    space.check("linearize: the tangent", tangents)
+    return linear(tangents)
