@@ -17,6 +17,7 @@ from ._loops import (
     scan,
     while_loop,
 )
+from ._per_example import per_example_grad, per_example_norms
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
@@ -48,6 +49,8 @@ __all__ = [
     "jvp",
     "make_jaxpr",
     "map",
+    "per_example_grad",
+    "per_example_norms",
     "remat",
     "save_states",
     "scan",
