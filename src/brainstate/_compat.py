@@ -13,7 +13,7 @@ from jax.extend.core import (
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "stages_within", "staging", "trace_state"]
+__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "scan_inputs", "stages_within", "staging", "trace_state"]
 
 #: The default of ``in_shardings``: "decide from the arguments". Not exported by JAX, but it is a default of
 #: a public signature.
@@ -56,3 +56,12 @@ def _recording() -> type:
 def jit_disabled() -> bool:
     """Tell whether ``jax.disable_jit`` is on."""
     return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def scan_inputs(params, inputs) -> tuple[list, list, list]:
+    """Cut the inputs of a ``scan`` equation into constants, first carry, and what it loops over."""
+    if "num_consts" in params:
+        constants, first = params["num_consts"], params["num_consts"] + params["num_carry"]
+        return inputs[:constants], inputs[constants:first], inputs[first:]
+    consts, carry, xs = params["ft_in"].update(range(len(inputs))).unpack()
+    return [inputs[i] for i in consts], [inputs[i] for i in carry], [inputs[i] for i in xs]

@@ -7,6 +7,7 @@ from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
+from ._higher import Estimate, laplacian, taylor
 from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr
 from ._jit import jit
 from ._loops import (
@@ -24,6 +25,7 @@ from ._shard_map import shard_map
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
+    "Estimate",
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
@@ -47,6 +49,7 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "laplacian",
     "make_jaxpr",
     "map",
     "per_example_grad",
@@ -57,6 +60,7 @@ __all__ = [
     "shard_map",
     "stop_gradient",
     "switch",
+    "taylor",
     "vector_grad",
     "vjp",
     "vmap",

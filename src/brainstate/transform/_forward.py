@@ -14,9 +14,24 @@ import jax.numpy as jnp
 
 from .. import random
 from .._errors import StateTypeError, StateValueError
+from .._scope import Scope, commit, frozen_here
 from ._derivatives import derivative, is_scalar, shapes_of
 
-__all__ = ["fwd_grad"]
+__all__ = ["fwd_grad", "with_key"]
+
+
+def with_key(name, key, run):
+    """Return ``run(key)``; without a key, with one drawn from ``brainstate.random``, which advances if ``run`` returns.
+
+    The function under transformation runs inside ``run``, and finds the generator advanced.
+    """
+    if key is not None:
+        return run(random.RandomState(key).get_key())
+    with Scope(name, frozen=frozen_here()) as scope:
+        out = run(random.split_key())
+        writes = scope.close()
+    commit(writes)
+    return out
 
 
 def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, key):
@@ -37,13 +52,14 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
             return [jnp.asarray(slope, t.dtype) * t for t in tangents], aux
 
-        first = random.split_key() if key is None else random.RandomState(key).get_key()
-        if tangent_size is None:
-            estimate, aux = along(first)
-        else:
+        def averaged(key):
+            if tangent_size is None:
+                return along(key)
             # The function itself does not depend on the direction: only the tangents are mapped.
-            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(first, tangent_size))
-            estimate = [jnp.mean(s, axis=0) for s in samples]
+            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(key, tangent_size))
+            return [jnp.mean(s, axis=0) for s in samples], aux
+
+        estimate, aux = with_key("fwd_grad", key, averaged)
         return treedef.unflatten(estimate), aux
 
     return wrapped
@@ -67,6 +83,9 @@ def fwd_grad(
 ) -> Any:
     """Unbiased random estimate of the gradient of a scalar function, by forward mode only.
 
+    The mean of ``(g . v) v`` over ``n`` random directions ``v ~ N(0, I)``, where ``g`` is the gradient. Entry ``i`` has
+    the variance ``(|g|**2 + g[i]**2) / n`` (Baydin et al. 2022, "Gradients without backpropagation").
+
     Parameters
     ----------
     fun : callable, optional
@@ -74,7 +93,7 @@ def fwd_grad(
     grad_states, argnums, has_aux, return_value, check_states
         See `GradientTransform`. What is differentiated is real.
     tangent_size : int, optional
-        Average over this many random directions; without it, one.
+        Average over this many random directions, the ``n`` of the variance; without it, one.
     drct_der_clip : float, optional
         Clip each directional derivative to ``[-drct_der_clip, drct_der_clip]`` (the estimate is then biased).
     key : int or key, optional

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-__all__ = ["bind", "interpret", "program", "subprogram"]
+__all__ = ["bind", "inlined", "interpret", "program", "subprogram"]
 
 
 def bind(eqn, values) -> list:
@@ -34,10 +34,7 @@ def subprogram(eqn):
 
 
 def program(fun, leaves):
-    """Trace ``fun(leaves)``, any pytree, into a program without ``jit`` equations.
-
-    Returns the closed jaxpr and the structure of the result.
-    """
+    """Trace ``fun(leaves)``, any pytree, and return the closed jaxpr and the structure of the result."""
     trees = []
 
     def flat(*leaves):
@@ -45,10 +42,14 @@ def program(fun, leaves):
         trees.append(tree)
         return out  # JAX's caches keep the structure of a result, and that of `out` may hold States
 
-    closed = jax.make_jaxpr(flat)(*leaves)
-    if any(subprogram(eqn) for eqn in closed.jaxpr.eqns):
-        closed = jax.make_jaxpr(lambda *args: interpret(closed.jaxpr, closed.consts, args, _inline))(*leaves)
-    return closed, trees[0]
+    return jax.make_jaxpr(flat)(*leaves), trees[0]
+
+
+def inlined(closed, leaves):
+    """Return a program that does the same without ``jit`` equations."""
+    if not any(subprogram(eqn) for eqn in closed.jaxpr.eqns):
+        return closed
+    return jax.make_jaxpr(lambda *args: interpret(closed.jaxpr, closed.consts, args, _inline))(*leaves)
 
 
 def _inline(eqn, values):

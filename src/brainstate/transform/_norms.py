@@ -5,9 +5,10 @@ Let a weight ``W`` be used once, in a product ``y = x W`` whose ``T`` rows are, 
 
     |xᵀ g|² = Σ_cf (Σ_t x_tc g_tf)² = Σ_ts (Σ_c x_tc x_sc) (Σ_f g_tf g_sf) = Σ_ts (x xᵀ)_ts (g gᵀ)_ts
 
-which needs two ``T × T`` matrices in place of one of the size of ``W``; for a single row it is ``|x|² |g|²``
-(Goodfellow 2015, "Efficient per-example gradient computations"; Li et al. 2022, "Large language models can be strong
-differentially private learners"). The cotangent ``g`` is what reverse mode finds for a zero that is added to ``y``.
+which needs two matrices of ``T²`` entries in place of one of the size of ``W``; for a single row it is
+``|x|² |g|²`` (Goodfellow 2015, "Efficient per-example gradient computations"; Li et al. 2022, "Large language models
+can be strong differentially private learners"). The cotangent ``g`` is what reverse mode finds for a zero that is
+added to ``y``.
 
 Which weights this is true for is read off the traced program: those that are used exactly once, in a real
 ``dot_general``, after at most reshaping, transposing or casting. It is done where ``2 T² < size of W``. Every other
@@ -23,7 +24,7 @@ from jax.extend.core import Literal
 
 from .._errors import StateTypeError
 from ._derivatives import is_scalar, shapes_of
-from ._interpret import bind, interpret, program
+from ._interpret import bind, inlined, interpret, program
 
 __all__ = ["norms_transform"]
 
@@ -110,6 +111,7 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
             return value, aux
 
         closed, out_tree = program(one, leaves)
+        closed = inlined(closed, leaves)
         products = _find_products(closed.jaxpr)
         others = [i for i in range(len(leaves)) if i not in products]
         numbers = {id(p.eqn): n for n, p in products.items()}

@@ -165,8 +165,8 @@ class Mapped:
             axes = jax.tree.broadcast(self.in_axes, args, is_leaf=lambda a: a is None)
         except ValueError as error:
             raise StateValueError(
-                f"{self.name}: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one number, "
-                f"or a tuple with an entry for each argument."
+                f"{self.name}: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one "
+                f"number, or a tuple with an entry for each argument."
             ) from error
         flat = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
         for axis, (path, leaf) in zip(flat, jax.tree_util.tree_leaves_with_path(args), strict=True):
