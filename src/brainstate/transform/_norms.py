@@ -42,9 +42,10 @@ class _Product(NamedTuple):
     contracted: int
     free: int  # the size of what W adds to the result
 
-    def norm(self, x, g, dtype):
+    def square(self, factors, g, dtype):
         """Return the squared norm of the derivative by W."""
-        x = jnp.transpose(x, self.order).reshape(self.batch, self.rows, self.contracted).astype(dtype)
+        x = jnp.transpose(factors[1 - self.weight], self.order)
+        x = x.reshape(self.batch, self.rows, self.contracted).astype(dtype)
         g = g.reshape((self.batch, self.rows, self.free) if self.weight else (self.batch, self.free, self.rows))
         g = (g if self.weight else jnp.swapaxes(g, 1, 2)).astype(dtype)
         if self.rows == 1:
@@ -113,30 +114,30 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
         closed, out_tree = program(one, leaves)
         closed = inlined(closed, leaves)
         products = _find_products(closed.jaxpr)
+        # By equation, since both factors of a product may be differentiated.
+        points = {id(p.eqn): p.eqn.outvars[0].aval for p in products.values()}
         others = [i for i in range(len(leaves)) if i not in products]
-        numbers = {id(p.eqn): n for n, p in products.items()}
 
         def shifted(zeros, moved):
-            inputs, seen = list(leaves), {}
+            inputs, factors = list(leaves), {}
             for i, leaf in zip(others, moved, strict=True):
                 inputs[i] = leaf
 
             def rule(eqn, values):
-                n = numbers.get(id(eqn))
-                if n is None:
+                if id(eqn) not in zeros:
                     return bind(eqn, values)
-                seen[n] = values[1 - products[n].weight]
-                return [bind(eqn, values)[0] + zeros[n]]
+                factors[id(eqn)] = values
+                return [bind(eqn, values)[0] + zeros[id(eqn)]]
 
             value, *aux = interpret(closed.jaxpr, closed.consts, inputs, rule)
-            return value, (seen, aux)
+            return value, (factors, aux)
 
-        zeros = {n: jnp.zeros(p.eqn.outvars[0].aval.shape, p.eqn.outvars[0].aval.dtype) for n, p in products.items()}
-        value, pull, (seen, aux) = jax.vjp(shifted, zeros, [leaves[i] for i in others], has_aux=True)
+        zeros = {point: jnp.zeros(aval.shape, aval.dtype) for point, aval in points.items()}
+        value, pull, (factors, aux) = jax.vjp(shifted, zeros, [leaves[i] for i in others], has_aux=True)
         along, grads = pull(jnp.ones_like(value))
         dtype = _wide(leaves)
-        squares = {i: (jnp.abs(g.astype(_complex(g, dtype))) ** 2).sum() for i, g in zip(others, grads, strict=True)}
-        squares.update({n: p.norm(seen[n], along[n], dtype) for n, p in products.items()})
+        squares = {i: _square(g, dtype) for i, g in zip(others, grads, strict=True)}
+        squares |= {i: p.square(factors[id(p.eqn)], along[id(p.eqn)], dtype) for i, p in products.items()}
         in_order = [squares[i] for i in range(len(leaves))]
         norm = treedef.unflatten(map(jnp.sqrt, in_order)) if per_leaf else jnp.sqrt(sum(in_order))
         return norm, out_tree.unflatten([value, *aux])[1]
@@ -156,8 +157,10 @@ def check_loss(name, value) -> None:
 
 def _wide(leaves):
     """Return the type that norms are summed in: double precision only where a leaf has it."""
-    return jnp.float64 if any(jnp.finfo(jax.typeof(leaf).dtype).bits == 64 for leaf in leaves) else jnp.float32
+    return jnp.float64 if any(jnp.finfo(jax.typeof(leaf).dtype).dtype.itemsize == 8 for leaf in leaves) else jnp.float32
 
 
-def _complex(leaf, dtype):
-    return jnp.result_type(dtype, jnp.complex64) if jnp.iscomplexobj(leaf) else dtype
+def _square(gradient, dtype):
+    parts = (gradient.real, gradient.imag) if jnp.iscomplexobj(gradient) else (gradient,)
+    squares = [jnp.sum(part.astype(dtype) ** 2) for part in parts]
+    return sum(squares[1:], squares[0])

@@ -28,7 +28,11 @@ from ._interpret import bind, interpret, subprogram
 __all__ = ["NESTED", "Series", "push_series"]
 
 NESTED = 8  # the highest order of nested jvp's
-_UNFIT = {"clamp"}  # whose rule in jet does not take bounds of another shape; those for complex values have gaps, too
+_UNFIT = {
+    "clamp",
+    "max",
+    "min",
+}  # whose rules in jet do not take a scalar beside an array; complex rules have gaps, too
 
 
 class Series(NamedTuple):

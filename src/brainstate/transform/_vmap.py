@@ -113,7 +113,8 @@ class Mapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
-        guess = self._size(args, kwargs, (), default=0) or self._first_lanes()
+        guess = self._size(args, kwargs, (), default=-1)  # there may be no lane at all, which is a number of lanes
+        guess = self._first_lanes() if guess < 0 else guess
         staged = self._stage(args, kwargs, guess)
         mapped = [s for s in staged.reads if self.axis_in(s) is not None]
         size = self._size(args, kwargs, mapped)
