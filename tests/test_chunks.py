@@ -150,6 +150,15 @@ def test_memory(name):
 
 
 @pytest.mark.parametrize("name", MATRICES)
+def test_without_chunks_the_program_is_that_of_jax(name):
+    def f(x):
+        return jnp.sin(x).sum() * x
+
+    x = jnp.ones(3)
+    assert str(jax.make_jaxpr(MATRICES[name](f))(x)) == str(jax.make_jaxpr(OF_JAX[name](f))(x))
+
+
+@pytest.mark.parametrize("name", MATRICES)
 def test_misuse(name):
     count = State(jnp.array(0))
 

@@ -53,7 +53,11 @@ def _scanned(p, x):
 
 
 LOSSES = {
-    "linear": (lambda p, x: (jnp.tanh(x @ p["w"] + p["b"]) @ p["v"]).sum() ** 2, {"w": (4, 6), "b": (6,), "v": (6, 3)}, (4,)),
+    "linear": (
+        lambda p, x: (jnp.tanh(x @ p["w"] + p["b"]) @ p["v"]).sum() ** 2,
+        {"w": (4, 6), "b": (6,), "v": (6, 3)},
+        (4,),
+    ),
     "weight on the left": (lambda p, x: jnp.sin(p["w"] @ x).sum(), {"w": (6, 4)}, (4,)),
     "transposed": (lambda p, x: jnp.sin(x @ p["w"].T).sum(), {"w": (6, 4)}, (4,)),
     "reshaped": (lambda p, x: jnp.sin(x @ p["w"].reshape(4, 6)).sum(), {"w": (24,)}, (4,)),
@@ -67,15 +71,27 @@ LOSSES = {
     "squared": (lambda p, x: (p["w"] @ p["w"] @ x).sum(), {"w": (4, 4)}, (4,)),
     "regularised": (lambda p, x: (x @ p["w"]).sum() ** 2 + (p["w"] ** 2).sum(), {"w": (4, 6)}, (4,)),
     "in a scan": (_scanned, {"w": (4, 6), "v": (6, 6)}, (3, 4)),
-    "in a jit": (lambda p, x: jax.jit(lambda w: jnp.sin(jax.jit(lambda y: y @ w)(x)))(p["w"]).sum(), {"w": (4, 6)}, (4,)),
+    "in a jit": (
+        lambda p, x: jax.jit(lambda w: jnp.sin(jax.jit(lambda y: y @ w)(x)))(p["w"]).sum(),
+        {"w": (4, 6)},
+        (4,),
+    ),
     "rematerialised": (lambda p, x: jax.checkpoint(lambda w: jnp.sin(x @ w))(p["w"]).sum(), {"w": (4, 6)}, (4,)),
-    "stopped": (lambda p, x: (x @ jax.lax.stop_gradient(p["w"])).sum() + (x @ p["v"]).sum(), {"w": (4, 6), "v": (4, 6)}, (4,)),
+    "stopped": (
+        lambda p, x: (x @ jax.lax.stop_gradient(p["w"])).sum() + (x @ p["v"]).sum(),
+        {"w": (4, 6), "v": (4, 6)},
+        (4,),
+    ),
     "convolution": (
         lambda p, x: jnp.tanh(jax.lax.conv(x[None], p["w"], (1,), "SAME")).sum(),
         {"w": (3, 2, 3)},
         (2, 7),
     ),
-    "embedding": (lambda p, x: (p["e"][jnp.array([0, 2, 2])] @ p["w"] @ x).sum() ** 2, {"e": (5, 6), "w": (6, 4)}, (4,)),
+    "embedding": (
+        lambda p, x: (p["e"][jnp.array([0, 2, 2])] @ p["w"] @ x).sum() ** 2,
+        {"e": (5, 6), "w": (6, 4)},
+        (4,),
+    ),
     "both factors": (lambda p, x: jnp.sin(p["v"] @ p["w"]).sum() * x.sum(), {"v": (3, 5), "w": (5, 6)}, (4,)),
     "a factor that depends on a weight": (
         lambda p, x: ((x * p["s"]) @ p["w"]).sum() ** 2,
@@ -83,7 +99,7 @@ LOSSES = {
         (4,),
     ),
     "cancelling rows": (lambda p, x: ((x @ p["w"]) * jnp.array([[1.0], [-1.0]])).sum(), {"w": (4, 6)}, (1, 4)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -225,7 +241,7 @@ def test_statistics_that_are_kept_and_states_of_each_example(double):
 @pytest.mark.parametrize("transform", [T.per_example_grad, T.per_example_norms])
 def test_a_write_without_a_rule_is_refused(transform, size):
     net = Net()
-    with unchanged(net.count, net.mean, net.last, net.rng), pytest.raises(BatchAxisError, match="'mean'.*out_states"):
+    with unchanged(net.count, net.mean, net.last, net.rng), pytest.raises(BatchAxisError, match=r"'mean'.*out_states"):
         transform(net.loss, net, has_aux=True, chunk_size=size, out_states={"last": net.last})(
             numbers(5, 3), numbers(5)
         )
@@ -290,27 +306,20 @@ def test_under_other_transforms(double):
 # ------------------------------------------------------------------------------------------ memory
 
 
-def _memory(transform, size=None, wide=256):
-    layers = [ParamState(jnp.ones((wide, wide))) for _ in range(2)]
+def _memory(transform, *rows, wide=256):
+    net = nn.Sequential(nn.Linear(wide, wide), jnp.tanh, nn.Linear(wide, wide))
 
     def loss(x):
-        return (jnp.tanh(x @ layers[0].value) @ layers[1].value).sum()
+        return net(x).sum() ** 2
 
-    program = T.jit(lambda xs: transform(loss, layers, chunk_size=size)(xs)).lower(jnp.ones((32, wide))).compile()
+    program = T.jit(lambda xs: transform(loss, net)(xs)).lower(jnp.ones((32, *rows, wide))).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 
-def _norms_by_gradients(loss, states, chunk_size):
-    def norms(xs):
-        gradients = T.per_example_grad(loss, states, chunk_size=chunk_size)(xs)
-        return sum((g**2).reshape(len(g), -1).sum(1) for g in gradients)
-
-    return norms
-
-
-def test_memory():
+@pytest.mark.parametrize("rows", [(), (4,)])
+def test_memory(rows):
     gradients = 2 * 32 * 256 * 256 * 4  # bytes of all gradients of a batch
-    assert _memory(T.per_example_norms) < gradients / 10
+    assert _memory(T.per_example_norms, *rows) < gradients / 10
 
 
 def test_memory_of_chunks():
@@ -342,15 +351,15 @@ MISUSE = {
     "no function": (lambda t: t(3.0, w), StateTypeError, "got float, which cannot be called"),
     "no scalar": (lambda t: t(lambda x: w.value * x, w)(X), StateTypeError, r"one example.*of shape \(2,\)"),
     "an integer loss": (lambda t: t(lambda x: w.value.sum().astype(int), w)(X), StateTypeError, "real scalar.*int32"),
-    "a complex loss": (lambda t: t(lambda x: w.value.sum().astype(complex), w)(X), StateTypeError, "real scalar.*complex64"),
+    "a complex loss": (lambda t: t(lambda x: w.value[0].astype(complex), w)(X), StateTypeError, "real.*complex64"),
     "an integer argument": (lambda t: t(loss)(jnp.ones((3, 2), int)), StateTypeError, r"argument 0 is int32\[2\]"),
     "sizes differ": (lambda t: t(loss, w)(X, jnp.ones(4)), StateValueError, r"disagree.*\[0\]': 3.*\[1\]': 4"),
     "nothing is batched": (lambda t: t(loss, w, in_axes=None)(X[0]), StateValueError, "nothing is mapped.*in_axes"),
     "no argument": (lambda t: t(lambda: w.value.sum(), w)(), StateValueError, "nothing is mapped.*in_axes"),
-    "in_axes too long": (lambda t: t(loss, w, in_axes=(0, 0, 0))(X), StateValueError, r"in_axes=\(0, 0, 0\).*1 positional"),
+    "in_axes too long": (lambda t: t(loss, w, in_axes=(0, 0, 0))(X), StateValueError, r"in_axes=\(0, 0, 0\).*1 posit"),
     "an unused State": (lambda t: t(loss, [w, idle])(X), StateValueError, r"never reads grad_states\[1\].*'idle'"),
     "a State as argument": (lambda t: t(loss, w)(w), StateValueError, "ParamState 'w' is among the arguments"),
-    "a State as result": (lambda t: t(lambda x: (loss(x), w), w, has_aux=True)(X), StateValueError, "among the results"),
+    "a State as result": (lambda t: t(lambda x: (loss(x), w), w, has_aux=True)(X), StateValueError, "the results"),
     "no aux": (lambda t: t(loss, w, has_aux=True)(X), StateTypeError, r"pair \(value, aux\)"),
     "out_states of another kind": (lambda t: t(loss, w, out_states=3.0)(X), StateTypeError, "out_states.*filter"),
     "unknown reduction": (lambda t: t(loss, w, out_states={"mean": cache})(X), StateTypeError, "mean of State 'cache'"),

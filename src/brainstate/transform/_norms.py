@@ -26,7 +26,7 @@ from .._errors import StateTypeError
 from ._derivatives import is_scalar, shapes_of
 from ._interpret import bind, inlined, interpret, program
 
-__all__ = ["norms_transform"]
+__all__ = ["check_loss", "norms_transform"]
 
 _SAME_ENTRIES = {"reshape", "transpose", "squeeze", "copy", "convert_element_type"}
 
@@ -92,9 +92,8 @@ def _only_product(var, uses):
     """Follow the one use of ``var``, if it is used once, to a `_Product`; else return None."""
     while len(uses.get(var, ())) == 1 and jnp.issubdtype(var.aval.dtype, jnp.floating):
         eqn, place = uses[var][0]
-        name = "the result" if eqn is None else eqn.primitive.name
-        if name not in _SAME_ENTRIES:
-            return _product(eqn, place) if name == "dot_general" else None
+        if eqn is None or eqn.primitive.name not in _SAME_ENTRIES:
+            return _product(eqn, place) if eqn is not None and eqn.primitive.name == "dot_general" else None
         var = eqn.outvars[0]
     return None
 

@@ -113,8 +113,9 @@ class Mapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
-        guess = self._size(args, kwargs, (), default=-1)  # there may be no lane at all, which is a number of lanes
-        guess = self._first_lanes() if guess < 0 else guess
+        unknown = -1  # and not 0: there may be no lane at all
+        guess: Any = self._size(args, kwargs, (), default=unknown)
+        guess = self._first_lanes() if guess == unknown else guess
         staged = self._stage(args, kwargs, guess)
         mapped = [s for s in staged.reads if self.axis_in(s) is not None]
         size = self._size(args, kwargs, mapped)
