@@ -125,6 +125,8 @@ def test_integers_and_empty_arrays():
         T.jacrev(lambda x: x["a"] * x["n"].astype("float32"), allow_int=True, chunk_size=s)(x) for s in (None, 2)
     )
     same(chunks, whole)
+    whole, chunks = (T.jacfwd(lambda x: {"n": (x > 0).astype(int), "y": x}, chunk_size=s)(x["a"]) for s in (None, 2))
+    same(chunks, whole)
     for matrix in (T.jacrev, T.jacfwd):
         assert matrix(lambda x: 2 * x, chunk_size=2)(jnp.ones((0,))).shape == (0, 0)
         with jax.disable_jit():

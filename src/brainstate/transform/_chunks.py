@@ -60,8 +60,16 @@ def _cut(lines, like):
     ]
 
 
-def _zeros(out, leaf):
-    return jnp.zeros((*jnp.shape(out), *jnp.shape(leaf)), jax.typeof(leaf).dtype)
+def _last(lines, like):
+    """As `_cut`, with what was cut at the end of the shape."""
+    return [
+        jnp.moveaxis(part, range(jnp.ndim(leaf)), range(-jnp.ndim(leaf), 0))
+        for leaf, part in zip(like, _cut(lines, like), strict=True)
+    ]
+
+
+def _zeros(out, leaf, dtype):
+    return jnp.zeros((*jnp.shape(out), *jnp.shape(leaf)), dtype)
 
 
 def _check_kind(name, what, leaves, wanted):
@@ -96,7 +104,9 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
         rows = _stacked(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
         cut = {i: _cut(lines, outs) for i, lines in zip(moving, rows, strict=True)}
         blocks = [
-            treedef.unflatten([cut[i][k] if i in cut else _zeros(out, leaf) for i, leaf in enumerate(leaves)])
+            treedef.unflatten(
+                [cut[i][k] if i in cut else _zeros(out, leaf, jax.typeof(leaf).dtype) for i, leaf in enumerate(leaves)]
+            )
             for k, out in enumerate(outs)
         ]
         return out_tree.unflatten(blocks), aux
@@ -114,16 +124,20 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
         outs, out_tree = jax.tree.flatten(value)
         if holomorphic:
             _check_kind(name, "outputs", outs, jnp.complexfloating)
-        columns = _stacked(lambda column: push(treedef.unflatten(column)), leaves, chunk_size)
+        moved = [k for k, out in enumerate(outs) if differentiable(out)]
+
+        def line(column):
+            slopes = jax.tree.leaves(push(treedef.unflatten(column)))
+            return {k: slopes[k] for k in moved}
+
+        columns = _stacked(line, leaves, chunk_size)
         blocks = [
-            treedef.unflatten(
-                [
-                    jnp.moveaxis(part, range(jnp.ndim(leaf)), range(-jnp.ndim(leaf), 0))
-                    for leaf, part in zip(leaves, _cut(lines, leaves), strict=True)
-                ]
-            )
-            for lines in jax.tree.leaves(columns)
+            _last(columns[k], leaves)
+            if k in columns
+            else [_zeros(out, leaf, jax.typeof(out).dtype) for leaf in leaves]  # an integer, as in JAX
+            for k, out in enumerate(outs)
         ]
+        blocks = [treedef.unflatten(block) for block in blocks]
         return out_tree.unflatten(blocks), aux
 
     return wrapped

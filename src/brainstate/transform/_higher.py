@@ -76,7 +76,15 @@ def _curvature(fun, leaves, along):
         _, out, aux = jax.jvp(fun, (leaves,), (along,), has_aux=True)
         return out, aux
 
-    _, out, aux = jax.jvp(slope, (leaves,), (along,), has_aux=True)
+    try:
+        _, out, aux = jax.jvp(slope, (leaves,), (along,), has_aux=True)
+    except NotImplementedError as error:
+        if "custom_lin" not in str(error):
+            raise
+        raise StateTypeError(
+            "laplacian: the function calls one with a derivative for reverse mode only (custom_vjp), and the Laplacian "
+            "goes forward. Give that one a rule with custom_jvp."
+        ) from error
     return out, aux
 
 
@@ -146,7 +154,8 @@ def laplacian(
     Exactly, by a second derivative along each unit vector (forward over forward mode), or as an estimate from random
     directions ``v`` of signs: the mean of ``v . H v`` has the expectation ``trace(H)`` and, over ``n`` samples, the
     variance ``2 (|H|² - |diag(H)|²) / n`` (Hutchinson 1990, "A stochastic estimator of the trace of the influence
-    matrix"); it is exact where ``H`` is diagonal. The Hessian is not made in either case.
+    matrix"); it is exact where ``H`` is diagonal. The Hessian is not made in either case. What has a derivative for
+    reverse mode only (``custom_vjp``) cannot be differentiated so.
 
     Parameters
     ----------
@@ -238,8 +247,8 @@ def taylor(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``order`` is no positive int, or a primitive has no rule and the order is too high for nested derivatives;
-        and as `jvp`.
+        If ``order`` is no positive int, a primitive has no rule and the order is too high for nested derivatives, or
+        ``fun`` has a derivative for reverse mode only; and as `jvp`.
 
     Examples
     --------

@@ -21,7 +21,7 @@ from jax.experimental.jet import jet, jet_rules
 from jax.extend.core import jaxpr_as_fun
 
 from .._compat import scan_inputs
-from .._errors import StateValueError
+from .._errors import StateTypeError, StateValueError
 from ._gradient import differentiable
 from ._interpret import bind, interpret, subprogram
 
@@ -66,6 +66,11 @@ class _Rule:
             return self.run(inner, inputs)
         if name in ("remat2", "checkpoint"):
             return interpret(eqn.params["jaxpr"], (), inputs, self, Series)
+        if name.startswith("custom_vjp"):
+            raise StateTypeError(
+                "taylor: the function calls one with a derivative for reverse mode only (custom_vjp), and a series "
+                "goes forward. Give that one a rule with custom_jvp."
+            )
         if name in _LOOPS:
             return _LOOPS[name](self, eqn, inputs)
         if eqn.primitive in jet_rules and name not in _UNFIT and not any(jnp.iscomplexobj(p) for p in primals):
