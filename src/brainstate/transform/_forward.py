@@ -2,8 +2,8 @@
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
 backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions. This is the one transform that draws random numbers
-itself, and so the one that knows ``brainstate.random``.
+which is why it suits few parameters or many directions. This is the one module of transforms that draws
+random numbers itself, for `laplacian` as well, and so the one that knows ``brainstate.random``.
 """
 
 from collections.abc import Callable

@@ -28,11 +28,8 @@ from ._interpret import bind, interpret, subprogram
 __all__ = ["NESTED", "Series", "push_series"]
 
 NESTED = 8  # the highest order of nested jvp's
-_UNFIT = {
-    "clamp",
-    "max",
-    "min",
-}  # whose rules in jet do not take a scalar beside an array; complex rules have gaps, too
+# The rules of jet for these do not take a scalar beside an array. (Those for complex values have gaps as well.)
+_UNFIT = {"clamp", "max", "min"}
 
 
 class Series(NamedTuple):
