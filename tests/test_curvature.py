@@ -894,7 +894,7 @@ ROWS = [
     Row("path: argument", lambda: _good()[0, "a"], StateValueError, r"0 names nothing that is differentiated"),
     Row("path: below a leaf", lambda: _good()["a.0", "a"], StateValueError, r"'a.0' names nothing"),
     Row("path: only one", lambda: _good()["a"], StateTypeError, r"two paths, one of its rows"),
-    Row("chunk_size", lambda: _good().diagonal(chunk_size=0), StateValueError, "chunk_size=0: give how many"),
+    Row("chunk_size", lambda: _good().diagonal(chunk_size=0), StateValueError, "chunk_size=0: give the number"),
     Row("samples", lambda: _good().trace(samples=1), StateValueError, "samples=1: .*no standard error"),
     Row("both", lambda: _good().trace(samples=2, chunk_size=2), StateValueError, "give one of them"),
     Row("key alone", lambda: _good().diagonal(key=0), StateValueError, "key is given and samples is not"),

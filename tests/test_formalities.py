@@ -69,8 +69,12 @@ FOREIGN = OPTIONAL | {"sklearn", "flax"}
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
+    "brainstate.transform._derivatives.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
     "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",
+    "brainstate.transform._higher.laplacian": "what all gradients take, and three that say how to estimate",
+    "brainstate.transform._per_example.per_example_grad": "what grad takes, and what vmap takes",
+    "brainstate.transform._per_example.per_example_norms": "what grad takes, and what vmap takes",
 }
 
 

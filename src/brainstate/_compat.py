@@ -13,7 +13,16 @@ from jax.extend.core import (
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-__all__ = ["UNSPECIFIED", "current_trace", "jit_disabled", "stages_within", "staging", "trace_state", "varying_axes"]
+__all__ = [
+    "UNSPECIFIED",
+    "current_trace",
+    "jit_disabled",
+    "scan_inputs",
+    "stages_within",
+    "staging",
+    "trace_state",
+    "varying_axes",
+]
 
 #: The default of ``in_shardings``: "decide from the arguments". Not exported by JAX, but it is a default of
 #: a public signature.
@@ -61,3 +70,12 @@ def jit_disabled() -> bool:
 def varying_axes(value) -> tuple:
     """Return the axes of a device mesh along which ``value`` may differ, inside ``shard_map``."""
     return tuple(jax.typeof(value).manual_axis_type.varying)
+
+
+def scan_inputs(params, inputs) -> tuple[list, list, list]:
+    """Cut the inputs of a ``scan`` equation into constants, first carry, and what it loops over."""
+    if "num_consts" in params:
+        constants, first = params["num_consts"], params["num_consts"] + params["num_carry"]
+        return inputs[:constants], inputs[constants:first], inputs[first:]
+    consts, carry, xs = params["ft_in"].update(range(len(inputs))).unpack()
+    return [inputs[i] for i in consts], [inputs[i] for i in carry], [inputs[i] for i in xs]

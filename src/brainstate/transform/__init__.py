@@ -6,10 +6,12 @@ from ._checkpoint import checkpoint, remat, save_states
 from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
+from ._draws import Estimate
 from ._finder import StateFinder
 from ._fisher import fisher
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
+from ._higher import laplacian, taylor
 from ._implicit import argmin, fixed_point, root
 from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr, named_scope
 from ._jit import jit
@@ -23,6 +25,7 @@ from ._loops import (
     while_loop,
 )
 from ._operator import CurvatureOperator
+from ._per_example import per_example_grad, per_example_norms
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
@@ -30,6 +33,7 @@ from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
     "CurvatureOperator",
+    "Estimate",
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
@@ -59,10 +63,13 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "laplacian",
     "linearize",
     "make_jaxpr",
     "map",
     "named_scope",
+    "per_example_grad",
+    "per_example_norms",
     "remat",
     "root",
     "save_states",
@@ -70,6 +77,7 @@ __all__ = [
     "shard_map",
     "stop_gradient",
     "switch",
+    "taylor",
     "vector_grad",
     "vjp",
     "vmap",

@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError
+from ._chunks import check_chunk_size, chunked_jacfwd, chunked_jacrev
 from ._gradient import GradientTransform, differentiable
 
 __all__ = ["derivative", "grad", "hessian", "is_scalar", "jacfwd", "jacobian", "jacrev", "shapes_of", "vector_grad"]
@@ -69,16 +70,23 @@ def _one(leaf):
     return jnp.ones_like(leaf) if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
-def _jacrev_transform(fun, **params):
-    return jax.jacrev(fun, **params)
+def _jacrev_transform(fun, *, argnums, has_aux, chunk_size, **params):
+    if chunk_size is not None:
+        return chunked_jacrev(fun, chunk_size=chunk_size, **params)
+    return jax.jacrev(fun, argnums=argnums, has_aux=has_aux, **params)
 
 
-def _jacfwd_transform(fun, **params):
-    return jax.jacfwd(fun, **params)
+def _jacfwd_transform(fun, *, argnums, has_aux, chunk_size, **params):
+    if chunk_size is not None:
+        return chunked_jacfwd(fun, chunk_size=chunk_size, **params)
+    return jax.jacfwd(fun, argnums=argnums, has_aux=has_aux, **params)
 
 
-def _hessian_transform(fun, **params):
-    return jax.hessian(fun, **params)
+def _hessian_transform(fun, *, argnums, has_aux, chunk_size, **params):
+    if chunk_size is not None:
+        inner = jax.jacrev(fun, argnums=argnums, has_aux=has_aux, **params)
+        return chunked_jacfwd(inner, chunk_size=chunk_size, name="hessian", **params)
+    return jax.hessian(fun, argnums=argnums, has_aux=has_aux, **params)
 
 
 def grad(
@@ -171,6 +179,7 @@ def jacrev(
     check_states: bool = True,
     holomorphic: bool = False,
     allow_int: bool = False,
+    chunk_size: int | None = None,
 ) -> Any:
     """Jacobian by reverse mode, one pass per output: the choice for few outputs and many inputs.
 
@@ -182,6 +191,9 @@ def jacrev(
         See `GradientTransform`.
     holomorphic, allow_int : bool
         As in ``jax.jacrev``.
+    chunk_size : int, optional
+        Evaluate so many rows (one for each entry of the output) at once, one chunk after the other, to bound memory.
+        Without it, all at once.
 
     Returns
     -------
@@ -197,7 +209,8 @@ def jacrev(
     (3, 2, 3)
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
-    params = {"holomorphic": holomorphic, "allow_int": allow_int}
+    check_chunk_size("jacrev", chunk_size)
+    params = {"holomorphic": holomorphic, "allow_int": allow_int, "chunk_size": chunk_size}
     return derivative(_jacrev_transform, fun, grad_states, argnums, params, **options)
 
 
@@ -213,6 +226,7 @@ def jacfwd(
     return_value: bool = False,
     check_states: bool = True,
     holomorphic: bool = False,
+    chunk_size: int | None = None,
 ) -> Any:
     """Jacobian by forward mode, one pass per input: the choice for many outputs and few inputs.
 
@@ -220,6 +234,9 @@ def jacfwd(
     ----------
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
         As in `jacrev`.
+    chunk_size : int, optional
+        Evaluate so many columns (one for each entry of what is differentiated) at once, one chunk after the other.
+        The linearised function is kept meanwhile, as for reverse mode.
 
     Returns
     -------
@@ -232,8 +249,10 @@ def jacfwd(
     >>> brainstate.transform.jacfwd(lambda x: x**2)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
+    check_chunk_size("jacfwd", chunk_size)
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
-    return derivative(_jacfwd_transform, fun, grad_states, argnums, {"holomorphic": holomorphic}, **options)
+    params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
+    return derivative(_jacfwd_transform, fun, grad_states, argnums, params, **options)
 
 
 def hessian(
@@ -245,6 +264,7 @@ def hessian(
     return_value: bool = False,
     check_states: bool = True,
     holomorphic: bool = False,
+    chunk_size: int | None = None,
 ) -> Any:
     """Matrix of second derivatives, by forward over reverse mode.
 
@@ -252,6 +272,8 @@ def hessian(
     ----------
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
         As in `jacrev`.
+    chunk_size : int, optional
+        As in `jacfwd`: so many columns, products of the Hessian with unit vectors, at once.
 
     Returns
     -------
@@ -267,5 +289,7 @@ def hessian(
     >>> ss.tolist(), sa.tolist(), as_.tolist(), float(aa)
     ([[18.0, 0.0], [0.0, 18.0]], [12.0, 24.0], [12.0, 24.0], 10.0)
     """
+    check_chunk_size("hessian", chunk_size)
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
-    return derivative(_hessian_transform, fun, grad_states, argnums, {"holomorphic": holomorphic}, **options)
+    params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
+    return derivative(_hessian_transform, fun, grad_states, argnums, params, **options)

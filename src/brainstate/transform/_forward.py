@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from .._errors import StateTypeError, StateValueError
 from ._derivatives import derivative, is_scalar, shapes_of
-from ._draws import first_key
+from ._draws import with_key
 
 __all__ = ["fwd_grad"]
 
@@ -36,13 +36,14 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
             return [jnp.asarray(slope, t.dtype) * t for t in tangents], aux
 
-        first = first_key(key)
-        if tangent_size is None:
-            estimate, aux = along(first)
-        else:
+        def averaged(key):
+            if tangent_size is None:
+                return along(key)
             # The function itself does not depend on the direction: only the tangents are mapped.
-            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(first, tangent_size))
-            estimate = [jnp.mean(s, axis=0) for s in samples]
+            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(key, tangent_size))
+            return [jnp.mean(s, axis=0) for s in samples], aux
+
+        estimate, aux = with_key("fwd_grad", key, averaged)
         return treedef.unflatten(estimate), aux
 
     return wrapped
@@ -66,6 +67,9 @@ def fwd_grad(
 ) -> Any:
     """Unbiased random estimate of the gradient of a scalar function, by forward mode only.
 
+    The mean of ``(g . v) v`` over ``n`` random directions ``v ~ N(0, I)``, where ``g`` is the gradient. Entry ``i`` has
+    the variance ``(|g|**2 + g[i]**2) / n`` (Baydin et al. 2022, "Gradients without backpropagation").
+
     Parameters
     ----------
     fun : callable, optional
@@ -73,7 +77,7 @@ def fwd_grad(
     grad_states, argnums, has_aux, return_value, check_states
         See `GradientTransform`. What is differentiated is real.
     tangent_size : int, optional
-        Average over this many random directions; without it, one.
+        Average over this many random directions, the ``n`` of the variance; without it, one.
     drct_der_clip : float, optional
         Clip each directional derivative to ``[-drct_der_clip, drct_der_clip]`` (the estimate is then biased).
     key : int or key, optional

@@ -248,7 +248,8 @@ class Target:
             values = dict(zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True))
             for i in call.mixed:
                 state = call.selection.states[i]
-                values[state] = _fill(read(state), values[state])
+                with Scope(self.name, frozen=call.frozen):  # a transform may trace this: the read is of this call
+                    values[state] = _fill(read(state), values[state])
         args = place(rest, call.argnums, picked)
         with Scope(self.name, values, frozen=call.frozen) as scope:
             out = self.fun(*args, **kwargs)

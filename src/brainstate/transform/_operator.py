@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import StateTypeError, StateValueError
-from ._draws import first_key
+from ._chunks import check_chunk_size
+from ._draws import Estimate, first_key
 from ._space import Space
 
 __all__ = ["CurvatureOperator"]
@@ -180,8 +181,7 @@ class CurvatureOperator:
 
     def _each(self, entry, span, chunk_size):
         """Map ``entry`` over the numbers in ``span``, some at a time."""
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise StateValueError(f"chunk_size={chunk_size!r}: give how many vectors to hold at a time, an int from 1.")
+        check_chunk_size("operator", chunk_size)
         count = span.stop - span.start
         chunks = max(1, math.ceil(count / (chunk_size or _CHUNK)))
         size = math.ceil(count / chunks)
@@ -207,7 +207,7 @@ class CurvatureOperator:
 
         Returns
         -------
-        pytree, or a pair of them
+        pytree, or Estimate of two
             The diagonal; with ``samples``, the unbiased estimate and its standard error, entry by entry.
 
         Raises
@@ -217,15 +217,15 @@ class CurvatureOperator:
         """
         if not self._sampled(chunk_size, samples, key):
             return self.unravel(self._diagonal(chunk_size))
-        estimate, error = self._estimate(lambda z, product: z * product, self.shape[:1], samples, key)
-        return self.unravel(estimate), self.unravel(error)
+        estimate = self._estimate(lambda z, product: z * product, self.shape[:1], samples, key)
+        return Estimate(self.unravel(estimate.mean), self.unravel(estimate.error))
 
     def trace(self, *, chunk_size: int | None = None, samples: int | None = None, key: Any = None) -> Any:
         """Return the trace, exactly or as an estimate with its standard error; the parameters are those of `diagonal`.
 
         Returns
         -------
-        array, or a pair of them
+        array, or Estimate of two
             The trace; with ``samples``, the unbiased estimate and its standard error.
         """
         if not self._sampled(chunk_size, samples, key):
@@ -263,7 +263,7 @@ class CurvatureOperator:
         keys = jax.random.split(first_key(key), samples)
         counts = jnp.arange(1, samples + 1).astype(self.dtype)
         (mean, squares), _ = jax.lax.scan(step, (zero, zero), (counts, keys))
-        return mean, jnp.sqrt(squares / (samples * (samples - 1)))
+        return Estimate(mean, jnp.sqrt(squares / (samples * (samples - 1))))
 
 
 def _within(span, outer):

@@ -14,7 +14,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import commit
 from ._gradient import Target, check_argnums, pick
 
-__all__ = ["jvp", "vjp"]
+__all__ = ["direction", "jvp", "positions", "vjp"]
 
 
 def vjp(
@@ -80,11 +80,12 @@ def vjp(
     return (out, pullback, aux) if has_aux else (out, pullback)
 
 
-def _check_tangents(name, primals, tangents) -> None:
+def _check_tangents(name, what, primals, tangents) -> None:
     wanted, given = jax.tree.structure(primals), jax.tree.structure(tangents)
     if wanted != given:
         raise StateValueError(
-            f"jvp: {name} has the structure {given}, what it belongs to has {wanted}: give one tangent for each array."
+            f"{name}: {what} has the structure {given}, what it belongs to has {wanted}: give one tangent for each "
+            f"array."
         )
     for (path, primal), tangent in zip(
         jax.tree_util.tree_leaves_with_path(primals), jax.tree.leaves(tangents), strict=True
@@ -92,9 +93,38 @@ def _check_tangents(name, primals, tangents) -> None:
         wanted, given = _layout(primal), _layout(tangent)
         if wanted != given:
             raise StateValueError(
-                f"jvp: {name}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {wanted}: a tangent has "
+                f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {wanted}: a tangent has "
                 f"the shape and dtype of its array."
             )
+
+
+def direction(name, what, diff, along, grad_states, state_along) -> Any:
+    """Return the tangent of ``diff`` that is made of those for the arguments and the States, if they fit.
+
+    ``what`` are tangents called; those for the States have ``state_`` before it.
+    """
+    _check_sequence(name, what, along)
+    if (grad_states is None) != (state_along is None):
+        raise StateValueError(f"{name}: grad_states and state_{what} belong together, give both or neither.")
+    if grad_states is None:
+        _check_tangents(name, what, diff, tuple(along))
+        return tuple(along)
+    _check_tangents(name, f"state_{what}", diff[0], state_along)
+    _check_tangents(name, what, diff[1], tuple(along))
+    return state_along, tuple(along)
+
+
+def positions(name, primals) -> tuple:
+    """Return the positions of all ``primals``."""
+    _check_sequence(name, "primals", primals)
+    return tuple(range(len(primals)))
+
+
+def _check_sequence(name, what, value) -> None:
+    if not isinstance(value, tuple | list):
+        raise StateTypeError(
+            f"{name}: {what} is a {type(value).__name__}; give a tuple or list, one entry an argument."
+        )
 
 
 def _layout(leaf) -> str:
@@ -150,23 +180,9 @@ def jvp(
     >>> out.tolist(), tangent.tolist()
     ([3.0, 6.0], [4.0, 2.0])
     """
-    for name, value in (("primals", primals), ("tangents", tangents)):
-        if not isinstance(value, tuple | list):
-            raise StateTypeError(
-                f"jvp: {name} is a {type(value).__name__}; give a tuple or list, one entry an argument."
-            )
-    if (grad_states is None) != (state_tangents is None):
-        raise StateValueError("jvp: grad_states and state_tangents belong together, give both or neither.")
-    target = Target(fun, "jvp", grad_states, tuple(range(len(primals))), has_aux=has_aux)
-    diff: Any
+    target = Target(fun, "jvp", grad_states, positions("jvp", primals), has_aux=has_aux)
     diff, call, rest = target.open(tuple(primals), {})
-    along: Any = tuple(tangents)
-    if grad_states is None:
-        _check_tangents("tangents", diff, along)
-    else:
-        along = (state_tangents, along)
-        _check_tangents("state_tangents", diff[0], along[0])
-        _check_tangents("tangents", diff[1], along[1])
+    along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
     out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)
     _, aux, writes = carried.tree()
     commit(writes)

@@ -92,6 +92,8 @@ def _without(state, axis, aval):
 class Mapped:
     """A function on many lanes; made by `vmap`."""
 
+    name, remedy = "vmap", "give axis_size"  # for messages
+
     def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
         if not callable(fn):
             raise StateTypeError(f"vmap maps a function; got {type(fn).__name__}, which cannot be called.")
@@ -105,8 +107,10 @@ class Mapped:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
-        refuse_states((args, kwargs), "arguments of vmap")
-        guess = self._size(args, kwargs, (), default=0) or self._first_lanes()
+        refuse_states((args, kwargs), f"arguments of {self.name}")
+        unknown = -1  # and not 0: there may be no lane at all
+        guess: Any = self._size(args, kwargs, (), default=unknown)
+        guess = self._first_lanes() if guess == unknown else guess
         staged = self._stage(args, kwargs, guess)
         mapped = [s for s in staged.reads if self.axis_in(s) is not None]
         size = self._size(args, kwargs, mapped)
@@ -128,13 +132,17 @@ class Mapped:
         options: dict[str, Any] = {**self.options, "in_axes": axes_in, "axis_size": size}
         numbers = [0 if isinstance(a, str) else a for a in axes]
         try:
-            out, new = jax.vmap(lane, out_axes=(self.out_axes, numbers), **options)(args, kwargs, values)
+            out, new = self._lanes(lane, (self.out_axes, numbers), options)(args, kwargs, values)
         except ValueError:
             self._explain(lane, written, axes, options, (args, kwargs, values))
             raise
         new = [_reduced(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
         commit(Writes((*written, *after), [*new, *after.values()]))
         return out
+
+    def _lanes(self, lane, out_axes, options):
+        """Return JAX's map of ``lane``."""
+        return jax.vmap(lane, out_axes=out_axes, **options)
 
     def with_new_axis(self, axis):
         """Return this with the lanes of new States along ``axis``."""
@@ -154,8 +162,8 @@ class Mapped:
             axes = jax.tree.broadcast(self.in_axes, args, is_leaf=lambda a: a is None)
         except ValueError as error:
             raise StateValueError(
-                f"vmap: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one number, "
-                f"or a tuple with an entry for each argument."
+                f"{self.name}: in_axes={self.in_axes!r} does not fit the {len(args)} positional arguments: give one "
+                f"number, or a tuple with an entry for each argument."
             ) from error
         flat = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
         for axis, (path, leaf) in zip(flat, jax.tree_util.tree_leaves_with_path(args), strict=True):
@@ -170,9 +178,11 @@ class Mapped:
                 key = f"{state.describe()}{jax.tree_util.keystr(path)}"
                 sizes[f"{key} (number {len(sizes)})" if key in sizes else key] = jnp.shape(leaf)[axis]
         if len(set(sizes.values())) > 1:
-            raise StateValueError(f"vmap: the numbers of lanes disagree: {sizes}. All mapped axes have one size.")
+            raise StateValueError(
+                f"{self.name}: the numbers of lanes disagree: {sizes}. All mapped axes have one size."
+            )
         if not sizes and default is None:
-            raise StateValueError("vmap: nothing is mapped, so the number of lanes is unknown: give axis_size.")
+            raise StateValueError(f"{self.name}: nothing is mapped, so the number of lanes is unknown: {self.remedy}.")
         return next(iter(sizes.values()), default)
 
     def _first_lanes(self):
