@@ -2,6 +2,7 @@
 
 from ._branches import cond, ifelse, switch
 from ._checkpoint import checkpoint, remat, save_states
+from ._coloring import SparsityPattern
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._finder import StateFinder
@@ -20,12 +21,14 @@ from ._loops import (
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
+from ._sparse import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse_jacobian
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
+    "SparsityPattern",
     "StateFinder",
     "bounded_while_loop",
     "checkify",
@@ -40,9 +43,11 @@ __all__ = [
     "fwd_grad",
     "grad",
     "hessian",
+    "hessian_sparsity",
     "ifelse",
     "jacfwd",
     "jacobian",
+    "jacobian_sparsity",
     "jacrev",
     "jit",
     "jvp",
@@ -52,6 +57,8 @@ __all__ = [
     "save_states",
     "scan",
     "shard_map",
+    "sparse_hessian",
+    "sparse_jacobian",
     "stop_gradient",
     "switch",
     "vector_grad",
