@@ -69,6 +69,8 @@ FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
+    "brainstate.transform._sparse.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
+    "brainstate.transform._sparse.sparse_hessian": "as sparse_jacobian",
 }
 
 

@@ -107,7 +107,7 @@ class SparsityPattern:
     SparsityPattern(3x3, 5 non-zeros, 2 column colours)
     """
 
-    def __init__(self, rows: Any, cols: Any, shape: tuple[int, int]):
+    def __init__(self, rows: Any, cols: Any, shape: tuple[int, ...]):
         rows, cols = np.asarray(rows), np.asarray(cols)
         integer = all(a.size == 0 or np.issubdtype(a.dtype, np.integer) for a in (rows, cols))
         if not integer or len(shape) != 2 or any(type(n) is not int and not isinstance(n, np.integer) for n in shape):
@@ -165,7 +165,8 @@ class SparsityPattern:
             inside = (rows < matrix.shape[0]) & (cols < matrix.shape[1])  # BCOO pads with places outside
             return cls(rows[inside], cols[inside], matrix.shape)
         if valid_jaxtype(matrix) and np.ndim(matrix) == 2:
-            return cls(*np.nonzero(np.asarray(matrix)), np.shape(matrix))
+            rows, cols = np.nonzero(np.asarray(matrix))
+            return cls(rows, cols, np.shape(matrix))
         kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else f"a {type(matrix).__name__}"
         raise StateTypeError(
             f"{kind} is no sparsity pattern: give a SparsityPattern, a BCOO or SciPy sparse matrix, or a dense array "
@@ -193,8 +194,8 @@ class SparsityPattern:
 
     def contains(self, other: "SparsityPattern") -> bool:
         """Tell whether all places of ``other``, a pattern of the same shape, are places of this one."""
-        places = (p.rows * p.shape[1] + p.cols for p in (other, self))
-        return self.shape == other.shape and bool(np.isin(*places).all())
+        theirs, ours = (p.rows * p.shape[1] + p.cols for p in (other, self))
+        return self.shape == other.shape and bool(np.isin(theirs, ours).all())
 
     def coloring(self, kind: str) -> np.ndarray:
         """Return the colour of each column (or row), numbered from 0; -1 where one is empty. It is kept.
@@ -238,7 +239,9 @@ class SparsityPattern:
             aside = self.rows != self.cols
             near = _neighbours(self.rows[aside], self.cols[aside], self.shape[0])
             present = np.bincount(self.rows, minlength=self.shape[0]) > 0
-            return self._best(lambda order: _star(near, order), near, present, 1)
+            # Columns that a row tells apart need no mirror image; on wide bands that takes fewer colours.
+            star = self._best(lambda order: _star(near, order), near, present, 1)
+            return min(star, self.coloring("column"), key=np.max) if self.nnz else star
         across, along, sizes = self.rows, self.cols, self.shape
         if kind == "row":
             across, along, sizes = along, across, sizes[::-1]
@@ -270,15 +273,28 @@ class SparsityPattern:
         product = colors[self.cols]
         if kind == "column":
             return product, np.zeros(self.nnz, bool)
-        _, place, count = np.unique(self.rows * (self.shape[1] + 1) + product, return_inverse=True, return_counts=True)
+        met = self.rows * (self.shape[1] + 1) + product
+        _, place, count = np.unique(met, return_inverse=True, return_counts=True)
         mirrored = count[place] > 1  # its row meets the colour of its column again; then the mirror image is alone
         return np.where(mirrored, colors[self.rows], product), mirrored
 
+    def _is_readable(self, kind) -> bool:
+        """Tell whether each entry is alone where it is read."""
+        colors = self._colors[kind]
+        rows, cols = (self.cols, self.rows) if kind == "row" else (self.rows, self.cols)
+        if colors.shape != (self.shape[kind != "row"],) or (self.nnz and colors[cols].min() < 0):
+            return False
+        product, mirrored = self.sources(kind)
+        width = int(colors.max(initial=0)) + 1
+        met = np.sort(rows * width + colors[cols])
+        read = np.where(mirrored, cols, rows) * width + product
+        return bool((np.searchsorted(met, read, "right") - np.searchsorted(met, read) == 1).all())
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the pattern and the colourings made so far to ``path``, a file of the kind ``.npz``."""
-        colors = {f"color_{kind}": value for kind, value in self._colors.items()}
+        arrays: dict[str, Any] = {f"color_{kind}": value for kind, value in self._colors.items()}
         with open(path, "wb") as file:
-            np.savez_compressed(file, rows=self.rows, cols=self.cols, shape=self.shape, **colors)
+            np.savez_compressed(file, rows=self.rows, cols=self.cols, shape=self.shape, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SparsityPattern":
@@ -295,6 +311,8 @@ class SparsityPattern:
                 for kind in KINDS:
                     if f"color_{kind}" in file:
                         pattern._colors[kind] = file[f"color_{kind}"]
+                        if not pattern._is_readable(kind):
+                            raise ValueError(f"its {kind} colours are none of this pattern.")
         except (ValueError, KeyError, AttributeError) as error:
             raise StateValueError(f"{os.fspath(path)!r} holds no SparsityPattern: {error}") from error
         return pattern

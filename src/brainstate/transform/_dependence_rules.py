@@ -249,7 +249,7 @@ def _batched(core):
     """Return the rule of what is dense in the last ``core`` axes, and separate in those before."""
 
     def rule(eqn, ins):
-        axes = core(eqn.params) if callable(core) else core
+        axes: int = core(eqn.params) if callable(core) else core
         batch = eqn.invars[0].aval.shape[:-axes]
         shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
         if any(shape[: len(batch)] != batch for shape in shapes):
@@ -355,14 +355,15 @@ def _scatter(eqn, ins):
     places = _places(shape, indices.known, mirror, tuple(slices), p["mode"])
     kept = np.arange(math.prod(shape)).reshape(shape)
     # Overwritten elements no longer depend on what they were, if the indices are sure to be inside.
-    if eqn.primitive.name == "scatter" and p["mode"] != jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+    sure = p["mode"] != jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS and p["update_jaxpr"] is None
+    if eqn.primitive.name == "scatter" and sure:
         kept = np.where(np.isin(kept, places), -1, kept)
     pieces = [(kept, operand.deps), (places, updates.deps)]
     pieces = [(g[g >= 0], deps.moved(deps.ids[g >= 0])) for g, deps in pieces if deps is not None]
     return reduced(pieces, shape)
 
 
-def _starts(starts, shape, sizes):
+def _starts(starts, shape, sizes) -> list[slice | None]:
     """Return the slice along each axis, None where it is not known; JAX moves a slice that sticks out inside."""
     found = []
     for start, n, size in zip(starts, shape, sizes, strict=True):

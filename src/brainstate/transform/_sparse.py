@@ -24,7 +24,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from .._errors import StateTypeError, StateValueError
-from .._scope import is_tracer
+from .._scope import Scope, frozen_here, is_tracer
 from ._coloring import SparsityPattern
 from ._dependence import dependencies, primitives
 from ._derivatives import derivative, is_scalar, shapes_of
@@ -41,11 +41,13 @@ _MODES = ("auto", "forward", "reverse")
 class _Program:
     """A function of a pytree that was traced once: called, it gives value and aux and runs no Python of the user."""
 
-    def __init__(self, fun, diff):
-        trees = []
+    def __init__(self, name, fun, diff):
+        trees, frozen = [], frozen_here()
 
         def run(*leaves):
-            out, tree = jax.tree.flatten(fun(jax.tree.unflatten(self.treedef, leaves)))
+            # What is read while this traces is a constant of one call only, and so no frozen read.
+            with Scope(name, frozen=frozen):
+                out, tree = jax.tree.flatten(fun(jax.tree.unflatten(self.treedef, leaves)))
             trees.append(tree)
             return out
 
@@ -72,38 +74,50 @@ def _sizes(tree) -> list[int]:
     return [int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree)]
 
 
-def _check_inputs(name, diff):
+def _opened(name, fun, diff, rest, kwargs):
+    """Return what is differentiated, as arrays, and the function of it as a program."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(diff):
         if not jnp.issubdtype(jax.typeof(leaf).dtype, jnp.floating):
             raise StateTypeError(
-                f"{name} takes derivatives with respect to real values, and {jax.typeof(leaf).str_short()} at "
-                f"{jax.tree_util.keystr(path) or 'the argument'} is complex: split it into real and imaginary parts."
+                f"{name} takes derivatives with respect to real values, and {jax.typeof(leaf).str_short()}, at "
+                f"{jax.tree_util.keystr(path) or 'the argument'}, is complex: split it into real and imaginary parts."
             )
+    diff = jax.tree.map(jnp.asarray, diff)
+    return diff, _Program(name, lambda d: fun(d, *rest, **kwargs), diff)
 
 
-def _check_outputs(name, value):
+def _outputs(name, program, diff):
+    """Return the shapes and dtypes of the value; it has to be real."""
+    value = jax.eval_shape(program.value, diff)
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if not jnp.issubdtype(jax.typeof(leaf).dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{name} takes derivatives of real values, and the function returned {jax.typeof(leaf).str_short()}"
-                f"{' at ' + jax.tree_util.keystr(path) if path else ''}. Return it as auxiliary data (has_aux=True)."
+                f"{name} takes derivatives of real values, and the function returned {leaf.dtype}{list(leaf.shape)}"
+                f"{' at ' + where if where else ''}. Return it as auxiliary data (has_aux=True)."
             )
+    return value
 
 
-def _gradient(name, fun):
-    """Return the gradient of ``fun``, which gives ``(value, aux)``, as a function that gives ``(gradient, aux)``."""
+def _along(fun, diff):
+    """Return the derivative of ``fun`` at ``diff`` as a function of the tangent."""
+    return lambda tangent: jax.jvp(fun, (diff,), (tangent,))[1]
 
-    def scalar(diff):
-        value, aux = fun(diff)
-        if not is_scalar(value):
+
+def _gradient(name, program):
+    """Return the gradient of the value of ``program``, which has to be a real number."""
+
+    def value(diff):
+        out = program.value(diff)
+        if not is_scalar(out):
             raise StateTypeError(
-                f"{name} is for functions that return one number; the output has shape {shapes_of(value)}. Use "
+                f"{name} is for functions that return one number; the output has shape {shapes_of(out)}. Use "
                 f"sparse_jacobian for the derivatives of an array."
             )
-        _check_outputs(name, value)
-        return value, aux
+        _outputs(name, program, diff)
+        return out
 
-    return jax.grad(scalar, has_aux=True)
+    return jax.grad(value)
 
 
 # ------------------------------------------------------------------------------------------ detection
@@ -133,19 +147,15 @@ def _reverse_pattern(value, diff):
 
 def _detect(name, program, diff, mode):
     """Return the pattern of a Jacobian, from a program that JAX can make in that mode."""
-    out = jax.eval_shape(program.value, diff)
-    _check_outputs(name, out)
+    out = _outputs(name, program, diff)
     if mode == "reverse":
         turned = _pattern_of(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
         return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
-    return _pattern_of(lambda d, t: jax.jvp(program.value, (d,), (t,))[1], diff, diff, _sizes(out))
+    return _pattern_of(lambda d, t: _along(program.value, d)(t), diff, diff, _sizes(out))
 
 
 def _detect_hessian(gradient, diff):
-    def linear(d, t):
-        return jax.jvp(gradient, (d,), (t,), has_aux=True)[1]
-
-    return _pattern_of(linear, diff, diff, _sizes(diff)).symmetrized()
+    return _pattern_of(lambda d, t: _along(gradient, d)(t), diff, diff, _sizes(diff)).symmetrized()
 
 
 def _possible(name, program, mode) -> str:
@@ -299,26 +309,23 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
     name = "sparse_jacobian"
 
     def wrapped(diff, /, *rest, **kwargs):
-        _check_inputs(name, diff)
-        program = _Program(lambda d: fun(d, *rest, **kwargs), diff)
+        diff, program = _opened(name, fun, diff, rest, kwargs)
         chosen = _possible(name, program, mode)
-        found = pattern
-        if found is None:
-            found = _detect(name, program, diff, chosen)
-        else:
-            out = jax.eval_shape(program.value, diff)
-            _check_outputs(name, out)
-            found = _given(name, found, out, diff)
+        given = pattern is not None
+        found = (
+            _given(name, pattern, _outputs(name, program, diff), diff)
+            if given
+            else _detect(name, program, diff, chosen)
+        )
         chosen = _cheaper(found) if chosen == "auto" else chosen
         if chosen == "forward":
             out, aux = program(diff)
-            linear, like, kind = lambda t: jax.jvp(program.value, (diff,), (t,))[1], diff, "column"
+            blocks = _Blocks(found, "column", out, diff)
+            rows = _evaluate(name, _along(program.value, diff), diff, blocks, dense, given and check_pattern)
         else:
             out, pull, aux = jax.vjp(program, diff, has_aux=True)
-            linear, like, kind = lambda ct: pull(ct)[0], out, "row"
-        like = jax.tree.map(jnp.asarray, like)
-        blocks = _Blocks(found, kind, jax.tree.map(jnp.asarray, out), jax.tree.map(jnp.asarray, diff))
-        rows = _evaluate(name, linear, like, blocks, dense, pattern is not None and check_pattern)
+            blocks = _Blocks(found, "row", out, diff)
+            rows = _evaluate(name, lambda ct: pull(ct)[0], out, blocks, dense, given and check_pattern)
         inner, outer = jax.tree.structure(diff), jax.tree.structure(out)
         return outer.unflatten([inner.unflatten(row) for row in rows]), aux
 
@@ -330,15 +337,13 @@ def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pa
     name = "sparse_hessian"
 
     def wrapped(diff, /, *rest, **kwargs):
-        _check_inputs(name, diff)
-        gradient = _gradient(name, _Program(lambda d: fun(d, *rest, **kwargs), diff))
-        given = pattern is not None
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        gradient, given = _gradient(name, program), pattern is not None
         found = _given(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
-        _, linear, aux = jax.linearize(gradient, diff, has_aux=True)
-        like = jax.tree.map(jnp.asarray, diff)
-        rows = _evaluate(name, linear, like, _Blocks(found, "symmetric", like, like), dense, given and check_pattern)
+        blocks = _Blocks(found, "symmetric", diff, diff)
+        rows = _evaluate(name, _along(gradient, diff), diff, blocks, dense, given and check_pattern)
         structure = jax.tree.structure(diff)
-        return structure.unflatten([structure.unflatten(row) for row in rows]), aux
+        return structure.unflatten([structure.unflatten(row) for row in rows]), program(diff)[1]
 
     return wrapped
 
@@ -348,8 +353,7 @@ def _jacobian_sparsity_transform(fun, *, argnums, has_aux):
     name = "jacobian_sparsity"
 
     def wrapped(diff, /, *rest, **kwargs):
-        _check_inputs(name, diff)
-        program = _Program(lambda d: fun(d, *rest, **kwargs), diff)
+        diff, program = _opened(name, fun, diff, rest, kwargs)
         return _detect(name, program, diff, _possible(name, program, "auto"))
 
     return wrapped
@@ -360,8 +364,8 @@ def _hessian_sparsity_transform(fun, *, argnums, has_aux):
     name = "hessian_sparsity"
 
     def wrapped(diff, /, *rest, **kwargs):
-        _check_inputs(name, diff)
-        return _detect_hessian(_gradient(name, _Program(lambda d: fun(d, *rest, **kwargs), diff)), diff)
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        return _detect_hessian(_gradient(name, program), diff)
 
     return wrapped
 
