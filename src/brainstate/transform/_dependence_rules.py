@@ -246,11 +246,10 @@ def _convolution(eqn, ins):
 
 
 def _batched(core):
-    """Return the rule of what is dense in the last ``core`` axes, and separate in those before."""
+    """Return the rule of what is dense in the last ``core(params)`` axes, and separate in those before."""
 
     def rule(eqn, ins):
-        axes: int = core(eqn.params) if callable(core) else core
-        batch = eqn.invars[0].aval.shape[:-axes]
+        batch = eqn.invars[0].aval.shape[: -core(eqn.params)]
         shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
         if any(shape[: len(batch)] != batch for shape in shapes):
             return None
@@ -421,7 +420,7 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulative),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _reduce_window),
     **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"), _scatter),
-    **dict.fromkeys(("cholesky", "lu", "eigh", "eig", "svd", "qr", "householder_product"), _batched(2)),
+    **dict.fromkeys(("cholesky", "lu", "eigh", "eig", "svd", "qr", "householder_product"), _batched(lambda p: 2)),
     "fft": _batched(lambda p: len(p["fft_lengths"])),
     "triangular_solve": _triangular_solve,
     "select_n": _select,
