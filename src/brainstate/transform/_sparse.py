@@ -132,19 +132,6 @@ def _pattern_of(linear, diff, along, sizes) -> SparsityPattern:
     return SparsityPattern(rows, np.concatenate([cols for _, cols in outs]), (int(starts[-1]), sum(_sizes(along))))
 
 
-def _forward_pattern(value, diff):
-    """Return the pattern of the Jacobian of ``value``, from its JVP."""
-    sizes = _sizes(jax.eval_shape(value, diff))
-    return _pattern_of(lambda d, t: jax.jvp(value, (d,), (t,))[1], diff, diff, sizes)
-
-
-def _reverse_pattern(value, diff):
-    """Return the same from its pullback, which is the transpose."""
-    out = jax.eval_shape(value, diff)
-    turned = _pattern_of(lambda d, ct: jax.vjp(value, d)[1](ct), diff, out, _sizes(diff))
-    return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
-
-
 def _detect(name, program, diff, mode):
     """Return the pattern of a Jacobian, from a program that JAX can make in that mode."""
     out = _outputs(name, program, diff)
@@ -203,19 +190,23 @@ class _Blocks:
     def __init__(self, pattern, kind, outs, ins):
         self.pattern, self.kind, self.outs, self.ins = pattern, kind, jax.tree.leaves(outs), jax.tree.leaves(ins)
         self.product, self.mirrored = pattern.sources(kind)
-        self.row_starts, self.col_starts = (np.cumsum([0, *_sizes(tree)]) for tree in (outs, ins))
+        row_starts, col_starts = (np.cumsum([0, *_sizes(tree)]) for tree in (outs, ins))
+        # {block: numbers of its entries, and their rows and columns in it}
+        self.places = {
+            (i, j): self._within(row_starts[i : i + 2], col_starts[j : j + 2])
+            for i, j in itertools.product(range(len(self.outs)), range(len(self.ins)))
+        }
 
-    def places(self, i, j):
-        """Return the entries of block ``(i, j)``, and their rows and columns in it."""
+    def _within(self, row_range, col_range):
         rows, cols = self.pattern.rows, self.pattern.cols
-        first, last = np.searchsorted(rows, self.row_starts[i : i + 2])
-        inside = (cols[first:last] >= self.col_starts[j]) & (cols[first:last] < self.col_starts[j + 1])
+        first, last = np.searchsorted(rows, row_range)
+        inside = (cols[first:last] >= col_range[0]) & (cols[first:last] < col_range[1])
         entries = first + np.flatnonzero(inside)
-        return entries, rows[entries] - self.row_starts[i], cols[entries] - self.col_starts[j]
+        return entries, rows[entries] - row_range[0], cols[entries] - col_range[0]
 
     def data(self, products, i, j):
         """Return the numbers of block ``(i, j)``."""
-        entries, rows, cols = self.places(i, j)
+        entries, rows, cols = self.places[i, j]
         product, mirrored = self.product[entries], self.mirrored[entries]
         if self.kind == "row":
             return products[j][product, cols].astype(self.outs[i].dtype)
@@ -227,7 +218,7 @@ class _Blocks:
     def matrix(self, data, i, j, dense):
         """Return block ``(i, j)`` in the shapes of its output and its input."""
         out, into = self.outs[i].shape, self.ins[j].shape
-        _, rows, cols = self.places(i, j)
+        _, rows, cols = self.places[i, j]
         if dense:
             zeros = jnp.zeros((self.outs[i].size, self.ins[j].size), data.dtype)
             return zeros.at[rows, cols].set(data, unique_indices=True).reshape(out + into)
@@ -238,10 +229,11 @@ class _Blocks:
         )
 
     def result(self, products, dense):
-        """Return the rows of blocks."""
-        numbers = range(len(self.outs)), range(len(self.ins))
-        data = {(i, j): self.data(products, i, j) for i, j in itertools.product(*numbers)}
-        return data, [[self.matrix(data[i, j], i, j, dense) for j in numbers[1]] for i in numbers[0]]
+        """Return the numbers of each block, and the rows of blocks."""
+        data = {(i, j): self.data(products, i, j) for i, j in self.places}
+        matrices = [self.matrix(data[i, j], i, j, dense) for i, j in self.places]
+        columns = len(self.ins)
+        return data, [matrices[i * columns : (i + 1) * columns] for i in range(len(self.outs))]
 
 
 def _unravel(places, shape):
@@ -277,7 +269,7 @@ def _probe(name, linear, like, blocks, data):
     true = jax.tree.leaves(linear(treedef.unflatten(map(jnp.asarray, probe))))
     got, size = ([np.zeros(leaf.size) for leaf in true] for _ in range(2))
     for (i, j), entries in data.items():
-        _, rows, cols = blocks.places(i, j)
+        _, rows, cols = blocks.places[i, j]
         rows, cols, i, j = (cols, rows, j, i) if turned else (rows, cols, i, j)
         terms = np.asarray(entries, np.float64) * probe[j].ravel()[cols]
         got[i] += np.bincount(rows, terms, len(got[i]))
@@ -311,12 +303,10 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
     def wrapped(diff, /, *rest, **kwargs):
         diff, program = _opened(name, fun, diff, rest, kwargs)
         chosen = _possible(name, program, mode)
-        given = pattern is not None
-        found = (
-            _given(name, pattern, _outputs(name, program, diff), diff)
-            if given
-            else _detect(name, program, diff, chosen)
-        )
+        if given := pattern is not None:
+            found = _given(name, pattern, _outputs(name, program, diff), diff)
+        else:
+            found = _detect(name, program, diff, chosen)
         chosen = _cheaper(found) if chosen == "auto" else chosen
         if chosen == "forward":
             out, aux = program(diff)
