@@ -87,7 +87,7 @@ def blocked(x, y):
 
 
 def factored(x, y):
-    m = jnp.outer(x, x) * 0.01 + jnp.eye(N, dtype=x.dtype) * 4
+    m = jnp.outer(x, x) * 0.01 + jnp.diag(jnp.arange(2, N + 2, dtype=x.dtype))
     return jnp.linalg.cholesky(m)[:, 1] + jnp.linalg.eigh(m)[0] * y
 
 
@@ -291,9 +291,9 @@ def drawn(first, count, **options):
     return {(seed, *names): run for seed, (run, names) in programs(first, count, **options)}
 
 
-@pytest.mark.parametrize("batch", range(5))
+@pytest.mark.parametrize("batch", range(4))
 def test_patterns_of_random_programs_miss_nothing(batch, double):
-    compare(drawn(25 * batch, 25), values=4)
+    compare(drawn(25 * batch, 25), values=3)
 
 
 @pytest.mark.parametrize("batch", range(2))
@@ -926,7 +926,10 @@ def test_errors_of_patterns(make, kind, message):
 
 def test_a_file_that_holds_no_pattern(tmp_path):
     np.savez(tmp_path / "other.npz", rows=np.zeros(2))
+    np.save(tmp_path / "other.npy", np.zeros(2))
     (tmp_path / "text").write_text("no pattern")
-    for name in ("other.npz", "text"):
+    (tmp_path / "empty").touch()
+    (tmp_path / "broken").write_bytes((tmp_path / "other.npz").read_bytes()[:50])
+    for name in ("other.npz", "other.npy", "text", "empty", "broken"):
         with pytest.raises(StateValueError, match=f"{name}.* holds no SparsityPattern"):
             SparsityPattern.load(tmp_path / name)

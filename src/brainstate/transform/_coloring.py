@@ -11,6 +11,7 @@ chosen by a few ``|`` and no graph of intersections is built: the time is propor
 """
 
 import os
+import zipfile
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
+from ._index_sets import distinct
 
 __all__ = ["KINDS", "SparsityPattern"]
 
@@ -126,7 +128,7 @@ class SparsityPattern:
                 raise StateValueError(
                     f"SparsityPattern: {name} reach from {places.min()} to {places.max()}, outside of {m}x{n}."
                 )
-        places = np.unique(rows.astype(np.int64) * max(n, 1) + cols.astype(np.int64))
+        places = distinct(rows.astype(np.int64) * max(n, 1) + cols.astype(np.int64))
         self.rows, self.cols = np.divmod(places, max(n, 1))
         self._colors: dict[str, np.ndarray] = {}
 
@@ -313,7 +315,7 @@ class SparsityPattern:
                         pattern._colors[kind] = file[f"color_{kind}"]
                         if not pattern._is_readable(kind):
                             raise ValueError(f"its {kind} colours are none of this pattern.")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StateValueError(f"{os.fspath(path)!r} holds no SparsityPattern: {error}") from error
         return pattern
 
