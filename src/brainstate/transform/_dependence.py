@@ -57,13 +57,20 @@ def primitives(jaxpr: Jaxpr) -> set[str]:
     return {eqn.primitive.name for inner in _within(jaxpr) for eqn in inner.eqns}
 
 
+def _inner(eqn) -> Iterator[Jaxpr]:
+    """Yield the programs among the parameters of an equation."""
+    for parameter in eqn.params.values():
+        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield getattr(part, "jaxpr", part)
+
+
 def _within(jaxpr) -> Iterator[Jaxpr]:
+    """Yield a program and all programs within."""
     yield jaxpr
     for eqn in jaxpr.eqns:
-        for parameter in eqn.params.values():
-            for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                if isinstance(part, ClosedJaxpr | Jaxpr):
-                    yield from _within(getattr(part, "jaxpr", part))
+        for inner in _inner(eqn):
+            yield from _within(inner)
 
 
 def _mutable(jaxpr):
@@ -75,9 +82,9 @@ def _mutable(jaxpr):
 
 
 def _constant(value) -> Value:
-    if isinstance(value, Tracer) or getattr(getattr(value, "dtype", None), "kind", "") not in tuple("iub"):
-        return Value(None, np.asarray(value)) if isinstance(value, bool | int) else Value()
-    return Value(None, np.asarray(value))
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    integer = isinstance(value, bool | int) or kind in ("i", "u", "b")
+    return Value(None, np.asarray(value)) if integer and not isinstance(value, Tracer) else Value()
 
 
 def _run(program, ins: list[Value]) -> list[Value]:
@@ -251,16 +258,9 @@ def _cost(jaxpr):
     """Return how many equations are followed in one run."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [_cost(j) for j in _direct(eqn)]
-        total += 1 + sum(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+        steps = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += 1 + steps * sum(map(_cost, _inner(eqn)))
     return total
-
-
-def _direct(eqn):
-    for parameter in eqn.params.values():
-        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(part, ClosedJaxpr | Jaxpr):
-                yield getattr(part, "jaxpr", part)
 
 
 _CONTROL = {**dict.fromkeys(_CALLS.split(), _call), "cond": _cond, "while": _while, "scan": _scan}
