@@ -284,14 +284,14 @@ def test_pattern_of_each_operation(i, double):
 
 @pytest.mark.parametrize("i", range(6))
 def test_hessian_pattern_of_each_operation(i, double):
-    compare(portion(i, 6, FORWARD_ONLY), hessian=True)
+    compare(portion(i, 6, FORWARD_ONLY), hessian=True, values=5)
 
 
 def drawn(first, count, **options):
     return {(seed, *names): run for seed, (run, names) in programs(first, count, **options)}
 
 
-@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("batch", range(3))
 def test_patterns_of_random_programs_miss_nothing(batch, double):
     compare(drawn(25 * batch, 25), values=3)
 
@@ -302,7 +302,7 @@ def test_hessian_patterns_of_random_programs_miss_nothing(batch, double):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(8))
+@pytest.mark.parametrize("batch", range(10))
 def test_patterns_of_longer_programs_miss_nothing(batch, double):
     compare(drawn(2000 + 20 * batch, 20, length=8), values=2)
     compare(drawn(3000 + 10 * batch, 10, length=3, without=FORWARD_ONLY), hessian=True, values=2)
@@ -408,7 +408,7 @@ def draw_index(draw):
 def test_linear_primitives_are_exact(make, double):
     """The pattern of a linear map is that of its matrix, for any parameters of the primitive."""
     runs = {}
-    for seed in range(20):
+    for seed in range(12):
         draws = np.random.default_rng(seed)
         run, shape = make(lambda low, high, draws=draws: int(draws.integers(low, high)))
         x = jnp.asarray(draws.normal(size=shape))
@@ -643,6 +643,7 @@ CELLS = [
     for context in CONTEXTS
     if context.name == {"states": "plain", "both": "jit", "arguments": "nested"}[scenario.wrt]
     and (scenario.wrt == "both" or scenario.name in ("pytree", "in_place"))
+    and (operator.name == "sparse_jacobian" or scenario.name in ("scalar", "pytree", "noise", "inner_step"))
 ]
 
 

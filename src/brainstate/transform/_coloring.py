@@ -308,7 +308,7 @@ class SparsityPattern:
             If the file is none of a pattern.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 pattern = cls(file["rows"], file["cols"], tuple(file["shape"].tolist()))
                 for kind in KINDS:
                     if f"color_{kind}" in file:
