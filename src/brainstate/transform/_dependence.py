@@ -61,8 +61,10 @@ def _inner(eqn) -> Iterator[Jaxpr]:
     """Yield the programs among the parameters of an equation."""
     for parameter in eqn.params.values():
         for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(part, ClosedJaxpr | Jaxpr):
-                yield getattr(part, "jaxpr", part)
+            if isinstance(part, ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, Jaxpr):
+                yield part
 
 
 def _within(jaxpr) -> Iterator[Jaxpr]:
