@@ -75,6 +75,8 @@ WIDE: dict[str, str] = {
     "brainstate.transform._higher.laplacian": "what all gradients take, and three that say how to estimate",
     "brainstate.transform._per_example.per_example_grad": "what grad takes, and what vmap takes",
     "brainstate.transform._per_example.per_example_norms": "what grad takes, and what vmap takes",
+    "brainstate.transform._sparse.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
+    "brainstate.transform._sparse.sparse_hessian": "as sparse_jacobian",
 }
 
 

@@ -3,6 +3,7 @@
 from ._accumulate import accumulate
 from ._branches import cond, ifelse, switch
 from ._checkpoint import checkpoint, remat, save_states
+from ._coloring import SparsityPattern
 from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
@@ -29,6 +30,7 @@ from ._per_example import per_example_grad, per_example_norms
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
+from ._sparse import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse_jacobian
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
+    "SparsityPattern",
     "StateFinder",
     "accumulate",
     "argmin",
@@ -56,10 +59,12 @@ __all__ = [
     "ggn",
     "grad",
     "hessian",
+    "hessian_sparsity",
     "hvp",
     "ifelse",
     "jacfwd",
     "jacobian",
+    "jacobian_sparsity",
     "jacrev",
     "jit",
     "jvp",
@@ -75,6 +80,8 @@ __all__ = [
     "save_states",
     "scan",
     "shard_map",
+    "sparse_hessian",
+    "sparse_jacobian",
     "stop_gradient",
     "switch",
     "taylor",
