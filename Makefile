@@ -50,14 +50,16 @@ format: $(VENV)/.check  ## mend what `check` says of format and lint, code block
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX
-	$(BIN)/python benchmarks/ratios.py $(ARGS)
+BENCHMARKS := ratios transforms derivatives per_example sparse
+bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about seven minutes
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-peers: $(PEERS)/.peers  ## the same step in Flax NNX and Equinox, in an environment of its own
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
-docs: $(VENV)/.test  ## write docs/api.md anew and execute every block of README.md and docs/
+docs: $(VENV)/.test  ## write docs/api.md and the pictures anew, and execute every block of README.md and docs/
 	$(BIN)/python docs/_api.py
+	$(BIN)/python docs/_pictures.py
 	$(BIN)/python -m pytest -q README.md docs
 
 lock: unlocked := $(VENV)-lock

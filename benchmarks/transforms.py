@@ -25,7 +25,8 @@ import brainstate
 from brainstate import transform
 
 STEPS, LANES, UNITS = 200, 100, 64
-STEADY, FIRST = 1.1, 1.3  # the targets, as ratio to pure JAX
+STEADY, FIRST, ACCUMULATED = 1.1, 1.3, 1.05  # the targets, as ratio to pure JAX
+PARTS = 8  # of the batch that `accumulate` splits
 DEPTHS = range(1, 9)
 PICTURE = Path(__file__).parent / "trace_over_depth.png"
 
@@ -132,6 +133,37 @@ def our_branch():
     return lambda: run(xs)
 
 
+def batch():
+    return jnp.sin(jnp.arange(1024.0 * UNITS)).reshape(1024, UNITS)
+
+
+def pure_accumulated():
+    """Return the gradient of a batch in parts, by a scan written by hand."""
+
+    def loss(w, x):
+        return jnp.mean(jnp.tanh(x @ w) ** 2)
+
+    @jax.jit
+    def run(w, x):
+        def step(total, part):
+            value, gradient = jax.value_and_grad(loss)(w, part)
+            return jax.tree.map(jnp.add, total, (gradient, value)), None
+
+        parts = x.reshape(PARTS, -1, UNITS)
+        total, _ = jax.lax.scan(step, (jnp.zeros_like(w), jnp.float32(0)), parts)
+        return jax.tree.map(lambda leaf: leaf / PARTS, total)
+
+    w, x = jnp.eye(UNITS), batch()
+    return lambda: run(w, x)
+
+
+def our_accumulated():
+    w = brainstate.ParamState(jnp.eye(UNITS))
+    gradient = transform.grad(lambda x: jnp.mean(jnp.tanh(x @ w.value) ** 2), w, return_value=True)
+    run, x = transform.jit(transform.accumulate(gradient, PARTS)), batch()
+    return lambda: run(x)
+
+
 # --- the rows -------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +179,8 @@ def rows():
         first, calls = _timing.first(*makers, rounds=15)
         yield compared(f"{name}: first call", *first, FIRST, typical=median)
         yield compared(f"{name}: steady", *_timing.steady(*calls, length=1e-2), STEADY)
+    times = _timing.steady(pure_accumulated(), our_accumulated(), length=2e-2)
+    yield compared(f"accumulate, {PARTS} parts of a batch: steady", *times, ACCUMULATED)
 
 
 # --- the progress bar ------------------------------------------------------------------------------------------

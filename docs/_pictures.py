@@ -1,6 +1,6 @@
 """Draw the pictures of ``docs/explanation/derivatives.md``: a sparse Jacobian, and the Hessian of a trained network.
 
-    make docs          or          python docs/_pictures.py
+make docs          or          python docs/_pictures.py
 """
 
 from pathlib import Path
