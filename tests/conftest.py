@@ -4,6 +4,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Let go of what a file has compiled: gigabytes in the end, which every collection of garbage would walk through."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def hostile():
     """Refuse implicit promotion of dtypes and ranks."""

@@ -87,6 +87,17 @@ def test_second_derivatives(p, name):
     np.testing.assert_allclose(got[1][1], wanted[1][1], atol=1e-8)
 
 
+def test_second_derivatives_of_a_minimiser():
+    """The minimum of ``cosh(y - a²) + (y - a²)²`` is ``a²``."""
+    a = State(jnp.array([0.7, -1.2]))
+
+    def solution():
+        return T.argmin(lambda y: jnp.sum(jnp.cosh(y - a.value**2) + (y - a.value**2) ** 2), jnp.zeros(2)).sum()
+
+    np.testing.assert_allclose(T.grad(solution, a)(), 2 * a.value, atol=1e-8)
+    np.testing.assert_allclose(T.hessian(solution, a)(), 2 * np.eye(2), atol=1e-6)
+
+
 def test_the_derivative_of_a_minimiser(p):
     """Against central differences; no closed form, and no other derivative, is involved."""
     x, h = jnp.array(X), 1e-4
