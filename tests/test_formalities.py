@@ -69,6 +69,7 @@ FOREIGN = OPTIONAL | {"sklearn", "flax"}
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
+    "brainstate.transform._check.check_grads": "those of jax.test_util.check_grads, and what is differentiated",
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
 }
 

@@ -2,6 +2,7 @@
 
 from ._accumulate import accumulate
 from ._branches import cond, ifelse, switch
+from ._check import check_grads
 from ._checkpoint import checkpoint, remat, save_states
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
@@ -32,6 +33,7 @@ __all__ = [
     "accumulate",
     "argmin",
     "bounded_while_loop",
+    "check_grads",
     "checkify",
     "checkpoint",
     "checkpointed_for_loop",
