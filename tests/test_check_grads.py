@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
 from jax.test_util import check_grads as jax_check_grads
 
 import brainstate
@@ -137,15 +139,12 @@ def test_a_wrong_rule_of_ours_and_the_numbers(w):
 
 
 def test_only_one_mode_is_wrong(w):
-    @jax.custom_jvp
-    def f(x):
-        return x**2
-
-    def transposed_wrongly(t):
-        return jax.custom_derivatives.linear_call(lambda _, t: t, lambda _, ct: 2.0 * ct, (), t)
-
-    f.defjvp(lambda p, t: (p[0] ** 2, transposed_wrongly(2 * p[0] * t[0])))
-    message = fails(lambda: f(w.value), grad_states=w, float64=True, match="reverse derivative")
+    twisted = Primitive("twisted")  # the identity, whose transpose is twice that
+    twisted.def_impl(lambda x: x)
+    twisted.def_abstract_eval(lambda x: x)
+    ad.deflinear2(twisted, lambda ct, x: [2.0 * ct])
+    batching.defvectorized(twisted)
+    message = fails(lambda: twisted.bind(w.value**2), grad_states=w, float64=True, match="reverse derivative")
     assert "the forward derivative is right" in message
 
 

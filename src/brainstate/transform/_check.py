@@ -52,11 +52,15 @@ def _double(tree):
     """Return ``tree`` with its arrays in double precision; a Python number has no other."""
 
     def cast(leaf):
-        if not differentiable(leaf) or isinstance(leaf, float | complex) and not isinstance(leaf, np.generic):
+        if not differentiable(leaf) or _is_python(leaf):
             return leaf
         return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
 
     return jax.tree.map(cast, tree)
+
+
+def _is_python(leaf) -> bool:
+    return type(leaf) in (float, complex)
 
 
 def _call(fun, args) -> tuple[Any, Writes, int]:
@@ -70,11 +74,14 @@ def _call(fun, args) -> tuple[Any, Writes, int]:
 
 def _settled(fun, args) -> tuple[Any, Writes]:
     """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
-    for _ in range(2):
-        out, writes, born = _call(fun, args)
-        if not born:
-            return out, writes
-        commit(Writes(writes.states[-born:], writes.values[-born:]))
+    out, writes, born = _call(fun, args)
+    if not born:
+        return out, writes
+    commit(Writes(writes.states[-born:], writes.values[-born:]))
+    out, writes, born = _call(fun, args)
+    if not born:
+        return out, writes
+    commit(Writes(writes.states[-born:], writes.values[-born:]))
     raise StateValueError(
         f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: check_grads has no two "
         f"calls with the same States. Make the State outside of the function."
@@ -203,10 +210,15 @@ def _random_like(rng, leaves) -> list:
         value = rng.standard_normal(jnp.shape(leaf))
         if jnp.iscomplexobj(leaf):
             value = value + 1j * rng.standard_normal(jnp.shape(leaf))
-        python = isinstance(leaf, float | complex) and not isinstance(leaf, np.generic)
-        return type(leaf)(value) if python else jnp.asarray(value, jnp.result_type(leaf))
+        return type(leaf)(value) if _is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
 
     return [like(leaf) for leaf in leaves]
+
+
+def _draw(subject, value, settings, number) -> tuple[list, list]:
+    """Return the direction and the cotangent of this number."""
+    rng = np.random.default_rng((settings.seed, number))
+    return _random_like(rng, subject.leaves), _random_like(rng, value)
 
 
 def _inner(xs, ys) -> np.ndarray:
@@ -249,19 +261,17 @@ def _subject(target, args) -> _Subject:
 
 def _check_effects(subject, plain, settings) -> None:
     """Differentiated or not, the function returns and writes the same; its derivative is the same each time."""
-    out, writes = plain
     value, effects = subject.call(subject.leaves)
     if not value:
-        raise StateTypeError(f"check_grads: the function returns nothing of a floating or complex type: {out!r}.")
+        raise StateTypeError(f"check_grads: the function returns nothing of a floating or complex type: {plain[0]!r}.")
     _same_call("called with its States given", plain, value, effects)
-    rng = np.random.default_rng((settings.seed, 0))
-    direction, cotangent = _random_like(rng, subject.leaves), _random_like(rng, value)
+    direction, cotangent = _draw(subject, value, settings, 0)
     if "fwd" in settings.modes:
         value, tangent, effects = subject.forward(direction)
         _same_call("differentiated in forward mode", plain, value, effects)
         _same_derivative("forward", subject.outputs, tangent, subject.forward(direction)[1])
     if "rev" in settings.modes:
-        others = [_random_like(rng, value) for _ in range(2)]
+        others = [_draw(subject, value, settings, n)[1] for n in (1, 2)]
         value, gradients, effects, pull = subject.reverse(cotangent, *others)
         _same_call("differentiated in reverse mode", plain, value, effects)
         _same_derivative("reverse", subject.inputs, gradients[0], _pulled(pull, cotangent))
@@ -464,9 +474,7 @@ def _check(subject, settings, order) -> None:
     value, _ = subject.call(subject.leaves)
     here = [_wide(out) for out in value]
     for number in range(settings.directions):
-        rng = np.random.default_rng((settings.seed, number))
-        direction = _random_like(rng, subject.leaves)
-        cotangent = _random_like(rng, value)
+        direction, cotangent = _draw(subject, value, settings, number)
         finding = _probe(subject, settings, here, direction, cotangent)
         if finding is None:
             continue
@@ -478,6 +486,7 @@ def _check(subject, settings, order) -> None:
                 guilty.append((i, own))
         raise _report(subject, settings, finding, direction, number, guilty)
     if order > 1:
+        direction, cotangent = _draw(subject, value, settings, 0)
         for derivative in subject.derivatives(settings.modes, direction, cotangent):
             _check(derivative, settings, order - 1)
 
@@ -593,8 +602,7 @@ def check_grads(
         subject = _subject(target, args)
         floats = [leaf for leaf in jax.tree.leaves(plain[0]) if differentiable(leaf)]
         unit = _unit([*subject.leaves, *floats])
-        auto = unit ** (1 / 3)
-        atol, rtol, eps = (auto if x is None else x for x in (atol, rtol, eps))
-        settings = _Settings(modes, eps, atol, rtol, unit, directions, seed)
+        step, absolute, relative = (unit ** (1 / 3) if x is None else x for x in (eps, atol, rtol))
+        settings = _Settings(modes, step, absolute, relative, unit, directions, seed)
         _check_effects(subject, plain, settings)
         _check(subject, settings, order)
