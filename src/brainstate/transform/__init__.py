@@ -6,6 +6,7 @@ from ._check import check_grads
 from ._checkpoint import checkpoint, remat, save_states
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
+from ._explain import Explanation, explain
 from ._finder import StateFinder
 from ._forward import fwd_grad
 from ._gradient import GradientTransform
@@ -26,6 +27,7 @@ from ._shard_map import shard_map
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
+    "Explanation",
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
@@ -42,6 +44,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "eval_shape",
+    "explain",
     "fixed_point",
     "for_loop",
     "fwd_grad",

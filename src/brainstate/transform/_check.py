@@ -30,7 +30,7 @@ from .._errors import GradientCheckError, StateTypeError, StateValueError
 from .._scope import Scope, commit, is_tracer, refuse_states
 from ._gradient import Target, check_argnums, differentiable
 
-__all__ = ["check_grads"]
+__all__ = ["check_grads", "settled", "subject_of"]
 
 _MODES = ("fwd", "rev")
 _WORDS = {"fwd": "forward", "rev": "reverse"}
@@ -63,28 +63,28 @@ def _is_python(leaf) -> bool:
     return type(leaf) in (float, complex)
 
 
-def _call(fun, args) -> tuple[Any, Writes, int]:
+def _call(name, fun, args) -> tuple[Any, Writes, int]:
     """Call ``fun`` as a user does, commit nothing, and return ``(out, Writes, number of States born)``."""
-    with Scope("check_grads") as scope:
+    with Scope(name) as scope:
         out = fun(*args)
-        refuse_states(out, "results of a function under check_grads")
+        refuse_states(out, f"results of a function under {name}")
         writes = scope.close()
     return out, writes, len(scope.born)
 
 
-def _settled(fun, args) -> tuple[Any, Writes]:
+def settled(name, fun, args) -> tuple[Any, Writes]:
     """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
-    out, writes, born = _call(fun, args)
+    out, writes, born = _call(name, fun, args)
     if not born:
         return out, writes
     commit(Writes(writes.states[-born:], writes.values[-born:]))
-    out, writes, born = _call(fun, args)
+    out, writes, born = _call(name, fun, args)
     if not born:
         return out, writes
     commit(Writes(writes.states[-born:], writes.values[-born:]))
     raise StateValueError(
-        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: check_grads has no two "
-        f"calls with the same States. Make the State outside of the function."
+        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: there are no two "
+        f"calls with the same States for {name}. Make the State outside of the function."
     )
 
 
@@ -160,6 +160,7 @@ class _Subject:
     call: Callable
     leaves: list
     inputs: list[str]
+    owners: list  # the State that an input belongs to, or None
     outputs: list[str]
 
     def at(self, step, direction) -> list[np.ndarray]:
@@ -230,30 +231,39 @@ def _named(prefix, tree) -> list[str]:
     return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _subject(target, args) -> _Subject:
-    """Return ``target``, called with ``args``, as a function of the leaves of what it differentiates."""
+def subject_of(name, fun, args, grad_states, argnums) -> _Subject:
+    """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
+    target = Target(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
+    diff: Any
+    numbers: Any
+    states: Any
+    picked: Any
     diff, call, rest = target.open(args, {})
     leaves, treedef = jax.tree.flatten(diff)
     if any(map(is_tracer, jax.tree.leaves((leaves, rest)))):
-        raise StateTypeError("check_grads compares numbers, and there are none inside a transform: call it outside.")
+        raise StateTypeError(f"{name} looks at numbers, and there are none inside a transform: call it outside.")
     states, picked = (None, diff) if call.selection is None else diff if call.argnums is not None else (diff, ())
-    names = []
+    names, owners = [], []
     if call.selection is not None:
         for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(states), strict=True):
             names += _named(call.selection.locate(state), value)
+            owners += [state] * (len(names) - len(owners))
     numbers = () if call.argnums is None else call.argnums
     picked = (picked,) if isinstance(numbers, int) else picked
     for n, value in zip((numbers,) if isinstance(numbers, int) else numbers, picked, strict=True):
         names += _named(f"argument {n}", value)
+    owners += [None] * (len(names) - len(owners))
     outputs = []
 
     def flat(leaves):
         value, effects = target.pure(treedef.unflatten(leaves), call, *rest)
         found = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(value) if differentiable(leaf)]
+        if not found:
+            raise StateTypeError(f"{name}: the function returns nothing of a floating or complex type.")
         outputs[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in found]
         return [leaf for _, leaf in found], effects
 
-    return _Subject("", flat, leaves, names, outputs)
+    return _Subject("", flat, leaves, names, owners, outputs)
 
 
 # ------------------------------------------------------------------------------------------ what a call does
@@ -262,8 +272,6 @@ def _subject(target, args) -> _Subject:
 def _check_effects(subject, plain, settings) -> None:
     """Differentiated or not, the function returns and writes the same; its derivative is the same each time."""
     value, effects = subject.call(subject.leaves)
-    if not value:
-        raise StateTypeError(f"check_grads: the function returns nothing of a floating or complex type: {plain[0]!r}.")
     _same_call("called with its States given", plain, value, effects)
     direction, cotangent = _draw(subject, value, settings, 0)
     if "fwd" in settings.modes:
@@ -494,7 +502,7 @@ def _check(subject, settings, order) -> None:
 # ------------------------------------------------------------------------------------------ the public function
 
 
-def _positions(args, grad_states, argnums):
+def _positions(name, args, grad_states, argnums):
     """Return ``argnums``; without it, and without States, every argument that can be differentiated."""
     argnums = check_argnums(argnums)
     if argnums is not None or grad_states is not None:
@@ -506,7 +514,7 @@ def _positions(args, grad_states, argnums):
             found.append(i)
     if not found:
         raise StateValueError(
-            "check_grads: no argument is of a floating or complex type, and grad_states is not given: there is "
+            f"{name}: no argument is of a floating or complex type, and grad_states is not given: there is "
             "nothing to differentiate."
         )
     return tuple(found)
@@ -585,9 +593,8 @@ def check_grads(
     >>> brainstate.transform.check_grads(lambda x: jnp.sin(w.value * x), 3.0, grad_states=w, argnums=0, order=2)
     """
     modes = _check_options(order, modes, directions)
-    target = Target(f, "check_grads", grad_states, _positions(args, grad_states, argnums), check_states=False)
-    _subject(target, args)
-    plain, again = _settled(f, args), _call(f, args)[:2]
+    subject_of("check_grads", f, args, grad_states, argnums)
+    plain, again = settled("check_grads", f, args), _call("check_grads", f, args)[:2]
     if found := _difference(plain[0], again[0]):
         raise GradientCheckError(
             f"two calls with the same States and keys return different results: result{found}.\nlikely cause: the "
@@ -598,8 +605,8 @@ def check_grads(
     cast = _double if float64 else lambda tree: tree
     with jax.enable_x64(True) if float64 else contextlib.nullcontext(), (_Double if float64 else Scope)("check_grads"):
         args = cast(args)
-        plain = _call(f, args)[:2]
-        subject = _subject(target, args)
+        plain = _call("check_grads", f, args)[:2]
+        subject = subject_of("check_grads", f, args, grad_states, argnums)
         floats = [leaf for leaf in jax.tree.leaves(plain[0]) if differentiable(leaf)]
         unit = _unit([*subject.leaves, *floats])
         step, absolute, relative = (unit ** (1 / 3) if x is None else x for x in (eps, atol, rtol))
