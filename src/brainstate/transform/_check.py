@@ -4,7 +4,7 @@ Nothing is put back afterwards, because nothing is changed: every evaluation run
 committed. So each begins with the same States and the same keys, which freezes randomness; a State is moved, or
 cast to float64, by what the scope says that its value is.
 
-From there on there is a pure function of a flat list of arrays, a `_Subject`, and no State any more. Its
+From there on there is a pure function of a flat list of arrays, a `Subject`, and no State any more. Its
 derivatives are subjects too, which is how higher orders are checked.
 
 Step and tolerance are one number, the cube root of the precision ``u`` of the coarsest type that takes part: the
@@ -25,19 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from .._carry import Writes
-from .._errors import GradientCheckError, StateTypeError, StateValueError
-from .._scope import Scope, commit, is_tracer, refuse_states
-from ._gradient import Target, check_argnums, differentiable
+from .._errors import GradientCheckError, StateValueError
+from .._scope import Scope
+from ._gradient import differentiable
+from ._subject import call_plainly, is_python, pulled, settled, subject_of, wide
 
-__all__ = ["check_grads", "settled", "subject_of"]
+__all__ = ["check_grads"]
 
 _MODES = ("fwd", "rev")
-_WORDS = {"fwd": "forward", "rev": "reverse"}
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
-
-
-# ------------------------------------------------------------------------------------------ plain calls
 
 
 class _Double(Scope):
@@ -52,40 +48,11 @@ def _double(tree):
     """Return ``tree`` with its arrays in double precision; a Python number has no other."""
 
     def cast(leaf):
-        if not differentiable(leaf) or _is_python(leaf):
+        if not differentiable(leaf) or is_python(leaf):
             return leaf
         return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
 
     return jax.tree.map(cast, tree)
-
-
-def _is_python(leaf) -> bool:
-    return type(leaf) in (float, complex)
-
-
-def _call(name, fun, args) -> tuple[Any, Writes, int]:
-    """Call ``fun`` as a user does, commit nothing, and return ``(out, Writes, number of States born)``."""
-    with Scope(name) as scope:
-        out = fun(*args)
-        refuse_states(out, f"results of a function under {name}")
-        writes = scope.close()
-    return out, writes, len(scope.born)
-
-
-def settled(name, fun, args) -> tuple[Any, Writes]:
-    """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
-    out, writes, born = _call(name, fun, args)
-    if not born:
-        return out, writes
-    commit(Writes(writes.states[-born:], writes.values[-born:]))
-    out, writes, born = _call(name, fun, args)
-    if not born:
-        return out, writes
-    commit(Writes(writes.states[-born:], writes.values[-born:]))
-    raise StateValueError(
-        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: there are no two "
-        f"calls with the same States for {name}. Make the State outside of the function."
-    )
 
 
 # ------------------------------------------------------------------------------------------ is it the same?
@@ -110,14 +77,9 @@ def _equal(a, b) -> bool:
         return False
     if not differentiable(a):
         return bool(np.array_equal(np.asarray(a), np.asarray(b)))
-    x, y = _wide(a), _wide(b)
+    x, y = wide(a), wide(b)
     scale = np.max(np.abs(x[np.isfinite(x)]), initial=0.0)
     return bool(np.allclose(y, x, rtol=0, atol=256 * _unit([a, b]) * scale, equal_nan=True))
-
-
-def _wide(leaf) -> np.ndarray:
-    array = np.asarray(leaf)
-    return array.astype(np.complex128 if jnp.iscomplexobj(array) else np.float64)
 
 
 def _unit(leaves) -> float:
@@ -131,7 +93,7 @@ def _short(value) -> str:
     return np.array2string(np.asarray(value), precision=6, threshold=6, edgeitems=3).replace("\n", "")
 
 
-# ------------------------------------------------------------------------------------------ the pure function
+# ------------------------------------------------------------------------------------------ what a call does
 
 
 @dataclass(frozen=True)
@@ -152,58 +114,6 @@ class _Settings:
         return self.atol + self.rtol * np.maximum(np.abs(a), np.abs(b)) + rounding
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A pure function ``call(leaves) -> (arrays, effects)`` at the point ``leaves``, with names for both ends."""
-
-    label: str
-    call: Callable
-    leaves: list
-    inputs: list[str]
-    owners: list  # the State that an input belongs to, or None
-    outputs: list[str]
-
-    def at(self, step, direction) -> list[np.ndarray]:
-        """Return the value a step away along ``direction``."""
-        moved = [_moved(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
-        return [_wide(out) for out in self.call(moved)[0]]
-
-    def forward(self, direction):
-        """Return ``(value, derivative along direction, effects)``."""
-        return jax.jvp(self.call, (self.leaves,), (direction,), has_aux=True)
-
-    def reverse(self, *cotangents):
-        """Return ``(value, the gradient for each of the cotangents, effects, pullback)``."""
-        out, pull, effects = jax.vjp(self.call, self.leaves, has_aux=True)
-        return out, [_pulled(pull, c) for c in cotangents], effects, pull
-
-    def derivatives(self, modes, direction, cotangent) -> "Iterator[_Subject]":
-        """Return the derivatives in this direction as subjects of their own."""
-
-        def tangent(leaves):
-            _, out, effects = replace(self, leaves=leaves).forward(direction)
-            return out, effects
-
-        def gradient(leaves):
-            _, (out,), effects, _ = replace(self, leaves=leaves).reverse(cotangent)
-            return out, effects
-
-        if "fwd" in modes:
-            yield replace(self, label=f" of the forward derivative{self.label}", call=tangent)
-        if "rev" in modes:
-            label = f" of the reverse derivative{self.label}"
-            yield replace(self, label=label, call=gradient, outputs=[f"gradient: {name}" for name in self.inputs])
-
-
-def _pulled(pull, cotangent) -> list:
-    """Return the gradient; conjugated, so that for complex values too <gradient, v> = <cotangent, J v>."""
-    return [jnp.conj(g) for g in pull([jnp.conj(c) for c in cotangent])[0]]
-
-
-def _moved(leaf, step, v):
-    return leaf + step * v if isinstance(v, float | complex) else jnp.asarray(leaf) + step * v
-
-
 def _random_like(rng, leaves) -> list:
     """Return normal numbers in the types of ``leaves``."""
 
@@ -211,7 +121,7 @@ def _random_like(rng, leaves) -> list:
         value = rng.standard_normal(jnp.shape(leaf))
         if jnp.iscomplexobj(leaf):
             value = value + 1j * rng.standard_normal(jnp.shape(leaf))
-        return type(leaf)(value) if _is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
+        return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
 
     return [like(leaf) for leaf in leaves]
 
@@ -224,46 +134,7 @@ def _draw(subject, value, settings, number) -> tuple[list, list]:
 
 def _inner(xs, ys) -> np.ndarray:
     """Return the terms of the real inner product of two lists of arrays."""
-    return np.concatenate([np.real(np.conj(_wide(x)) * _wide(y)).ravel() for x, y in zip(xs, ys, strict=True)])
-
-
-def _named(prefix, tree) -> list[str]:
-    return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def subject_of(name, fun, args, grad_states, argnums) -> _Subject:
-    """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
-    target = Target(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
-    diff: Any
-    numbers: Any
-    states: Any
-    picked: Any
-    diff, call, rest = target.open(args, {})
-    leaves, treedef = jax.tree.flatten(diff)
-    if any(map(is_tracer, jax.tree.leaves((leaves, rest)))):
-        raise StateTypeError(f"{name} looks at numbers, and there are none inside a transform: call it outside.")
-    states, picked = (None, diff) if call.selection is None else diff if call.argnums is not None else (diff, ())
-    names, owners = [], []
-    if call.selection is not None:
-        for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(states), strict=True):
-            names += _named(call.selection.locate(state), value)
-            owners += [state] * (len(names) - len(owners))
-    numbers = () if call.argnums is None else call.argnums
-    picked = (picked,) if isinstance(numbers, int) else picked
-    for n, value in zip((numbers,) if isinstance(numbers, int) else numbers, picked, strict=True):
-        names += _named(f"argument {n}", value)
-    owners += [None] * (len(names) - len(owners))
-    outputs = []
-
-    def flat(leaves):
-        value, effects = target.pure(treedef.unflatten(leaves), call, *rest)
-        found = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(value) if differentiable(leaf)]
-        if not found:
-            raise StateTypeError(f"{name}: the function returns nothing of a floating or complex type.")
-        outputs[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in found]
-        return [leaf for _, leaf in found], effects
-
-    return _Subject("", flat, leaves, names, owners, outputs)
+    return np.concatenate([np.real(np.conj(wide(x)) * wide(y)).ravel() for x, y in zip(xs, ys, strict=True)])
 
 
 # ------------------------------------------------------------------------------------------ what a call does
@@ -282,7 +153,7 @@ def _check_effects(subject, plain, settings) -> None:
         others = [_draw(subject, value, settings, n)[1] for n in (1, 2)]
         value, gradients, effects, pull = subject.reverse(cotangent, *others)
         _same_call("differentiated in reverse mode", plain, value, effects)
-        _same_derivative("reverse", subject.inputs, gradients[0], _pulled(pull, cotangent))
+        _same_derivative("reverse", subject.inputs, gradients[0], pulled(pull, cotangent))
         _same_derivative("reverse", subject.inputs, gradients[0], subject.reverse(cotangent)[1][0])
         _check_batched(subject, pull, [cotangent, *others], gradients)
 
@@ -290,13 +161,12 @@ def _check_effects(subject, plain, settings) -> None:
 def _same_call(how, plain, value, effects) -> None:
     out, writes = plain
     wanted = [leaf for leaf in jax.tree.leaves(out) if differentiable(leaf)]
-    for a, b in zip(wanted, value, strict=True):
-        if found := _difference(a, b):
-            raise GradientCheckError(
-                f"the function returns something else when {how}: an output{found}.\n"
-                f"likely cause: the forward pass of a custom rule does not compute the function, or code asks whether "
-                f"it is differentiated."
-            )
+    if found := _difference(wanted, value):
+        raise GradientCheckError(
+            f"the function returns something else when {how}: output{found}.\n"
+            f"likely cause: the forward pass of a custom rule does not compute the function, or code asks whether it "
+            f"is differentiated."
+        )
     _, _, written = effects.tree()
     _same_writes(f"when {how}", writes, written)
 
@@ -319,8 +189,8 @@ def _cause_of_write(start, wanted, got) -> str:
     if _difference(start, got) is None:
         return "the write is dropped, the State keeps its old value"
     try:
-        twice = jax.tree.map(lambda s, w: _wide(w) + (_wide(w) - _wide(s)), start, wanted)
-        if _difference(twice, jax.tree.map(_wide, got)) is None:
+        twice = jax.tree.map(lambda s, w: wide(w) + (wide(w) - wide(s)), start, wanted)
+        if _difference(twice, jax.tree.map(wide, got)) is None:
             return "the write happens twice"
     except (TypeError, ValueError):
         pass  # no numbers, or of other shapes than before
@@ -341,7 +211,7 @@ def _check_batched(subject, pull, cotangents, gradients) -> None:
     """Compare the pullback under vmap with the pullback of each cotangent alone."""
     stacked = [jnp.stack([jnp.asarray(c) for c in column]) for column in zip(*cotangents, strict=True)]
     try:
-        batched = jax.vmap(lambda c: _pulled(pull, c))(stacked)
+        batched = jax.vmap(lambda c: pulled(pull, c))(stacked)
     except Exception as error:
         raise GradientCheckError(
             f"the pullback works alone and fails under vmap, as jacrev would call it: {type(error).__name__}: {error}"
@@ -418,7 +288,7 @@ def _disagreements(subject, settings, direction, cotangent, numerical) -> "Itera
     """Yield ``(mode, finding)`` for each mode that does not agree with the differences."""
     here, slopes = numerical
     if "fwd" in settings.modes:
-        tangents = [_wide(t) for t in subject.forward(direction)[1]]
+        tangents = [wide(t) for t in subject.forward(direction)[1]]
         limits = [settings.allowed(t, s, x) for t, s, x in zip(tangents, slopes, here, strict=True)]
         wrong = [~(np.abs(t - s) <= limit) for t, s, limit in zip(tangents, slopes, limits, strict=True)]
         if any(w.any() for w in wrong):
@@ -428,7 +298,7 @@ def _disagreements(subject, settings, direction, cotangent, numerical) -> "Itera
         terms = _inner(cotangent, slopes)
         product, slope = _inner(gradient, direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
-        limits = [settings.allowed(s, s, x) * np.abs(_wide(c)) for s, x, c in zip(slopes, here, cotangent, strict=True)]
+        limits = [settings.allowed(s, s, x) * np.abs(wide(c)) for s, x, c in zip(slopes, here, cotangent, strict=True)]
         limit = float(np.sqrt(sum((x**2).sum() for x in limits)))
         if not abs(product - slope) <= limit:
             yield "rev", _Finding("reverse", "cotangent * result", product, slope, limit, "")
@@ -480,7 +350,7 @@ def _report(subject, settings, finding, direction, number, guilty) -> GradientCh
 def _check(subject, settings, order) -> None:
     """Check ``subject`` along random directions, then its derivatives up to ``order``."""
     value, _ = subject.call(subject.leaves)
-    here = [_wide(out) for out in value]
+    here = [wide(out) for out in value]
     for number in range(settings.directions):
         direction, cotangent = _draw(subject, value, settings, number)
         finding = _probe(subject, settings, here, direction, cotangent)
@@ -497,27 +367,6 @@ def _check(subject, settings, order) -> None:
         direction, cotangent = _draw(subject, value, settings, 0)
         for derivative in subject.derivatives(settings.modes, direction, cotangent):
             _check(derivative, settings, order - 1)
-
-
-# ------------------------------------------------------------------------------------------ the public function
-
-
-def _positions(name, args, grad_states, argnums):
-    """Return ``argnums``; without it, and without States, every argument that can be differentiated."""
-    argnums = check_argnums(argnums)
-    if argnums is not None or grad_states is not None:
-        return argnums
-    found = []
-    for i, arg in enumerate(args):
-        leaves = jax.tree.leaves(arg)
-        if leaves and all(map(differentiable, leaves)):
-            found.append(i)
-    if not found:
-        raise StateValueError(
-            f"{name}: no argument is of a floating or complex type, and grad_states is not given: there is "
-            "nothing to differentiate."
-        )
-    return tuple(found)
 
 
 def _check_options(order, modes, directions) -> tuple[str, ...]:
@@ -594,7 +443,7 @@ def check_grads(
     """
     modes = _check_options(order, modes, directions)
     subject_of("check_grads", f, args, grad_states, argnums)
-    plain, again = settled("check_grads", f, args), _call("check_grads", f, args)[:2]
+    plain, again = settled("check_grads", f, args), call_plainly("check_grads", f, args)[:2]
     if found := _difference(plain[0], again[0]):
         raise GradientCheckError(
             f"two calls with the same States and keys return different results: result{found}.\nlikely cause: the "
@@ -605,7 +454,7 @@ def check_grads(
     cast = _double if float64 else lambda tree: tree
     with jax.enable_x64(True) if float64 else contextlib.nullcontext(), (_Double if float64 else Scope)("check_grads"):
         args = cast(args)
-        plain = _call("check_grads", f, args)[:2]
+        plain = call_plainly("check_grads", f, args)[:2]
         subject = subject_of("check_grads", f, args, grad_states, argnums)
         floats = [leaf for leaf in jax.tree.leaves(plain[0]) if differentiable(leaf)]
         unit = _unit([*subject.leaves, *floats])

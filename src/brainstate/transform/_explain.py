@@ -17,10 +17,10 @@ import numpy as np
 from jax.extend.core import Literal, valid_jaxtype
 
 from .._scope import Scope, stage
-from ._check import settled, subject_of
 from ._gradient import differentiable
+from ._subject import settled, subject_of
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "Row", "explain"]
 
 _NEVER = "never read"
 _OVERWRITTEN = "read but overwritten first"
