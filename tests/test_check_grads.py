@@ -309,9 +309,12 @@ def test_a_kink(kink, order, float64):
     check_grads(fun, 2.0, grad_states=w, argnums=0, order=order, float64=float64)
 
 
-@pytest.mark.parametrize("distance", [1e-7, 4e-7, 1e-6, 2e-6, 4e-6])
-def test_a_kink_nearby(distance):
-    fails(lambda x: jax.nn.relu(x), jnp.array([1.0, distance]), float64=True, seed=1, match="a kink|a jump")
+@pytest.mark.parametrize("distance", [2e-7, 4e-7, 1e-6, 2e-6, 4e-6, 1e-5])
+def test_a_kink_nearby_is_passed_by_in_double_precision(distance):
+    check_grads(jax.nn.relu, jnp.array([1.0, distance]), float64=True, seed=1)
+    wrong = tilted(lambda x: (jax.nn.relu(x), None), 1.01)
+    fails(lambda x: wrong(x)[0], jnp.array([1.0, distance]), float64=True, seed=1, match="is wrong")
+    fails(jax.nn.relu, jnp.array([1.0, distance]), seed=1, match="a kink")
 
 
 def test_a_jump():
