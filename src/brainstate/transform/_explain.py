@@ -69,8 +69,7 @@ def _through(eqn, ins) -> list[_Ways]:
     """Return the ways to each result of an operation, from those to its operands."""
     params, name = eqn.params, eqn.primitive.name
     if name == "scan":
-        start = params["num_consts"]
-        return _looped(lambda now: _flow(params["jaxpr"], now), ins, start, start + params["num_carry"])
+        return _looped(lambda now: _flow(params["jaxpr"], now), ins, *_carried(eqn))
     if name == "while":
         return _while(params, ins)
     if name == "cond":
@@ -85,6 +84,18 @@ def _through(eqn, ins) -> list[_Ways]:
     elif name in _STEPS:
         together = _discretely(together)
     return [together if jnp.issubdtype(v.aval.dtype, jnp.inexact) else _discretely(together) for v in eqn.outvars]
+
+
+def _carried(eqn) -> tuple[int, int]:
+    """Return where the operands of a scan begin and end that are carried: what is scanned over has one axis more.
+
+    JAX releases differ in how they say so.
+    """
+    body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+    scanned = sum(v.aval.ndim != b.aval.ndim for v, b in zip(eqn.invars, body.invars, strict=True))
+    carried = sum(v.aval.ndim == b.aval.ndim for v, b in zip(eqn.outvars, body.outvars, strict=True))
+    last = len(eqn.invars) - scanned
+    return last - carried, last
 
 
 def _looped(body, ins, first, last) -> list[_Ways]:
