@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Let go of what a file has compiled: gigabytes in the end, which every collection of garbage would walk through."""
+    """Let go of what a file has compiled: gigabytes in the end, and garbage collection walks through them."""
     yield
     jax.clear_caches()
 

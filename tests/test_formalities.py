@@ -70,6 +70,7 @@ FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
     "brainstate.transform._derivatives.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
+    "brainstate.transform._check.check_grads": "those of jax.test_util.check_grads, and what is differentiated",
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
     "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",
     "brainstate.transform._higher.laplacian": "what all gradients take, and three that say how to estimate",

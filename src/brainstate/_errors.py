@@ -7,7 +7,8 @@
         ├── StateTypeError              (also TypeError)   an argument or a State is of the wrong kind
         ├── StateValueError             (also ValueError)  right kind, unusable value
         ├── TraceContextError           a State met a transform that does not know it
-        └── BatchAxisError              lanes of a map disagree about a State
+        ├── BatchAxisError              lanes of a map disagree about a State
+        └── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
     Warning
     └── UserWarning
         └── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
@@ -19,6 +20,7 @@ __all__ = [
     "BatchAxisError",
     "BrainStateError",
     "FrozenReadWarning",
+    "GradientCheckError",
     "StateTypeError",
     "StateValueError",
     "TraceContextError",
@@ -43,6 +45,10 @@ class TraceContextError(BrainStateError):
 
 class BatchAxisError(BrainStateError):
     """A State was written lane by lane under a mapping transform without a declared axis."""
+
+
+class GradientCheckError(BrainStateError, AssertionError):
+    """A derivative, or a differentiated call, does not do what `check_grads` asks of it."""
 
 
 class FrozenReadWarning(UserWarning):

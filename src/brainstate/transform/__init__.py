@@ -2,12 +2,14 @@
 
 from ._accumulate import accumulate
 from ._branches import cond, ifelse, switch
+from ._check import check_grads
 from ._checkpoint import checkpoint, remat, save_states
 from ._coloring import SparsityPattern
 from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
 from ._draws import Estimate
+from ._explain import Explanation, explain
 from ._finder import StateFinder
 from ._fisher import fisher
 from ._forward import fwd_grad
@@ -36,6 +38,7 @@ from ._vmap import map, vmap, vmap_new_states
 __all__ = [
     "CurvatureOperator",
     "Estimate",
+    "Explanation",
     "FoundStates",
     "GradientTransform",
     "ProgressBar",
@@ -44,6 +47,7 @@ __all__ = [
     "accumulate",
     "argmin",
     "bounded_while_loop",
+    "check_grads",
     "checkify",
     "checkpoint",
     "checkpointed_for_loop",
@@ -52,6 +56,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "eval_shape",
+    "explain",
     "fisher",
     "fixed_point",
     "for_loop",

@@ -1,0 +1,173 @@
+"""A function with States as a pure function of a flat list of arrays, for tools that look at derivatives.
+
+`settled` calls the function as a user does and commits nothing; `subject_of` packs it. A derivative of a `Subject`
+is a subject again. What it does to States comes out as ``effects`` (`Carried`), and is not committed either.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._carry import Writes
+from .._errors import StateTypeError, StateValueError
+from .._scope import Scope, commit, is_tracer, refuse_states
+from ._gradient import Target, check_argnums, differentiable
+
+__all__ = ["Subject", "call_plainly", "is_python", "pulled", "settled", "subject_of", "wide"]
+
+
+def is_python(leaf) -> bool:
+    """Tell whether ``leaf`` is a Python number."""
+    return type(leaf) in (float, complex)
+
+
+def wide(leaf) -> np.ndarray:
+    """Return ``leaf`` in the double precision of NumPy."""
+    array = np.asarray(leaf)
+    return array.astype(np.complex128 if jnp.iscomplexobj(array) else np.float64)
+
+
+# ------------------------------------------------------------------------------------------ plain calls
+
+
+def call_plainly(name, fun, args) -> tuple[Any, Writes, int]:
+    """Call ``fun`` as a user does, commit nothing, and return ``(out, Writes, number of States born)``."""
+    with Scope(name) as scope:
+        out = fun(*args)
+        refuse_states(out, f"results of a function under {name}")
+        writes = scope.close()
+    return out, writes, len(scope.born)
+
+
+def settled(name, fun, args) -> tuple[Any, Writes]:
+    """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
+    out, writes, born = call_plainly(name, fun, args)
+    if not born:
+        return out, writes
+    commit(Writes(writes.states[-born:], writes.values[-born:]))
+    out, writes, born = call_plainly(name, fun, args)
+    if not born:
+        return out, writes
+    commit(Writes(writes.states[-born:], writes.values[-born:]))
+    raise StateValueError(
+        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: there are no two "
+        f"calls with the same States for {name}. Make the State outside of the function."
+    )
+
+
+# ------------------------------------------------------------------------------------------ the pure function
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pure function ``call(leaves) -> (arrays, effects)`` at the point ``leaves``, with names for both ends."""
+
+    label: str
+    call: Callable
+    leaves: list
+    inputs: list[str]
+    owners: list  # the State that an input belongs to, or None
+    outputs: list[str]
+
+    def at(self, step, direction) -> list[np.ndarray]:
+        """Return the value a step away along ``direction``."""
+        moved = [_moved(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
+        return [wide(out) for out in self.call(moved)[0]]
+
+    def forward(self, direction):
+        """Return ``(value, derivative along direction, effects)``."""
+        return jax.jvp(self.call, (self.leaves,), (direction,), has_aux=True)
+
+    def reverse(self, *cotangents):
+        """Return ``(value, the gradient for each of the cotangents, effects, pullback)``."""
+        out, pull, effects = jax.vjp(self.call, self.leaves, has_aux=True)
+        return out, [pulled(pull, c) for c in cotangents], effects, pull
+
+    def derivatives(self, modes, direction, cotangent) -> "Iterator[Subject]":
+        """Return the derivatives in this direction as subjects of their own."""
+
+        def tangent(leaves):
+            _, out, effects = replace(self, leaves=leaves).forward(direction)
+            return out, effects
+
+        def gradient(leaves):
+            _, (out,), effects, _ = replace(self, leaves=leaves).reverse(cotangent)
+            return out, effects
+
+        if "fwd" in modes:
+            yield replace(self, label=f" of the forward derivative{self.label}", call=tangent)
+        if "rev" in modes:
+            label = f" of the reverse derivative{self.label}"
+            yield replace(self, label=label, call=gradient, outputs=[f"gradient: {name}" for name in self.inputs])
+
+
+def pulled(pull, cotangent) -> list:
+    """Return the gradient; conjugated, so that for complex values too <gradient, v> = <cotangent, J v>."""
+    return [jnp.conj(g) for g in pull([jnp.conj(c) for c in cotangent])[0]]
+
+
+def _moved(leaf, step, v):
+    return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
+
+
+def _named(prefix, tree) -> list[str]:
+    return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _positions(name, args, grad_states, argnums):
+    """Return ``argnums``; without it, and without States, every argument that can be differentiated."""
+    argnums = check_argnums(argnums)
+    if argnums is not None or grad_states is not None:
+        return argnums
+    found = []
+    for i, arg in enumerate(args):
+        leaves = jax.tree.leaves(arg)
+        if leaves and all(map(differentiable, leaves)):
+            found.append(i)
+    if not found:
+        raise StateValueError(
+            f"{name}: no argument is of a floating or complex type, and grad_states is not given: there is "
+            "nothing to differentiate."
+        )
+    return tuple(found)
+
+
+def _names(call, diff: Any) -> tuple[list[str], list]:
+    """Return the name of each leaf of ``diff``, and the State that it belongs to, or None."""
+    names, owners, numbers = [], [], call.argnums
+    if call.selection is not None:
+        diff, picked = diff if numbers is not None else (diff, ())
+        for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True):
+            names += _named(call.selection.locate(state), value)
+            owners += [state] * (len(names) - len(owners))
+        diff = picked
+    if isinstance(numbers, int):
+        numbers, diff = (numbers,), (diff,)
+    for n, value in zip(numbers or (), diff, strict=True):
+        names += _named(f"argument {n}", value)
+    return names, owners + [None] * (len(names) - len(owners))
+
+
+def subject_of(name, fun, args, grad_states, argnums) -> Subject:
+    """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
+    target = Target(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
+    diff, call, rest = target.open(args, {})
+    leaves, treedef = jax.tree.flatten(diff)
+    if any(map(is_tracer, jax.tree.leaves((leaves, rest)))):
+        raise StateTypeError(f"{name} looks at numbers, and there are none inside a transform: call it outside.")
+    names, owners = _names(call, diff)
+    outputs = []
+
+    def flat(leaves):
+        value, effects = target.pure(treedef.unflatten(leaves), call, *rest)
+        found = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(value) if differentiable(leaf)]
+        if not found:
+            raise StateTypeError(f"{name}: the function returns nothing of a floating or complex type.")
+        outputs[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in found]
+        return [leaf for _, leaf in found], effects
+
+    return Subject("", flat, leaves, names, owners, outputs)
