@@ -38,7 +38,7 @@ test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 test: $(VENV)/.test  ## formalities first, then all tests, docstrings and documents
 	$(BIN)/python -m pytest -q tests/test_formalities.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/test_formalities.py $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_formalities.py $(ARGS)
 
 check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/ruff format --check
