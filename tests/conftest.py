@@ -1,14 +1,18 @@
 """A hostile environment for the tests; documents and docstrings run under JAX's defaults, as a user would."""
 
+import gc
+
 import jax
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Let go of what a file has compiled: gigabytes in the end, and garbage collection walks through them."""
+    """Let go of what a file has compiled, and hide what is left from the garbage collector, which many tests call."""
     yield
     jax.clear_caches()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
