@@ -29,7 +29,15 @@ def cell_id(scenario, nest, derivative):
     return "-".join([str(scenario), *map(str, nest), derivative])
 
 
-@pytest.mark.parametrize(("scenario", "nest", "derivative"), [pytest.param(*c, id=cell_id(*c)) for c in columns()])
+def cells():
+    """Yield the cells as parameters; those that are compiled, in pairs, take long together."""
+    for scenario, nest, derivative in columns():
+        slow = len(nest) > 1 and "shard_map" in map(str, nest)
+        cell = scenario, nest, derivative
+        yield pytest.param(*cell, id=cell_id(*cell), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("scenario", "nest", "derivative"), list(cells()))
 def test_agrees_with_jax_on_the_twin(scenario, nest, derivative):
     check(scenario, nest, derivative)
 
