@@ -17,6 +17,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import commit, gather, stage
 from ._gradient import GradientTransform
 from ._loops import scan
+from ._space import positions
 
 __all__ = ["accumulate"]
 
@@ -67,10 +68,8 @@ class _Accumulated:
 
     def _whole(self):
         """Return the positions of the arguments that are differentiated: parameters, which are not split."""
-        numbers = self.grad_fn.argnums
-        if numbers is None:
-            numbers = () if self.grad_fn.grad_states is not None else 0
-        return set(numbers) if isinstance(numbers, list | tuple) else {numbers}
+        numbers = positions("accumulate", self.grad_fn.grad_states, self.grad_fn.argnums)
+        return {numbers} if isinstance(numbers, int) else set(numbers or ())
 
     def _cut(self, position, arg):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arg):

@@ -18,8 +18,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from .._compat import scan_inputs
 from ._dependence_rules import RULES, Value, everything, known_result, over_all
 from ._index_sets import EMPTY, Deps, identity, joined, reduced, same_sizes, united
+from ._interpret import interpret
 
 __all__ = ["dependencies", "primitives"]
 
@@ -92,26 +94,18 @@ def _constant(value) -> Value:
 def _run(program, ins: list[Value]) -> list[Value]:
     """Return what is known of the outputs of a jaxpr, open or closed."""
     jaxpr = getattr(program, "jaxpr", program)
-    env = dict(zip(jaxpr.constvars, map(_constant, getattr(program, "consts", ())), strict=True))
-    env.update(zip(jaxpr.invars, ins, strict=True))
-
-    def read(atom):
-        return _constant(atom.val) if isinstance(atom, Literal) else env[atom]
-
-    for eqn in _needed(jaxpr):
-        outs = _follow(eqn, [read(atom) for atom in eqn.invars])
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    consts = map(_constant, getattr(program, "consts", ()))
+    return interpret(jaxpr.replace(eqns=_needed(jaxpr)), consts, ins, _follow, _constant)
 
 
-def _needed(jaxpr):
+def _needed(jaxpr) -> list:
     """Return the equations that the outputs need, in order."""
     needed, kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
     for eqn in reversed(jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
             kept.append(eqn)
-    return reversed(kept)
+    return kept[::-1]
 
 
 def _follow(eqn, ins) -> list[Value]:
@@ -202,12 +196,8 @@ def _while(eqn, ins):
 
 def _scan(eqn, ins):
     body, length = eqn.params["jaxpr"], eqn.params["length"]
-    # What is scanned has one axis more outside than inside; what is carried and what is constant has not.
-    scanned = sum(len(o.aval.shape) != len(i.aval.shape) for o, i in zip(eqn.invars, body.jaxpr.invars, strict=True))
-    stacked = sum(len(o.aval.shape) != len(i.aval.shape) for o, i in zip(eqn.outvars, body.jaxpr.outvars, strict=True))
-    carried = len(eqn.outvars) - stacked
-    fixed = len(ins) - scanned - carried
-    consts, carry, xs = ins[:fixed], ins[fixed : fixed + carried], ins[fixed + carried :]
+    consts, carry, xs = scan_inputs(eqn.params, ins)
+    fixed, carried = len(consts), len(carry)
     if length == 0:
         return None
     if length * _cost(body.jaxpr) <= UNROLLED:

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, valid_jaxtype
 
+from .._compat import scan_inputs
 from .._scope import Scope, stage
 from ._gradient import differentiable
+from ._interpret import interpret
 from ._subject import settled, subject_of
 
 __all__ = ["Explanation", "Row", "explain"]
@@ -55,21 +57,16 @@ def _discretely(ways) -> _Ways:
 def _flow(jaxpr, inputs) -> list[_Ways]:
     """Return the ways to each output of ``jaxpr``."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    found = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def ways(var):
-        return _Ways() if isinstance(var, Literal) else found.get(var, _Ways())
-
-    for eqn in jaxpr.eqns:
-        found.update(zip(eqn.outvars, _through(eqn, [ways(v) for v in eqn.invars]), strict=True))
-    return [ways(v) for v in jaxpr.outvars]
+    return interpret(jaxpr, [_Ways()] * len(jaxpr.constvars), inputs, _through, lambda _: _Ways())
 
 
 def _through(eqn, ins) -> list[_Ways]:
     """Return the ways to each result of an operation, from those to its operands."""
     params, name = eqn.params, eqn.primitive.name
     if name == "scan":
-        return _looped(lambda now: _flow(params["jaxpr"], now), ins, *_carried(eqn))
+        constants, first, _ = scan_inputs(params, ins)
+        end = len(constants) + len(first)
+        return _looped(lambda now: _flow(params["jaxpr"], now), ins, len(constants), end)
     if name == "while":
         return _while(params, ins)
     if name == "cond":
@@ -84,18 +81,6 @@ def _through(eqn, ins) -> list[_Ways]:
     elif name in _STEPS:
         together = _discretely(together)
     return [together if jnp.issubdtype(v.aval.dtype, jnp.inexact) else _discretely(together) for v in eqn.outvars]
-
-
-def _carried(eqn) -> tuple[int, int]:
-    """Return where the operands of a scan begin and end that are carried: what is scanned over has one axis more.
-
-    JAX releases differ in how they say so.
-    """
-    body = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-    scanned = sum(v.aval.ndim != b.aval.ndim for v, b in zip(eqn.invars, body.invars, strict=True))
-    carried = sum(v.aval.ndim == b.aval.ndim for v, b in zip(eqn.outvars, body.outvars, strict=True))
-    last = len(eqn.invars) - scanned
-    return last - carried, last
 
 
 def _looped(body, ins, first, last) -> list[_Ways]:

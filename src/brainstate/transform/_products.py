@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
 from ._gradient import Target, check_argnums, pick
+from ._space import layout
 
 __all__ = ["direction", "jvp", "positions", "vjp"]
 
@@ -90,7 +90,7 @@ def _check_tangents(name, what, primals, tangents) -> None:
     for (path, primal), tangent in zip(
         jax.tree_util.tree_leaves_with_path(primals), jax.tree.leaves(tangents), strict=True
     ):
-        wanted, given = _layout(primal), _layout(tangent)
+        wanted, given = layout(primal), layout(tangent)
         if wanted != given:
             raise StateValueError(
                 f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {wanted}: a tangent has "
@@ -125,13 +125,6 @@ def _check_sequence(name, what, value) -> None:
         raise StateTypeError(
             f"{name}: {what} is a {type(value).__name__}; give a tuple or list, one entry an argument."
         )
-
-
-def _layout(leaf) -> str:
-    if not valid_jaxtype(leaf):
-        return f"a {type(leaf).__name__}"
-    aval = jax.typeof(leaf)
-    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
 
 
 def jvp(

@@ -24,7 +24,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._errors import StateTypeError, StateValueError
 from ._gradient import check_argnums
 
-__all__ = ["Space", "positions"]
+__all__ = ["Space", "layout", "positions"]
 
 
 def positions(name: str, grad_states: Any, argnums: Any, *, negative: bool = False) -> Any:
@@ -76,9 +76,9 @@ class Space:
                 f"that their gradient has."
             )
         unlike = "; ".join(
-            f"at {label} is {_layout(leaf)}, what it belongs to is {_layout(wanted[label])}"
+            f"at {label} is {layout(leaf)}, what it belongs to is {layout(wanted[label])}"
             for label, leaf in given.items()
-            if _layout(leaf) != _layout(wanted[label])
+            if layout(leaf) != layout(wanted[label])
         )
         raise StateValueError(f"{what} {unlike}: each array has the shape and dtype of its own.")
 
@@ -94,7 +94,7 @@ class Space:
         for path, leaf in tree_leaves_with_path(self.structure):
             if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 raise StateTypeError(
-                    f"{name}: {self._label(path)} is {_layout(leaf)}, and a curvature is a matrix over the reals only: "
+                    f"{name}: {self._label(path)} is {layout(leaf)}, and a curvature is a matrix over the reals only: "
                     f"keep the real and the imaginary part as two real arrays."
                 )
 
@@ -191,7 +191,8 @@ def _text(key) -> str:
     return ".".join(map(str, inner)) if isinstance(inner, tuple) else str(inner)
 
 
-def _layout(leaf) -> str:
+def layout(leaf) -> str:
+    """Write the dtype and shape of an array, or the type of what is none, for a message."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     if not valid_jaxtype(leaf):

@@ -29,6 +29,7 @@ from ._coloring import SparsityPattern
 from ._dependence import dependencies, primitives
 from ._derivatives import derivative, is_scalar, shapes_of
 from ._gradient import GradientTransform
+from ._interpret import program as traced
 
 __all__ = ["hessian_sparsity", "jacobian_sparsity", "sparse_hessian", "sparse_jacobian"]
 
@@ -42,25 +43,22 @@ class _Program:
     """A function of a pytree that was traced once: called, it gives value and aux and runs no Python of the user."""
 
     def __init__(self, name, fun, diff):
-        trees, frozen = [], frozen_here()
+        frozen = frozen_here()
 
-        def run(*leaves):
+        def run(leaves):
             # What is read while this traces is a constant of one call only, and so no frozen read.
             with Scope(name, frozen=frozen):
-                out, tree = jax.tree.flatten(fun(jax.tree.unflatten(self.treedef, leaves)))
-            trees.append(tree)
-            return out
+                return fun(treedef.unflatten(leaves))
 
-        leaves, self.treedef = jax.tree.flatten(diff)
+        leaves, treedef = jax.tree.flatten(diff)
         try:
-            self.closed = jax.make_jaxpr(run)(*leaves)
+            self.closed, self.out_tree = traced(run, leaves)
         except jax.errors.ConcretizationTypeError as error:
             error.add_note(
                 "A sparse derivative traces the function abstractly, as jit does: Python cannot branch on the values "
                 "that are differentiated. Use jnp.where or brainstate.transform.cond."
             )
             raise
-        (self.out_tree,) = trees
 
     def __call__(self, diff):
         return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*jax.tree.leaves(diff)))
