@@ -1,7 +1,7 @@
 """Random programs with States agree with the same programs in pure JAX; see ``programs``.
 
-The environment variable ``BRAINSTATE_PROGRAMS`` says how many are run without XLA, 2000 unless it is set; one for
-every twenty of these is run compiled as well. They take about four minutes on one core.
+The environment variable ``BRAINSTATE_PROGRAMS`` says how many are run without XLA, 1000 unless it is set; one for
+every twenty of these is run compiled as well. They take about four minutes on one busy core.
 """
 
 import os
@@ -14,7 +14,7 @@ from brainstate import State
 from brainstate import transform as T
 from programs import compare, generate, interpreted
 
-COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "2000"))
+COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "1000"))
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 
 
