@@ -497,7 +497,7 @@ def test_operator_is_a_constant_and_a_pytree(both):
     H, matrix, reference = both
     reference.world.w.value = jnp.zeros((3, 2))
     v = H.ravel(reference.vector())
-    assert repr(H) == f"CurvatureOperator({H.shape[0]} x {H.shape[0]}, float64)"
+    assert repr(H) == f"LinearOperator({H.shape[0]} x {H.shape[0]}, float64)"
     close(jax.jit(lambda H, v: H @ v)(H, v), matrix @ v)
     close(T.jit(lambda H: H.trace())(H), jnp.trace(matrix))
     assert len(jax.tree.leaves(jax.tree.map(lambda leaf: leaf, H))) > 0

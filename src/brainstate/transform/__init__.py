@@ -27,7 +27,7 @@ from ._loops import (
     scan,
     while_loop,
 )
-from ._operator import CurvatureOperator
+from ._operator import LinearOperator
 from ._per_example import per_example_grad, per_example_norms
 from ._products import jvp, vjp
 from ._progress import ProgressBar
@@ -36,11 +36,11 @@ from ._sparse import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
-    "CurvatureOperator",
     "Estimate",
     "Explanation",
     "FoundStates",
     "GradientTransform",
+    "LinearOperator",
     "ProgressBar",
     "SparsityPattern",
     "StateFinder",

@@ -1,6 +1,6 @@
 """``hvp`` and ``ggn``: products of a matrix of second derivatives with a vector, the matrix never being made.
 
-Each transform is a product ``h(v, *args)`` and, as ``h.operator(*args)``, a `CurvatureOperator` that is evaluated at
+Each transform is a product ``h(v, *args)`` and, as ``h.operator(*args)``, a `LinearOperator` that is evaluated at
 one point and multiplies by many vectors. Both are the same three beats as every derivative; here the function whose
 derivative is taken is itself a derivative of `Target.pure`.
 
@@ -31,7 +31,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
-from ._operator import CurvatureOperator
+from ._operator import LinearOperator
 from ._space import Space, positions
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
@@ -85,11 +85,11 @@ class Product:
         return self._at(multiply, args, kwargs)
 
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return what a call returns, with a `CurvatureOperator` in the place of the product."""
+        """Return what a call returns, with a `LinearOperator` in the place of the product."""
 
         def whole(point):
             found = self._linearise(point)
-            return CurvatureOperator(found.product, point.space), found
+            return LinearOperator(found.product, point.space), found
 
         return self._at(whole, args, kwargs)
 
@@ -148,7 +148,7 @@ class _Hessian(Product):
         return jax.grad(scalar, has_aux=True)
 
     def _linearise(self, point):
-        point.space.refuse_complex(self.name)
+        point.space.require_real(self.name)
         grad, product, carried = jax.linearize(self._gradient(point), point.diff, has_aux=True)
         return _with_gradient(product, grad, carried)
 
@@ -198,7 +198,7 @@ def hvp(
     callable
         ``h(v, *args)``, where ``v`` has the structure of the gradient. It returns the product in that structure, or a
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
-        `CurvatureOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
+        `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
         along ``v``, linear over the reals, and there is no operator.
 
     Raises
@@ -230,7 +230,7 @@ class Through(Product):
     """A curvature ``Jᵀ C J`` with the Jacobian of a model; a subclass gives ``C`` at the output in ``_curve``."""
 
     def _linearise(self, point):
-        point.space.refuse_complex(self.name)
+        point.space.require_real(self.name)
 
         def model(diff):
             out, carried = point.pure(diff)

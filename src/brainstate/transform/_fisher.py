@@ -179,7 +179,7 @@ def fisher(
     -------
     callable
         ``f(v, *args)`` returns the product, or ``(product, aux)``; ``f.operator(*args)`` the same with a
-        `CurvatureOperator` in the place of the product, for which labels are drawn once.
+        `LinearOperator` in the place of the product, for which labels are drawn once.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """``linearize``: a function and its derivative at one point, as a linear map that can be applied again and again.
 
 It is the forward sister of ``vjp``: the function runs once, at call time, and its writes are committed then. The map
-that is returned is a plain function of tangents, and a pytree of the values that it kept.
+that is returned is a `LinearOperator`: a function of tangents, a pytree of the values that it kept, and the Jacobian.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,8 @@ import jax
 
 from .._scope import commit
 from ._gradient import Target
-from ._space import Space, positions
+from ._operator import LinearOperator
+from ._space import Outputs, Space, positions
 
 __all__ = ["linearize"]
 
@@ -39,21 +40,24 @@ def linearize(
     Returns
     -------
     tuple
-        ``(out, push)`` or ``(out, push, aux)``. ``push(tangents)`` returns the tangent of the output; ``tangents`` has
-        the structure ``G`` of the table in `GradientTransform`.
+        ``(out, J)`` or ``(out, J, aux)``. ``J(tangents)`` returns the tangent of the output; ``tangents`` has the
+        structure ``G`` of the table in `GradientTransform`. ``J`` is a `LinearOperator`: ``J.T @ cotangents``,
+        ``J.dense()``, ``J["logits", "layer.weight"]``.
 
     Raises
     ------
     StateTypeError, StateValueError
-        As `GradientTransform`; and by ``push``, for tangents of another structure, shape or dtype.
+        As `GradientTransform`; and by ``J``, for tangents of another structure, shape or dtype.
 
     Examples
     --------
     >>> import jax.numpy as jnp, brainstate
     >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
-    >>> out, push = brainstate.transform.linearize(lambda x: w.value * x, 3.0, grad_states=w, argnums=0)
-    >>> out.tolist(), push((jnp.array([1.0, 0.0]), 1.0)).tolist()
+    >>> out, J = brainstate.transform.linearize(lambda x: w.value * x, 3.0, grad_states=w, argnums=0)
+    >>> out.tolist(), J((jnp.array([1.0, 0.0]), 1.0)).tolist()
     ([3.0, 6.0], [4.0, 2.0])
+    >>> J.dense().tolist()
+    [[3.0, 0.0, 1.0], [0.0, 3.0, 2.0]]
     """
     numbers = positions("linearize", grad_states, argnums, negative=True)
     target = Target(fun, "linearize", grad_states, numbers, has_aux=has_aux)
@@ -61,10 +65,5 @@ def linearize(
     out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
     _, aux, writes = carried.tree()
     commit(writes)
-    push = jax.tree_util.Partial(_push, Space.of(diff, call), linear)
-    return (out, push, aux) if has_aux else (out, push)
-
-
-def _push(space, linear, tangents):
-    space.check("linearize: the tangent", tangents)
-    return linear(tangents)
+    jacobian = LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out))
+    return (out, jacobian, aux) if has_aux else (out, jacobian)

@@ -1,8 +1,9 @@
-"""A curvature at one point as an object: products with it, its diagonal, trace, blocks, and all of it as a matrix.
+"""A matrix of derivatives at one point as an object: products with it, its diagonal, trace, blocks, and all of it.
 
-The object holds one linear map, evaluated once, and the `Space` of its vectors. Whatever is asked for is made of
-products with vectors: ``n`` of them for the exact diagonal, with at most ``chunk_size`` vectors in memory at a time; a
-few random ones for an estimate. No matrix is made unless ``dense``, ``tree`` or a block is asked for.
+The object holds one linear map, evaluated once, and the `Space` of its rows and of its columns, which for a curvature
+are the same. Whatever is asked for is made of products with vectors: ``n`` of them for the exact diagonal, with at
+most ``chunk_size`` vectors in memory at a time; a few random ones for an estimate. No matrix is made unless ``dense``,
+``tree`` or a block is asked for, and then by products from the side that has fewer.
 
 The estimates probe with signs ``z``, +1 or -1 with equal chance: ``E[z zᵀ] = I``, so ``E[zᵀ H z] = tr H`` (Hutchinson
 1990, "A stochastic estimator of the trace of the influence matrix") and ``E[z * H z] = diag H`` (Bekas, Kokiopoulou and
@@ -16,34 +17,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from .._errors import StateTypeError, StateValueError
 from ._chunks import check_chunk_size
 from ._draws import Estimate, first_key
-from ._space import Space
+from ._space import Space, promoted
 
-__all__ = ["CurvatureOperator"]
+__all__ = ["LinearOperator"]
 
 _CHUNK = 32
 
 
 @jax.tree_util.register_pytree_node_class
-class CurvatureOperator:
-    """A symmetric linear operator on vectors with the structure of a gradient; made by ``operator`` of a product.
+class LinearOperator:
+    """A Jacobian or a curvature at one point; made by `linearize`, and by ``operator`` of `hvp`, `ggn` and `fisher`.
 
-    A vector ``v`` is either a pytree in the structure of the gradient (``G`` of the table in `GradientTransform`) or a
-    flat array of length ``n``, and the product comes back in the same form. The operator is a constant: it does not
-    change when the States do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for
-    each operator.
+    A vector ``v`` is a pytree in the structure of what is differentiated (``G`` of the table in `GradientTransform`),
+    and the product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of
+    length ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States
+    do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for each operator.
 
     Attributes
     ----------
     shape : tuple
-        ``(n, n)``, with n numbers in a vector.
+        ``(m, n)``, with m numbers in the output and n in a vector.
     dtype : dtype
-        The dtype of flat vectors and matrices: that to which the dtypes of the leaves promote.
+        The dtype of the matrix: that to which the dtypes of all leaves promote.
     structure : pytree
-        The structure of a vector, with a ``jax.ShapeDtypeStruct`` for each array.
+        The structure of a vector, with a ``jax.ShapeDtypeStruct`` for each array; of the output: ``J.T.structure``.
+    T : LinearOperator
+        The transpose; a curvature is its own.
 
     Examples
     --------
@@ -58,90 +62,116 @@ class CurvatureOperator:
     >>> v = {"a": jnp.array([1.0, 0.0]), "b": jnp.array(1.0)}
     >>> jax.tree.map(lambda leaf: leaf.tolist(), H @ v)
     {'a': [8.0, 4.0], 'b': 2.0}
+    >>> _, J = brainstate.transform.linearize(lambda: {"y": a.value * b.value}, grad_states=states)
+    >>> J, J["y", "b"].tolist(), (J.T @ jnp.array([1.0, 0.0])).tolist()
+    (LinearOperator(2 x 3, float32), [1.0, 2.0], [3.0, 0.0, 1.0])
     """
 
-    def __init__(self, linear: Callable, space: Space):
-        self._linear, self._space = linear, space
+    def __init__(self, linear: Callable, columns: Space, rows: Space | None = None):
+        self._linear, self._columns = linear, columns
+        self._symmetric, self._rows = rows is None, rows or columns
 
     def tree_flatten(self) -> tuple:
         """Return the linear map, which JAX goes through, and what is static."""
-        return (self._linear,), self._space
+        return (self._linear,), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
-    def tree_unflatten(cls, space: Space, children: tuple) -> "CurvatureOperator":
+    def tree_unflatten(cls, spaces: tuple, children: tuple) -> "LinearOperator":
         """Undo `tree_flatten`."""
-        return cls(children[0], space)
+        return cls(children[0], *spaces)
 
     @property
     def shape(self) -> tuple[int, int]:
         """The shape of the matrix."""
-        return self._space.size, self._space.size
+        return self._rows.size, self._columns.size
 
     @property
     def dtype(self) -> Any:
         """The dtype of the matrix."""
-        return self._space.dtype
+        return promoted((*self._rows.dtypes, *self._columns.dtypes))
 
     @property
     def structure(self) -> Any:
         """The structure of a vector."""
-        return self._space.structure
+        return self._columns.structure
+
+    @property
+    def T(self) -> "LinearOperator":
+        """The transpose, which multiplies vectors in the structure of the output."""
+        if self._symmetric:
+            return self
+        self._require_real()
+        return LinearOperator(Partial(_transposed, self._columns, self._linear), self._rows, self._columns)
 
     def __repr__(self) -> str:
-        return f"CurvatureOperator({self._space.size} x {self._space.size}, {self.dtype})"
+        return f"LinearOperator({self.shape[0]} x {self.shape[1]}, {self.dtype})"
 
     # -------------------------------------------------------------------------------------------- products
 
     def matvec(self, v: Any) -> Any:
-        """Return the product with ``v``, a pytree like the gradient or a flat vector, in the form of ``v``.
+        """Return the product with ``v``: a pytree for a pytree, a flat vector for a flat one.
+
+        A ``v`` in the structure of what is differentiated is never taken for a flat one, even if it is one array.
 
         Raises
         ------
         StateValueError
             If ``v`` has another structure, shape or dtype; the message names the leaf by its path.
         """
-        if isinstance(v, jax.Array | np.ndarray) and (v.shape, v.dtype) == (self.shape[:1], self.dtype):
-            return self._flat(v)
-        self._space.check(f"the vector given to an operator (a flat one is {self.dtype}[{self.shape[0]}])", v)
+        if not self._columns.fits(v):
+            flat = isinstance(v, jax.Array | np.ndarray)
+            if flat and (v.shape, v.dtype) == (self.shape[1:], self._columns.dtype):
+                return self._flat(v)
+            layout = f"{self._columns.dtype}[{self.shape[1]}]"
+            self._columns.check(f"the vector given to an operator (a flat one is {layout})", v)
         return self._linear(v)
+
+    def __call__(self, v: Any) -> Any:
+        """Return ``matvec(v)``: an operator is a function, as what ``jax.linearize`` returns."""
+        return self.matvec(v)
 
     def __matmul__(self, v: Any) -> Any:
         """Return ``matvec(v)``."""
         return self.matvec(v)
 
     def ravel(self, tree: Any) -> jax.Array:
-        """Return a vector that is a pytree as a flat one, in the order of rows and columns of `dense`."""
-        self._space.check("the vector given to ravel", tree)
-        return self._space.ravel(tree)
+        """Return a vector that is a pytree as a flat one, in the order of the columns of `dense`."""
+        self._columns.check("the vector given to ravel", tree)
+        return self._columns.ravel(tree)
 
     def unravel(self, vector: jax.Array) -> Any:
-        """Return a flat vector as a pytree in the structure of the gradient."""
-        if jnp.shape(vector) != self.shape[:1]:
+        """Return a flat vector as a pytree in the structure of what is differentiated."""
+        if jnp.shape(vector) != self.shape[1:]:
             raise StateValueError(
-                f"unravel takes a flat vector of {self.shape[0]} numbers, the shape given is {jnp.shape(vector)}."
+                f"unravel takes a flat vector of {self.shape[1]} numbers, the shape given is {jnp.shape(vector)}."
             )
-        return self._space.unravel(vector)
+        return self._columns.unravel(vector)
 
     def _flat(self, v):
-        return self._space.ravel(self._linear(self._space.unravel(v)))
+        self._require_real()
+        return self._rows.ravel(self._linear(self._columns.unravel(v)))
+
+    def _require_real(self):
+        for space in (self._columns, self._rows):
+            space.require_real("operator")
 
     # -------------------------------------------------------------------------------------------- exact entries
 
     def dense(self, *, chunk_size: int | None = None) -> jax.Array:
-        """Return the matrix, of shape ``(n, n)``."""
-        return self._columns(slice(0, self.shape[0]), slice(0, self.shape[0]), chunk_size).T
+        """Return the matrix, of shape ``(m, n)``; ``chunk_size`` of its rows or columns are computed at a time."""
+        return self._entries(slice(0, self.shape[0]), slice(0, self.shape[1]), chunk_size)
 
     def tree(self, *, chunk_size: int | None = None) -> Any:
-        """Return the matrix in nested blocks as `hessian` does, a ``G`` in the place of each leaf of a ``G``."""
-        every = self._space.treedef.unflatten(range(len(self._space.shapes)))
-        return self._blocks(every, every, chunk_size)
+        """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` in the place of each row leaf."""
+        return self._blocks(self._rows.numbered, self._columns.numbered, chunk_size)
 
     def __getitem__(self, paths: tuple[str | int, str | int]) -> Any:
         """Return the block of the rows and the columns that two paths name, ``H["layer.weight", "layer.bias"]``.
 
         A path of a State is the keys of ``grad_states`` joined by dots; it may go on into a State that holds a
-        container, and ``""`` means all of ``grad_states``. An int is the position of an argument. Where a path names
-        several arrays, the block is nested as in `tree`.
+        container, and ``""`` means all of ``grad_states``. An int is the position of an argument. The rows of a
+        Jacobian are named by the keys of the output, ``J["logits", "layer.weight"]``, ``""`` for all of it. Where a
+        path names several arrays, the block is nested as in `tree`.
 
         Raises
         ------
@@ -152,31 +182,30 @@ class CurvatureOperator:
             raise StateTypeError(
                 f"a block of an operator has two paths, one of its rows and one of its columns; got {paths!r}."
             )
-        return self._blocks(self._space.part(paths[0]), self._space.part(paths[1]), None)
+        return self._blocks(self._rows.part(paths[0]), self._columns.part(paths[1]), None)
 
     def _blocks(self, rows, columns, chunk_size):
         """Return the entries at ``rows`` and ``columns``, two pytrees of numbers of leaves, nested."""
-        spans, shapes, dtypes = self._space.spans, self._space.shapes, self._space.dtypes
-        down, along = self._span(rows), self._span(columns)
-        # The matrix is symmetric: the products are with the fewer of rows and columns.
-        if down.stop - down.start < along.stop - along.start:
-            entries = self._columns(along, down, chunk_size)
-        else:
-            entries = self._columns(down, along, chunk_size).T
+        down, along = self._rows.span(rows), self._columns.span(columns)
+        entries = self._entries(down, along, chunk_size)
 
         def block(i, j):
-            inner = entries[_within(spans[i], down), _within(spans[j], along)]
-            return inner.reshape(shapes[i] + shapes[j]).astype(dtypes[i])
+            inner = entries[_within(self._rows.spans[i], down), _within(self._columns.spans[j], along)]
+            return inner.reshape(self._rows.shapes[i] + self._columns.shapes[j]).astype(self._rows.dtypes[i])
 
         return jax.tree.map(lambda i: jax.tree.map(lambda j: block(i, j), columns), rows)
 
-    def _span(self, part):
-        """Return where the leaves of a part stand in the flat vector: side by side."""
-        numbers, spans = jax.tree.leaves(part), self._space.spans
-        return slice(spans[numbers[0]].start, spans[numbers[-1]].stop)
+    def _entries(self, rows, columns, chunk_size):
+        """Return the entries in these rows and columns, by products with the fewer of them."""
+        self._require_real()
+        if rows.stop - rows.start < columns.stop - columns.start:
+            found = self.T._lines(rows, columns, chunk_size)
+        else:
+            found = self._lines(columns, rows, chunk_size).T
+        return found.astype(self.dtype)
 
-    def _columns(self, rows, columns, chunk_size):
-        """Return the entries of these rows, one column after the other."""
+    def _lines(self, columns, rows, chunk_size):
+        """Return the entries in these rows of one column after the other."""
         return self._each(lambda i: self._flat(self._unit(i))[rows], columns, chunk_size)
 
     def _each(self, entry, span, chunk_size):
@@ -189,12 +218,12 @@ class CurvatureOperator:
         return jax.lax.map(entry, span.start + jnp.arange(chunks * size), batch_size=size)[:count]
 
     def _unit(self, i):
-        return (jnp.arange(self.shape[0]) == i).astype(self.dtype)
+        return (jnp.arange(self.shape[1]) == i).astype(self._columns.dtype)
 
     # -------------------------------------------------------------------------------------------- diagonal and trace
 
     def diagonal(self, *, chunk_size: int | None = None, samples: int | None = None, key: Any = None) -> Any:
-        """Return the diagonal, exactly or as an estimate, in the structure of the gradient.
+        """Return the diagonal of a square matrix, exactly or as an estimate, in the structure of a vector.
 
         Parameters
         ----------
@@ -213,11 +242,12 @@ class CurvatureOperator:
         Raises
         ------
         StateValueError
-            If ``chunk_size`` and ``samples`` are given together, or ``samples`` is less than 2.
+            If ``chunk_size`` and ``samples`` are given together, or ``samples`` is less than 2; or if the matrix is
+            not square.
         """
         if not self._sampled(chunk_size, samples, key):
             return self.unravel(self._diagonal(chunk_size))
-        estimate = self._estimate(lambda z, product: z * product, self.shape[:1], samples, key)
+        estimate = self._estimate(lambda z, product: z * product, self.shape[1:], samples, key)
         return Estimate(self.unravel(estimate.mean), self.unravel(estimate.error))
 
     def trace(self, *, chunk_size: int | None = None, samples: int | None = None, key: Any = None) -> Any:
@@ -233,9 +263,12 @@ class CurvatureOperator:
         return self._estimate(lambda z, product: z @ product, (), samples, key)
 
     def _diagonal(self, chunk_size):
-        return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[0]), chunk_size)
+        return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[1]), chunk_size)
 
     def _sampled(self, chunk_size, samples, key) -> bool:
+        if self.shape[0] != self.shape[1]:
+            raise StateValueError(f"an operator of shape {self.shape} is not square, it has no diagonal and no trace.")
+        self._require_real()
         if samples is None:
             if key is not None:
                 raise StateValueError("key is given and samples is not: say how many random vectors to draw.")
@@ -253,7 +286,7 @@ class CurvatureOperator:
             # One sample at a time, so that no more than these sums is held (Welford 1962): exact to rounding, as the
             # squares of deviations from the running mean are summed, not of the numbers.
             (mean, squares), (count, key) = carry, inputs
-            z = jax.random.rademacher(key, self.shape[:1], self.dtype)
+            z = jax.random.rademacher(key, self.shape[1:], self._columns.dtype)
             value = probe(z, self._flat(z))
             deviation = value - mean
             mean = mean + deviation / count
@@ -264,6 +297,10 @@ class CurvatureOperator:
         counts = jnp.arange(1, samples + 1).astype(self.dtype)
         (mean, squares), _ = jax.lax.scan(step, (zero, zero), (counts, keys))
         return Estimate(mean, jnp.sqrt(squares / (samples * (samples - 1))))
+
+
+def _transposed(columns, linear, v):
+    return jax.linear_transpose(linear, columns.structure)(v)[0]
 
 
 def _within(span, outer):

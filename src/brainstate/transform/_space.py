@@ -24,7 +24,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._errors import StateTypeError, StateValueError
 from ._gradient import check_argnums
 
-__all__ = ["Space", "layout", "positions"]
+__all__ = ["Outputs", "Space", "layout", "positions", "promoted"]
 
 
 def positions(name: str, grad_states: Any, argnums: Any, *, negative: bool = False) -> Any:
@@ -49,10 +49,7 @@ class Space:
     @classmethod
     def of(cls, diff, call) -> "Space":
         """Return the space in which the derivative with respect to ``diff`` lives."""
-        leaves, treedef = jax.tree.flatten(diff)
-        types = [jax.typeof(leaf) for leaf in leaves]
-        shapes, dtypes = tuple(t.shape for t in types), tuple(t.dtype for t in types)
-        return cls(treedef, shapes, dtypes, call.selection is not None, call.argnums)
+        return cls(*_types(diff), call.selection is not None, call.argnums)
 
     @property
     def structure(self) -> Any:
@@ -63,7 +60,7 @@ class Space:
 
     def check(self, what: str, vector: Any) -> None:
         """Raise an error that names every leaf of ``vector`` that is missing, too many, or of another type."""
-        if self._fits(vector):
+        if self.fits(vector):
             return
         wanted = {self._label(path): leaf for path, leaf in tree_leaves_with_path(self.structure)}
         given = {self._label(path): leaf for path, leaf in tree_leaves_with_path(vector)}
@@ -82,21 +79,26 @@ class Space:
         )
         raise StateValueError(f"{what} {unlike}: each array has the shape and dtype of its own.")
 
-    def _fits(self, vector) -> bool:
+    def fits(self, vector: Any) -> bool:
+        """Tell whether ``vector`` has the structure, shapes and dtypes of this space."""
         leaves, treedef = jax.tree.flatten(vector)
         if treedef != self.treedef or not all(map(valid_jaxtype, leaves)):
             return False
         types = [(t.shape, t.dtype) for t in map(jax.typeof, leaves)]
         return types == list(zip(self.shapes, self.dtypes, strict=True))
 
-    def refuse_complex(self, name: str) -> None:
-        """Refuse complex leaves, over which a second derivative is no matrix."""
+    def require_real(self, name: str) -> None:
+        """Refuse leaves that are no real floating numbers: over those, a derivative is no matrix."""
         for path, leaf in tree_leaves_with_path(self.structure):
-            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                raise StateTypeError(
-                    f"{name}: {self._label(path)} is {layout(leaf)}, and a curvature is a matrix over the reals only: "
-                    f"keep the real and the imaginary part as two real arrays."
-                )
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                continue
+            fix = "keep the real and the imaginary part as two real arrays"
+            if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                fix = "return it as aux, with has_aux=True"
+            raise StateTypeError(
+                f"{name}: {self._label(path)} is {layout(leaf)}, and the matrix of a derivative is one over the reals "
+                f"only: {fix}."
+            )
 
     def _label(self, path) -> str:
         """Name a leaf as the user does: ``grad_states['layer'].weight``, ``argument 1['x']``."""
@@ -128,8 +130,7 @@ class Space:
     @property
     def dtype(self) -> np.dtype:
         """The dtype that holds every leaf."""
-        with jax.numpy_dtype_promotion("standard"):
-            return functools.reduce(jnp.promote_types, self.dtypes)
+        return promoted(self.dtypes)
 
     @property
     def spans(self) -> list[slice]:
@@ -148,9 +149,19 @@ class Space:
 
     # -------------------------------------------------------------------------------------- a part of it
 
+    @property
+    def numbered(self) -> Any:
+        """The number of each leaf in its place."""
+        return self.treedef.unflatten(range(len(self.shapes)))
+
+    def span(self, part: Any) -> slice:
+        """Return where the leaves of a part of `numbered` stand in the flat vector: side by side."""
+        numbers, spans = jax.tree.leaves(part), self.spans
+        return slice(spans[numbers[0]].start, spans[numbers[-1]].stop)
+
     def part(self, path: str | int) -> Any:
-        """Return the part of ``G`` that ``path`` names, with the number of each leaf in its place."""
-        tree = self.treedef.unflatten(range(len(self.shapes)))
+        """Return the part of `numbered` that ``path`` names."""
+        tree = self.numbered
         states, arguments = tree if self.has_states and self.argnums is not None else (tree, tree)
         if isinstance(path, str) and self.has_states:
             return self._walk(states, path, path)
@@ -171,12 +182,56 @@ class Space:
     def _unknown(self, path) -> StateValueError:
         numbers = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
         tree = self.structure[0] if self.has_states and self.argnums is not None else self.structure
-        known = [".".join(map(_text, where)) for where, _ in tree_leaves_with_path(tree) if self.has_states]
+        known = _paths(tree) if self.has_states else []
         known += [n for n in numbers if n is not None]
         return StateValueError(
             f"{path!r} names nothing that is differentiated; there are {', '.join(map(repr, known))}. A path is the "
             f"keys of grad_states joined by dots, or the position of an argument as an int."
         )
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Outputs(Space):
+    """The space of what a function returns; a path is the keys of the output joined by dots."""
+
+    @classmethod
+    def of_output(cls, out) -> "Outputs":
+        """Return the space of the tangents of ``out``."""
+        return cls(*_types(out), False, None)
+
+    def _label(self, path) -> str:
+        return f"output{keystr(path)}"
+
+    def part(self, path: str | int) -> Any:
+        """Return the part of `numbered` that ``path`` names."""
+        if isinstance(path, str):
+            return self._walk(self.numbered, path, path)
+        raise self._unknown(path)
+
+    def _unknown(self, path) -> StateValueError:
+        known = ", ".join(map(repr, _paths(self.structure)))
+        return StateValueError(
+            f"{path!r} names no output; there are {known}. A path of the output is its keys joined by dots, '' for all "
+            f"of it."
+        )
+
+
+def _types(tree) -> tuple[Any, tuple, tuple]:
+    """Return the structure of ``tree``, and the shapes and dtypes of its leaves."""
+    leaves, treedef = jax.tree.flatten(tree)
+    types = [jax.typeof(leaf) for leaf in leaves]
+    return treedef, tuple(t.shape for t in types), tuple(t.dtype for t in types)
+
+
+def promoted(dtypes) -> np.dtype:
+    """Return the dtype that holds numbers of all ``dtypes``."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def _paths(tree) -> list[str]:
+    return [".".join(map(_text, where)) for where, _ in tree_leaves_with_path(tree)]
 
 
 def _children(tree) -> list[tuple[str, Any]]:
