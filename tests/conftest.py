@@ -8,10 +8,16 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Let go of what a file has compiled, and hide what is left from the garbage collector, which many tests call."""
+    """Let go of what a file has compiled."""
     yield
     jax.clear_caches()
+    gc.unfreeze()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def little_garbage():
+    """Hide what there was before the test from the garbage collector, which a trace that leaves States behind calls."""
     gc.freeze()
 
 

@@ -648,8 +648,18 @@ def _checkpoint_twin(twin, names):
     return jax.checkpoint(twin)
 
 
-def _mesh():
-    return Mesh(np.array(jax.devices()[:4]), ("d",))
+class _Over:
+    """The mesh axis of a `shard_map`, with so many devices: options for both."""
+
+    def __init__(self, axis="d", devices=4, shape=(4,), inner=False):
+        self.axis, self.devices, self.shape, self.inner = axis, devices, shape, inner
+
+    def options(self):
+        options = {"in_specs": P(self.axis), "out_specs": P(self.axis), "axis_names": {self.axis}}
+        if self.inner:
+            return options  # the mesh is that of the one around
+        mesh = Mesh(np.array(jax.devices()[:4]).reshape(self.shape), ("d", "e")[: len(self.shape)])
+        return options | {"mesh": mesh}
 
 
 def _first(tree):
@@ -660,11 +670,11 @@ def _one_more(tree):
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
-def _shard_map(function, names):
+def _shard_map(function, names, over):
     def mapped(s, *args):
         own = [s[name] for name in names if name != "rng"]
         for state in own:
-            state.value = _stacked(state.value, 4)
+            state.value = _stacked(state.value, over.devices)
 
         def shard(k):
             for state in own:
@@ -674,8 +684,8 @@ def _shard_map(function, names):
                 state.value = _one_more(state.value)
             return _one_more(out)
 
-        specs = {P("d"): own} if own else None
-        out = T.shard_map(shard, mesh=_mesh(), in_specs=P("d"), out_specs=P("d"), state_specs=specs)(_factors(args, 4))
+        specs = {P(over.axis): own} if own else None
+        out = T.shard_map(shard, state_specs=specs, **over.options())(_factors(args, over.devices))
         for state in own:
             state.value = _first(state.value)
         return out
@@ -683,20 +693,30 @@ def _shard_map(function, names):
     return mapped
 
 
-def _shard_map_twin(twin, names):
+def _shard_map_twin(twin, names, over):
     def mapped(v, *args):
-        drawn, after = _random_lanes(v, 4)
-        own = _stacked(_kept(v, names), 4) | drawn
+        drawn, after = _random_lanes(v, over.devices)
+        own = _stacked(_kept(v, names), over.devices) | drawn
+        sharded = P(over.axis)
 
         def shard(k, own, rest, args):
             return _one_more(twin(rest | _first(own), *_scaled(args, k[0])))
 
         rest = {name: value for name, value in v.items() if name not in own}
-        sharded = jax.shard_map(shard, mesh=_mesh(), in_specs=(P("d"), P("d"), P(), P()), out_specs=P("d"))
-        out, new = sharded(_factors(args, 4), own, rest, args)
+        options = over.options() | {"in_specs": (sharded, sharded, P(), P())}
+        out, new = jax.shard_map(shard, **options)(_factors(args, over.devices), own, rest, args)
         return out, _first(new) | after
 
     return mapped
+
+
+def _sharding(**over):
+    over = _Over(**over)
+    return Column(
+        "shard_map",
+        functools.partial(_shard_map, over=over),
+        functools.partial(_shard_map_twin, over=over),
+    )
 
 
 COLUMNS = (
@@ -707,7 +727,11 @@ COLUMNS = (
     Column("cond", _cond, _cond_twin),
     Column("switch", _switch, _switch_twin),
     Column("checkpoint", _checkpoint, _checkpoint_twin),
-    Column("shard_map", _shard_map, _shard_map_twin),
+    _sharding(),
+)
+SHARD_MAP_TWICE = (
+    _sharding(axis="d", devices=2, shape=(2, 2)),
+    _sharding(axis="e", devices=2, inner=True),
 )
 
 
@@ -741,15 +765,16 @@ def _gradient_inside(scenario):
 def columns():
     """Return the cells ``(scenario, columns, derivative)`` of the nested table, with a gradient inside, around or none.
 
-    One column: every scenario. Pairs: where States and arguments are differentiated together. The one pair that is
-    none is `shard_map` within itself, whose inner mesh has no devices of its own.
+    One column: every scenario. Pairs: where States and arguments are differentiated together; `shard_map` within
+    itself is over another axis of the mesh.
     """
     for scenario, column, derivative in itertools.product(SCENARIOS, COLUMNS, ("none", "inside", "around")):
         if derivative != "none" or scenario.wrt == "both":  # without a derivative all three are the same
             yield scenario, (column,), derivative
     for scenario, *pair, derivative in itertools.product(SCENARIOS, COLUMNS, COLUMNS, ("inside", "around")):
-        if scenario.wrt == "both" and [column.name for column in pair] != ["shard_map"] * 2:
-            yield scenario, tuple(pair), derivative
+        if scenario.wrt == "both":
+            twice = [column.name for column in pair] == ["shard_map"] * 2
+            yield scenario, SHARD_MAP_TWICE if twice else tuple(pair), derivative
 
 
 # ------------------------------------------------------------------------------------------ the comparison

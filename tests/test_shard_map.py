@@ -103,3 +103,22 @@ def test_misuse(mesh, x, states):
     with pytest.raises(StateValueError, match=r"declares HiddenState 'h' with .*: give one"):
         specs = {P("d"): h, P(): HiddenState}
         shard_map(step(*states), mesh=mesh, in_specs=P("d"), out_specs=P("d"), state_specs=specs)(x)
+
+
+def test_over_one_axis_of_a_mesh_and_within_over_the_other():
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("d", "e"))
+    w, count = State(jnp.arange(8.0).reshape(2, 4), name="w"), State(jnp.array(0.0), name="count")
+
+    def block(x):
+        w.value = 2 * w.value
+        count.value = count.value + jax.lax.psum(1.0, "e")
+        return x + w.value
+
+    def row(x):
+        specs = {"in_specs": P(None, "e"), "out_specs": P(None, "e"), "state_specs": {P(None, "e"): w}}
+        return 10 * shard_map(block, axis_names={"e"}, **specs)(x)
+
+    run = shard_map(row, mesh=mesh, axis_names={"d"}, in_specs=P("d"), out_specs=P("d"), state_specs={P("d"): w})
+    out = jit(run)(jnp.ones((2, 4)))
+    assert jnp.array_equal(w.value, 2 * jnp.arange(8.0).reshape(2, 4)) and count.value == 2.0
+    assert jnp.array_equal(out, 10 * (1 + w.value))

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from .._carry import Writes
+from .._compat import varying_axes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, stage
 from ._choice import chooser, draws
@@ -30,7 +31,11 @@ class _Shard(Scope):
 
     def __init__(self, types):
         super().__init__("shard_map", stages=True)
-        self._types = types
+        self._shard_types, self._mesh = types, jax.sharding.get_abstract_mesh()
+
+    def _types(self, state, leaves):
+        with jax.sharding.use_abstract_mesh(self._mesh):  # a read may come from a `shard_map` within this one
+            return self._shard_types(state, leaves)
 
 
 def _declared(state_specs):
@@ -48,12 +53,23 @@ def _declared(state_specs):
 class Sharded:
     """A function on the shards of arrays; made by `shard_map`."""
 
-    def __init__(self, f, mesh, in_specs, out_specs, state_specs, check_vma):
+    def __init__(self, f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma):
         if not callable(f):
             raise StateTypeError(f"shard_map maps a function; got {type(f).__name__}, which cannot be called.")
-        self.f, self.mesh, self.in_specs, self.out_specs = f, mesh, in_specs, out_specs
+        self.f, self.in_specs, self.out_specs = f, in_specs, out_specs
+        self._given, self._names = mesh, frozenset(axis_names)
         self.spec_of, self.check_vma = _declared(state_specs), check_vma
         functools.update_wrapper(self, f, updated=())
+
+    @property
+    def mesh(self) -> Any:
+        """The mesh: as given, or that of the `shard_map` around."""
+        return jax.sharding.get_abstract_mesh() if self._given is None else self._given
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the mesh that are mapped."""
+        return tuple(n for n in self.mesh.axis_names if n in self._names or not self._names)
 
     def __call__(self, *args: Any) -> Any:
         """Run the function on all shards and commit what it writes."""
@@ -83,7 +99,8 @@ class Sharded:
         return out
 
     def _mapped(self, fun, in_specs, out_specs):
-        return jax.shard_map(fun, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=self.check_vma)
+        specs = {"in_specs": in_specs, "out_specs": out_specs}
+        return jax.shard_map(fun, mesh=self._given, axis_names=self._names, check_vma=self.check_vma, **specs)
 
     def _probe(self, *shards):
         raise Restart(stage(self.f, shards, {}, name="shard_map", scope=_Shard(self._types)))
@@ -91,20 +108,20 @@ class Sharded:
     def _lanes(self, staged):
         """Return {State: (a value for each device, the value afterwards)} of what draws."""
         drawn = [s for s in staged.reads if s in staged.writes and self._per_device(s)]
-        return {s: s.lanes(read(s), math.prod(self.mesh.shape.values())) for s in drawn}
+        return {s: s.lanes(read(s), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
 
     def _per_device(self, state):
         """Tell whether each device has a value of its own, though none is declared: a generator."""
         return draws(state) and self.spec_of(state) == PartitionSpec()
 
     def _varying(self, value, axes=None):
-        axes = self.mesh.axis_names if axes is None else axes
+        axes = self.axes if axes is None else axes
         return jax.lax.pcast(value, axes, to="varying") if axes and self.check_vma else value
 
     def _position(self):
-        """Return the number of the device among those of the mesh."""
+        """Return the number of the device along the mapped axes."""
         index = 0
-        for name in self.mesh.axis_names:
+        for name in self.axes:
             index = index * self.mesh.shape[name] + jax.lax.axis_index(name)
         return index
 
@@ -123,7 +140,8 @@ class Sharded:
         if len(parts) > whole.ndim or any(size % n for size, n in zip(whole.shape, parts, strict=False)):
             raise ValueError(f"its shape {whole.shape} cannot be divided into {parts}")
         shape = [size // n for size, n in zip(whole.shape, [*parts, *[1] * whole.ndim], strict=False)]
-        axes, types = None if everywhere else tuple(n for group in names for n in group), []
+        axes = self.axes if everywhere else tuple(n for group in names for n in group)
+        axes, types = tuple(dict.fromkeys((*axes, *varying_axes(leaf)))), []
         jax.eval_shape(
             lambda v: types.append(jax.typeof(self._varying(v, axes))),
             jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
@@ -142,10 +160,11 @@ class Sharded:
 def shard_map(
     f: Callable,
     *,
-    mesh: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh | None = None,
     in_specs: Any,
     out_specs: Any,
     state_specs: dict[PartitionSpec, Any] | None = None,
+    axis_names: frozenset[str] | set[str] = frozenset(),
     check_vma: bool = True,
 ) -> Callable:
     """Run a function on the shards of its arguments: ``jax.shard_map`` that knows States.
@@ -154,8 +173,8 @@ def shard_map(
     ----------
     f : callable
         The function of the shards.
-    mesh, in_specs, out_specs, check_vma
-        As in ``jax.shard_map``; the mesh is needed.
+    mesh, in_specs, out_specs, axis_names, check_vma
+        As in ``jax.shard_map``. Within another `shard_map` leave the mesh out and name the axes, which are none of its.
     state_specs : {PartitionSpec: State, container, Module, type or filter}, optional
         How States are sharded; those not declared are replicated.
 
@@ -184,4 +203,4 @@ def shard_map(
     >>> run(jnp.arange(4.0)).tolist(), float(total.value)
     ([0.0, 2.0, 4.0, 6.0], 6.0)
     """
-    return Sharded(f, mesh, in_specs, out_specs, state_specs, check_vma)
+    return Sharded(f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma)
