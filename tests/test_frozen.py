@@ -222,7 +222,7 @@ CHANGES = {
     "assigned": (lambda s: setattr(s, "tag", {"frozen"}), lambda s: setattr(s, "tag", ())),
     "update, clear": (lambda s: s.tag.update({"frozen", "more"}), lambda s: s.tag.clear()),
     "in place": (lambda s: s.tag.__ior__({"frozen"}), lambda s: s.tag.__isub__({"frozen"})),
-    "pop": (lambda s: s.tag.symmetric_difference_update({"frozen"}), lambda s: s.tag.pop()),
+    "pop": (lambda s: s.tag.symmetric_difference_update({"frozen", "slow"}), lambda s: s.tag.pop()),
     "intersection": (lambda s: s.tag.__ixor__({"frozen"}), lambda s: s.tag.intersection_update(())),
     "difference": (lambda s: setattr(s, "tag", "frozen"), lambda s: s.tag.difference_update(("frozen",))),
 }
