@@ -50,8 +50,8 @@ def sentence(gradients, *args):
     counts = [len(program.jaxpr.eqns) for program in (plain, tapped)]
     verdict = "met" if str(plain) == str(tapped) else "MISSED"
     return (
-        f"The gradient is a program of {counts[0]} operations, with a tap that nobody listens to of {counts[1]}; target: "
-        f"the same program, {verdict}."
+        f"The gradient is a program of {counts[0]} operations, with a tap that nobody listens to of {counts[1]}; "
+        f"target: the same program, {verdict}."
     )
 
 
