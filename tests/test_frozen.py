@@ -359,6 +359,18 @@ def test_stop_gradient_selects_from_all_states_of_the_module_and_from_no_other(n
         T.stop_gradient(f, (net, "fast"))
 
 
+def test_other_declarations_take_a_pair(net):
+    """As in stop_gradient: of all States of the Module, and of no other."""
+    net.seen.value, other = jnp.zeros((3, 4)), HiddenState(jnp.zeros(2), tag="lane")
+    net.seen.add_tag("lane")
+
+    def step(x):
+        net.seen.value = net.seen.value + x + other.value.sum()
+
+    T.vmap(step, in_states={0: (net, "lane")}, out_states={0: (net, HiddenState)})(jnp.arange(3.0))
+    assert net.seen.value[:, 0].tolist() == [0.0, 1.0, 2.0]
+
+
 # ------------------------------------------------------------------------------------------ misuse
 
 Named = namedtuple("Named", "module filter")

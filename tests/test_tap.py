@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from brainstate import HiddenState, ParamState, StateTypeError, StateValueError
@@ -230,6 +230,25 @@ def test_devices_of_shard_map_record_each():
     with taps() as seen:
         got = grad(T.shard_map(loss, mesh=mesh, in_specs=P("d"), out_specs=P()))(jnp.array([3.0, 4.0]))
     assert sorted(norms(seen)) == [6.0, 8.0] and got.tolist() == [6.0, 8.0]
+
+
+def test_sharded_arrays_are_recorded_as_a_whole():
+    x = jax.device_put(jnp.array([3.0, 4.0]), NamedSharding(Mesh(np.array(jax.devices()[:2]), ("d",)), P("d")))
+    with taps() as seen:
+        got = jit(grad(lambda x: jnp.sum(tap("h", x) ** 2)))(x)
+    assert norms(seen) == [10.0] and got.sharding == x.sharding
+
+
+@pytest.mark.parametrize("around", [T.checkify, jax.disable_jit, jax.checking_leaks])
+def test_debugging_tools_around(around):
+    run = grad(lambda x: jnp.sum(scan(lambda h, k: (tap("h", h * k), None), x, XS)[0]))
+    with taps() as seen:
+        if around is T.checkify:
+            jit(T.checkify(run))(XS)
+        else:
+            with around():
+                jit(run)(XS)
+    np.testing.assert_allclose(norms(seen), [3**0.5 * f for f in (1.0, 0.7, 0.84)], rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ nothing else changes

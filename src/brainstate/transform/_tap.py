@@ -9,7 +9,8 @@ Whether somebody listens is decided when a function is traced. It is a *user con
 of every compiled program: one from before is not used while somebody listens, and is used again, not compiled
 again, afterwards. The value of the context are the *slots* of the listeners of this thread, small numbers that are
 free again when a listener has left; so a second one finds what was compiled for the first, and no program keeps a
-listener alive. A record goes to all that listen in its slots when it arrives.
+listener alive. A record goes to all that listen in its slots when it arrives. (Making the context, when this module is
+imported, changes the key once: what ``jax.jit`` has compiled before the import is compiled once more.)
 
 Under ``vmap`` the record keeps its lanes apart, and there is one call to Python for all of them.
 """
@@ -35,7 +36,7 @@ __all__ = ["Record", "tap", "taps"]
 
 @dataclass(frozen=True)
 class Record:
-    """One cotangent that came by: its norm, its entries in numbers, and how many of them are not finite.
+    """One cotangent that came by: norm, extremes and mean of its entries, fraction of zeros, how many are not finite.
 
     Of complex entries, ``min`` and ``max`` are those of the absolute values.
     """
@@ -118,13 +119,14 @@ _tap = Primitive("tap")
 _tap.def_impl(lambda t, **_: t)
 _tap.def_abstract_eval(lambda t, **_: t)
 ad.deflinear2(_tap, lambda ct, _, *, name, slots: [_record.bind(ct, name=name, slots=slots, lanes=0)])
+# The derivative of a tangent is not tapped, see `_tapped`.
 ad.primitive_jvps[_tap] = lambda primals, tangents, **place: (_tap.bind(*primals, **place), *tangents)
 batching.defvectorized(_tap)
 mlir.register_lowering(_tap, lambda _, t, **__: [t])
 
 
-# Every reverse pass back through the value is heard: that of a derivative of a derivative too, to which the value is
-# tapped again. What goes back through a tangent (reverse over forward mode) is no cotangent of the value, and is not.
+# Every reverse pass back through the value is heard, so for a derivative of this derivative the value is tapped again.
+# What goes back through a tangent (reverse over forward mode) is no cotangent of the value, and is not heard.
 _listened = jax.custom_jvp(lambda x, name, slots: x, nondiff_argnums=(1, 2))
 
 
