@@ -50,8 +50,8 @@ format: $(VENV)/.check  ## mend what `check` says of format and lint, code block
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-BENCHMARKS := ratios transforms derivatives per_example sparse
-bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about seven minutes
+BENCHMARKS := ratios transforms derivatives per_example sparse trust
+bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about eight minutes
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-peers: $(PEERS)/.peers  ## the same step in Flax NNX and Equinox, in an environment of its own

@@ -14,10 +14,13 @@ The kinds differ in meaning only, and are what filters select by::
     └── ShortTermState          lives within a run
         └── HiddenState         the activity of a recurrent or spiking layer: one array
 
-Nobody but ``_scope`` changes a State, there are no hooks, and no source trace is recorded.
+Nobody but ``_scope`` changes a State, there are no hooks, and no source trace is recorded. Tags decide what a filter
+selects, and so what is compiled: a change of them is announced as the replacement of a State is.
 """
 
 import copy as _copy
+import functools
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -28,6 +31,41 @@ from . import _scope
 from ._errors import StateTypeError, StateValueError
 
 __all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "rebuild"]
+
+
+class _Tags(set):
+    """The tags of a State; what compiled functions have selected by them is looked up again after a change."""
+
+    __slots__ = ("_state",)
+
+    def __repr__(self):
+        return repr(set(self))
+
+    def __reduce__(self):
+        return set, (list(self),)  # a copy belongs to no State
+
+
+def _announcing(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def change(self, *others):
+        before = set(self)
+        try:
+            return method(self, *others)
+        finally:
+            if self != before:
+                _announce(self._state())
+
+    return change
+
+
+def _announce(state) -> None:
+    if hasattr(state, "_value"):  # one that a transform creates, and tags, is new to all that was compiled
+        _scope.invalidate()
+
+
+_CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"
+for _name in (*_CHANGES.split(), "__iand__", "__ior__", "__isub__", "__ixor__"):
+    setattr(_Tags, _name, _announcing(getattr(set, _name)))
 
 
 class State(_scope.Cell):
@@ -66,7 +104,7 @@ class State(_scope.Cell):
     def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
         self.name = name
         self._owner = None
-        self.tag = set() if tag is None else {tag} if isinstance(tag, str) else set(tag)
+        self.tag = () if tag is None else tag
         if metadata:
             _refuse_reserved(type(self), metadata)
             self.__dict__.update(metadata)
@@ -74,6 +112,19 @@ class State(_scope.Cell):
 
     # The functions of the seam themselves, with no frame in between: reading costs what the seam costs.
     value = property(_scope.read, _scope.write, doc="The present value, as the function that runs now sees it.")
+
+    @property
+    def tag(self) -> set[str]:
+        """The marks to select by; changed, or assigned anew, at any time: compiled functions notice."""
+        return self.__dict__["tag"]
+
+    @tag.setter
+    def tag(self, tags: str | Iterable[str]) -> None:
+        old = self.__dict__.get("tag")
+        new = self.__dict__["tag"] = _Tags({tags} if isinstance(tags, str) else tags)
+        new._state = weakref.ref(self)
+        if old is not None and old != new:
+            _announce(self)
 
     def restore_value(self, value: Any) -> None:
         """Assign ``value``, which must have the tree structure of the present value.

@@ -33,6 +33,7 @@ from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
 from ._sparse import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse_jacobian
+from ._tap import tap, taps
 from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
@@ -89,6 +90,8 @@ __all__ = [
     "sparse_jacobian",
     "stop_gradient",
     "switch",
+    "tap",
+    "taps",
     "taylor",
     "vector_grad",
     "vjp",

@@ -111,7 +111,7 @@ def custom_vjp(fun: Callable | None = None, *, states: Any = None, nondiff_argnu
     ----------
     fun : callable, optional
         The function; it may read States, not write them. Left out: a decorator is returned.
-    states : State, Module, or pytree of these, optional
+    states : State, Module, (Module, filter), or pytree of these, optional
         The States that the rule is about.
     nondiff_argnums : tuple of int
         As in ``jax.custom_vjp``, counting the arguments of ``fun``.
@@ -196,13 +196,15 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     ----------
     fun : callable
         The function, such as a Module; it may read and write States.
-    states : State, Module, container of these, or filter
-        Which States are constants inside: by default all.
+    states : State, Module, (Module, filter), container of these, or filter
+        Which States are constants inside: by default all. A Module stands for all States that it has at the time of
+        the call, a pair for those of them that the filter selects then.
 
     Returns
     -------
     callable
-        The function, with the same results and effects. A value that it writes itself has its derivative.
+        The function, with the same results and effects. Where a derivative is with respect to such a State, it has an
+        entry, and what this function adds to it is zero. A value that the function writes itself has its derivative.
 
     Examples
     --------
@@ -214,11 +216,11 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     """
     if not callable(fun):
         raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
-    chosen = chooser("stop_gradient", states)
+    chooser("stop_gradient", states)  # refuses what it cannot use
 
     @functools.wraps(fun, updated=())
     def wrapped(*args, **kwargs):
-        with _Stopped(chosen) as scope:
+        with _Stopped(chooser("stop_gradient", states)) as scope:
             out, writes = fun(*args, **kwargs), scope.close()
         commit(writes)
         return out

@@ -25,7 +25,7 @@ from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
-from ._choice import owns_states
+from ._choice import is_pair, narrowed, owns_states
 
 __all__ = [
     "Call",
@@ -62,38 +62,43 @@ def _is_snapshot(leaf) -> bool:
 
 def _is_leaf(leaf) -> bool:
     """Tell whether `select` judges ``leaf`` as a whole, whatever JAX would make of it."""
-    return owns_states(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
+    return owns_states(leaf) or is_pair(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
+
+
+def _walk(grad_states) -> tuple[list, Any]:
+    """Return the leaves as `select` takes them, with their paths, and the structure of the container."""
+    try:
+        return jax.tree_util.tree_flatten_with_path(grad_states, is_leaf=_is_leaf)
+    except (TypeError, ValueError) as error:
+        raise StateTypeError(
+            f"grad_states is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
+        ) from error
 
 
 def _is_live(grad_states) -> bool:
     """Tell whether a Module is among ``grad_states``: its States are looked up at each call."""
-    try:
-        return any(map(owns_states, jax.tree.leaves(grad_states, is_leaf=_is_leaf)))
-    except (TypeError, ValueError):
-        return False  # no pytree: `select` has the message
+    return any(owns_states(leaf) or is_pair(leaf) for _, leaf in _walk(grad_states)[0])
+
+
+def _looked_up(path, leaf):
+    """Return the ParamStates that a Module, alone or with a filter, stands for; anything else as it is."""
+    if is_pair(leaf):
+        return narrowed(f"grad_states{jax.tree_util.keystr(path)}", leaf, ParamState)
+    return leaf.states(ParamState) if owns_states(leaf) else leaf
 
 
 def select(grad_states) -> Selection:
-    """Find the States in a State, a Module (its ParamStates) or any pytree of these.
+    """Find the States in a State, a Module (its ParamStates), a pair (Module, filter) or any pytree of these.
 
     Raises
     ------
     StateTypeError
         If something else is found.
     StateValueError
-        If nothing is selected, or a State is listed twice.
+        If nothing is selected, by a pair or at all, or a State is listed twice.
     """
-    try:
-        tree = jax.tree.map(
-            lambda leaf: leaf.states(ParamState) if owns_states(leaf) else leaf,
-            grad_states,
-            is_leaf=_is_leaf,
-        )
-        found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)
-    except (TypeError, ValueError) as error:
-        raise StateTypeError(
-            f"grad_states is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
-        ) from error
+    outer, treedef = _walk(grad_states)
+    found, treedef = _walk(treedef.unflatten([_looked_up(path, leaf) for path, leaf in outer]))
     paths = {}
     for path, state in found:
         where = jax.tree_util.keystr(path)
@@ -105,7 +110,7 @@ def select(grad_states) -> Selection:
         if not isinstance(state, State):
             raise StateTypeError(
                 f"grad_states{where} is a {type(state).__name__}, not a State. Pass a State, a list, tuple or dict "
-                f"of States (a set or an iterator is none), a Module, or model.states(...)."
+                f"of States (a set or an iterator is none), a Module, (Module, filter), or model.states(...)."
             )
         if state in paths:
             raise StateValueError(
@@ -344,8 +349,10 @@ class GradientTransform:
     transform : callable
         Called once as ``transform(fun, argnums=0, has_aux=True, **transform_params)`` with a pure function. It
         returns a function of the same arguments that returns ``(derivative, aux)``, aux passed on untouched.
-    grad_states : State, Module, or pytree of these, optional
-        What to differentiate. A Module stands for its ParamStates at the time of the call.
+    grad_states : State, Module, (Module, filter), or pytree of these, optional
+        What to differentiate. A Module stands for its ParamStates at the time of the call, a pair for those of them
+        that the filter selects then: ``(model, Not("frozen"))`` leaves out what is tagged so, which has no entry in
+        the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
     argnums : int or sequence of int, optional
         Positions of the arguments to differentiate. On a method they count the arguments after ``self``.
     return_value, has_aux : bool

@@ -224,7 +224,7 @@ def taylor(
         The arguments, and a direction like each of them. Both may be empty if States are differentiated.
     order : int
         The number of coefficients, from 1 up.
-    grad_states : State, Module, or pytree of these, optional
+    grad_states : State, Module, (Module, filter), or pytree of these, optional
         The States that move; see `GradientTransform`. All others are constant, and written as ``fun`` does.
     state_directions : pytree, optional
         A direction for each, in the container of ``grad_states`` (None where a leaf is not differentiable).

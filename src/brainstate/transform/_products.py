@@ -32,7 +32,7 @@ def vjp(
         A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
     *primals : pytree
         The arguments, those of ``argnums`` floating or complex.
-    grad_states : State, Module, or pytree of these, optional
+    grad_states : State, Module, (Module, filter), or pytree of these, optional
         The States to differentiate; see `GradientTransform`.
     argnums : int or sequence of int, or None
         The arguments to differentiate; negative positions count from the end. None: States only.
@@ -144,7 +144,7 @@ def jvp(
         A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
     primals, tangents : tuple or list
         The arguments, and a tangent like each of them. Both may be empty if States are differentiated.
-    grad_states : State, Module, or pytree of these, optional
+    grad_states : State, Module, (Module, filter), or pytree of these, optional
         The States that have tangents; see `GradientTransform`.
     state_tangents : pytree, optional
         A tangent for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
