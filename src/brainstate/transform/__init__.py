@@ -29,6 +29,7 @@ from ._loops import (
 )
 from ._operator import CurvatureOperator
 from ._per_example import per_example_grad, per_example_norms
+from ._prepare import Prepared, prepare
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
@@ -41,6 +42,7 @@ __all__ = [
     "Explanation",
     "FoundStates",
     "GradientTransform",
+    "Prepared",
     "ProgressBar",
     "SparsityPattern",
     "StateFinder",
@@ -80,6 +82,7 @@ __all__ = [
     "named_scope",
     "per_example_grad",
     "per_example_norms",
+    "prepare",
     "remat",
     "root",
     "save_states",
