@@ -90,7 +90,7 @@ class Prepared(Ready):
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
-        self._label = getattr(transform, "__name__", None) or repr(transform)
+        self._label = _label(transform)
         self._jitted, self._generation = jitted, generation()
         self._statics = _Statics(jitted.statics(len(args)), args, kwargs)
         self._check_arguments(args, kwargs)
@@ -208,9 +208,9 @@ class Prepared(Ready):
             program, traced = self._jitted.afresh().traced(*self._example)
         except Exception as error:
             raise StateValueError(f"{stale}the function now raises {type(error).__name__}: {error}. {again}") from error
-        states, written = _in_order(program)[0], tuple(program.written)
-        if (states, written, _text(traced)) != (self._states, self._written, _text(self._traced)):
-            raise StateValueError(f"{stale}the function {_change(self._states, states)}. {again}")
+        before, after = (*self._states, *self._written), (*_in_order(program)[0], *program.written)
+        if (before, _text(self._traced)) != (after, _text(traced)):
+            raise StateValueError(f"{stale}the function {_change(before, after)}. {again}")
         self._generation = now
 
 
@@ -282,14 +282,20 @@ def _text(traced) -> str:
     return re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # functions in it are written with their addresses
 
 
+def _label(transform) -> str:
+    """Name what was prepared on one line."""
+    name = getattr(transform, "__name__", None) or repr(transform)
+    return type(transform).__name__ if "\n" in name else name
+
+
 def _is(names) -> str:
     return "is" if len(names) == 1 else "are"
 
 
 def _change(before, after) -> str:
     """Say how the States of a function have changed."""
-    gone = [s.describe() for s in before if s not in after]
-    new = [s.describe() for s in after if s not in before]
+    gone = [s.describe() for s in dict.fromkeys(before) if s not in after]
+    new = [s.describe() for s in dict.fromkeys(after) if s not in before]
     if not gone and not new:
         return "uses its States in another way"
     parts = [f"no longer uses {', '.join(gone[:3])}"] * bool(gone) + [f"now uses {', '.join(new[:3])}"] * bool(new)

@@ -2,7 +2,8 @@
 
 A `Journal` belongs to one compiled function and is written while JAX traces, so a call that is not traced pays
 nothing. Each trace leaves a record: its signature as text, what JAX calls its context, and its causes, which are
-found at once by comparison with the *nearest* earlier trace that could have served. Which ones could:
+found at once by comparison with the *nearest* earlier trace that could have
+served, the latest of several. Which ones could:
 
 * a trace that was left with an exception served nobody, and is only mentioned;
 * a new program (a State was replaced on a Module, ``clear_cache``) begins anew;
@@ -38,7 +39,6 @@ _OPTIONS = (
     "jax_debug_key_reuse",
     "jax_default_device",
     "jax_default_matmul_precision",
-    "jax_default_prng_impl",
     "jax_enable_x64",
     "jax_numpy_dtype_promotion",
     "jax_numpy_rank_promotion",
@@ -136,13 +136,13 @@ class Journal:
     def _causes(self, new) -> Iterator[str]:
         if self._why:
             yield self._why
-            earlier = [self._of_call(old, new) for old in self._records if old.finished]
+            earlier = [self._of_call(old, new) for old in reversed(self._records) if old.finished]
             yield from min(earlier, key=len, default=[])
             return
-        found = [(self._of_call(old, new), self._of_inputs(old, new), old) for old in self._serving]
+        found = [(self._of_call(old, new), self._of_inputs(old, new), old) for old in reversed(self._serving)]
         failed = [old for of_call, of_inputs, old in found if old.error and not of_call and not of_inputs]
         if failed:
-            yield f"trace {failed[-1].number}, of the same kind, raised {failed[-1].error}"
+            yield f"trace {failed[0].number}, of the same kind, raised {failed[0].error}"
             return
         seen = [(of_call, of_inputs) for of_call, of_inputs, old in found if old.finished]
         if not seen:
@@ -155,21 +155,21 @@ class Journal:
     def _of_call(self, old, new) -> list[str]:
         """Return what differs in arguments, types of the States that both know, and options."""
         known = {key: part for key, part in new.inputs.items() if key in old.inputs}
-        states = compare({key: old.inputs[key] for key in known}, known)
-        options = [
-            f"the JAX option {name}: {was} → {new.options[name]}"
-            for name, was in old.options.items()
-            if was != new.options[name]
+        alike = {key: old.inputs[key]._replace(form=part.form) for key, part in known.items()}
+        differing = [
+            _words(row) for row in (*compare(old.arguments, new.arguments), *compare(alike, known)) if not row.same
         ]
-        arguments = (_argument(row) for row in compare(old.arguments, new.arguments) if not row.same)
-        return [*arguments, *(f"{row.name}: {row.was} → {row.now}" for row in states if not row.same), *options]
+        options = ((name, was, new.options[name]) for name, was in old.options.items())
+        return differing + [f"the JAX option {name}: {was} → {now}" for name, was, now in options if was != now]
 
     def _of_inputs(self, old, new) -> list[str]:
-        """Return the States that became inputs since."""
+        """Return the States that became inputs since, or are given away now."""
         return [
             f"{part.name} became an input: {self._origin(key)}"
-            for key, part in new.inputs.items()
             if key not in old.inputs
+            else f"{part.name} is now {part.form}"
+            for key, part in new.inputs.items()
+            if key not in old.inputs or part.form != old.inputs[key].form
         ]
 
     def _origin(self, key) -> str:
@@ -185,7 +185,7 @@ def _is_static(arg) -> bool:
     return not all(map(is_tracer, jax.tree.leaves(arg)))
 
 
-def _argument(row: Row) -> str:
+def _words(row: Row) -> str:
     was, now = ("not given" if text == NOTHING else text for text in (row.was, row.now))
     return f"{row.name}: {was} → {now}"
 
