@@ -167,7 +167,7 @@ def test_methods_and_modules(method):
 
 def test_a_prepared_method_keeps_its_instance_alive():
     prepared = T.prepare(Model().step, X)
-    assert prepared(X).shape == (2,)
+    assert prepared(X).shape == (2,) and prepared.__name__ == "step"
 
 
 def test_static_arguments_are_given_in_each_call():
@@ -210,7 +210,7 @@ def test_inside_a_derivative_it_is_called_as_long_as_nothing_is_traced(w, step):
     for donate in (False, True):
         w.value = jnp.ones(3)
         prepared = T.prepare(step, X, donate_states=donate)
-        T.grad(lambda y: (prepared(X), y)[1])(1.0)
+        T.grad(lambda y, prepared=prepared: (prepared(X), y)[1])(1.0)
         assert float(w.value[1]) == -2.0
 
         def fails(y, prepared=prepared):
@@ -329,6 +329,11 @@ def makes_a_state(kept=[]):  # noqa: B006
     kept.append(State(jnp.zeros(2)))
 
 
+def without_jit():
+    with jax.disable_jit():
+        T.prepare(lambda: 1.0)
+
+
 MISUSE = {
     "not callable": (lambda: T.prepare(3), StateTypeError, r"prepare compiles a function; got int"),
     "text": (
@@ -363,6 +368,7 @@ MISUSE = {
         StateValueError,
         r"created by the function and outlives it.*Call the function once before",
     ),
+    "jit is disabled": (without_jit, TraceContextError, r"jax.disable_jit forbids"),
     "unknown stage": (lambda: T.prepare(lambda: 1.0).as_text("asm"), StateValueError, r"'jaxpr', 'stablehlo' or 'hlo'"),
 }
 
@@ -489,6 +495,35 @@ def test_another_precision_is_told(w):
     prepared = T.prepare(lambda x: w.value * x, np.ones(3, np.float32))
     with jax.enable_x64(True), pytest.raises(StateTypeError, match=r"❌ argument x +float32\[3\] → float64\[3\]"):
         prepared(np.ones(3))
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_another_place_is_told(w, donate):
+    other = State(jnp.ones(4), name="other")
+
+    def f(x, y):
+        other.value = other.value + 1
+        return w.value.sum() * x["a"] * y
+
+    first, second = jax.devices()[:2]
+    x = {"a": jax.device_put(X, first)}
+    prepared = T.prepare(f, x, y=2.0, donate_states=donate)
+    with unchanged(other, w), pytest.raises(StateTypeError, match=r"❌ argument x\['a'\] .*CPU:0.* → .*CPU:1|id=1"):
+        prepared({"a": jax.device_put(X, second)}, y=2.0)
+    prepared(x, y=2.0)
+    w.value = jax.device_put(w.value, second)
+    with unchanged(other, w), pytest.raises(StateTypeError, match=r"❌ ParamState 'w' "):
+        prepared(x, y=2.0)
+
+
+def test_a_sharding_of_jit_is_kept():
+    mesh = jax.make_mesh((4,), ("d",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    s = State(jnp.ones(()), name="s")
+    prepared = T.prepare(T.jit(lambda x: s.value * x, in_shardings=spread), jnp.ones(8))
+    assert prepared(jax.device_put(jnp.ones(8), spread)).sharding.is_equivalent_to(spread, 1)
+    with pytest.raises(StateTypeError, match=r"❌ argument x"):
+        prepared(jax.device_put(jnp.ones(8), jax.devices()[1]))
 
 
 def test_what_jax_raises_for_another_reason_is_left_alone(w):

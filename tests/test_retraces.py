@@ -62,7 +62,7 @@ ARGUMENTS = {
     "default": ({}, ((X,), {}), ((X, 1.0), {}), ["argument y: not given → float32[] (weak)"]),
     "keyword": ({}, ((X, 1.0), {}), ((X,), {"y": 1.0}), ["argument y: by position → by keyword"]),
     "new keyword": ({}, ((X,), {}), ((X,), {"other": X}), ["argument other: not given → float32[3]"]),
-    "static": ({"static_argnames": "mode"}, ((X,), {"mode": "a"}), ((X,), {"mode": "b"}), ["static argument mode: str 'a' → str 'b'"]),
+    "static": ({"static_argnames": "mode"}, ((X,), {"mode": "a"}), ((X,), {"mode": "b"}), ["mode: str 'a' → str 'b'"]),
     "static number": ({"static_argnums": 1}, ((X, 1), {}), ((X, 2), {}), ["static argument y: int 1 → int 2"]),
     "static that looks the same": (
         {"static_argnames": "mode"},
@@ -320,7 +320,7 @@ def test_a_call_that_is_not_traced_records_nothing(monkeypatch):
 
 def test_nothing_is_kept_alive(no_leaks):
     model, array, static = Model(), X + 1, Thing()
-    jitted = T.jit(lambda x, thing: x * model.weight.value, static_argnums=1)
+    jitted = T.jit(lambda x, thing, weight=model.weight: x * weight.value, static_argnums=1)
     jitted(array, static)
     journal, alive = jitted._journal, [weakref.ref(o) for o in (model, model.weight, array, static)]
     del jitted, model, array, static

@@ -13,6 +13,7 @@ Static arguments are compared at each call and taken out, since JAX compiles the
 looked through for arrays that something else refers to as well.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
+from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
@@ -89,6 +91,7 @@ class Prepared(Ready):
     """A function that was compiled ahead of time; made by `prepare`, and called like the function."""
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
+        functools.update_wrapper(self, transform, updated=())
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
         self._jitted, self._generation = jitted, generation()
@@ -186,7 +189,7 @@ class Prepared(Ready):
         rows = [*compare(arguments, self._of_arguments(args, kwargs)), *compare(states, self._of_states(values))]
         if all(row.same for row in rows):
             expected = jax.tree.leaves(self._compiled.input_shardings, is_leaf=lambda x: x is None)
-            rows = [_placed(*named, sharding) for named, sharding in zip(inputs, expected, strict=True)]
+            rows = [_placed(*named, sharding) for named, sharding in zip(inputs, expected, strict=False)]
         if not all(row.same for row in rows):
             raise self._mismatch(rows) from None
 
@@ -377,6 +380,8 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
     """
     if not outside():
         raise TraceContextError("prepare compiles for calls outside of transforms: call it outside as well.")
+    if jit_disabled():
+        raise TraceContextError("prepare compiles, which jax.disable_jit forbids: call it outside of that.")
     if not callable(transform):
         raise StateTypeError(f"prepare compiles a function; got {type(transform).__name__}, which cannot be called.")
     jitted = compiled_form(transform)
