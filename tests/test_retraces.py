@@ -68,7 +68,7 @@ ARGUMENTS = {
         {"static_argnames": "mode"},
         ((X,), {"mode": THINGS[0]}),
         ((X,), {"mode": THINGS[1]}),
-        ["static argument mode: Thing Thing → another Thing Thing"],
+        ["static argument mode: Thing → another Thing"],
     ),
     "static and shape": (
         {"static_argnames": "mode"},

@@ -75,10 +75,12 @@ def _type_of(leaf, weak) -> str:
 
 def _in_words(thing) -> str:
     """Write something that is no array; what cannot write itself is named by its type."""
+    kind = type(thing).__name__
     try:
-        return f"{type(thing).__name__} {_short.repr(thing)}"
+        text = _short.repr(thing)
     except Exception:
-        return type(thing).__name__
+        return kind
+    return text if kind in text else f"{kind} {text}"
 
 
 def _told_apart(thing) -> int:
