@@ -635,6 +635,25 @@ def test_a_replacement_elsewhere_does_no_harm():
     prepared(X)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        jax.nn.relu,
+        lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), np.float32), x),
+        lambda x: x + brainstate.random.normal(size=3),
+        lambda x: T.scan(lambda c, y: (c + y, y), 0.0 * x[0], x)[1],
+        lambda x: T.checkpoint(jnp.sin)(x),
+    ],
+    ids=["custom_jvp", "callback", "random", "scan", "checkpoint"],
+)
+def test_the_same_program_is_recognised(body, w):
+    prepared, model = T.prepare(lambda x: body(x * w.value), X), Chain()
+    model.a = State(X)
+    prepared(X)
+    model.a = State(X)
+    T.grad(lambda y: (prepared(X), y)[1])(1.0)
+
+
 def test_a_changed_state_after_a_replacement_elsewhere_is_told_by_the_table():
     model = Chain()
     prepared = T.prepare(model, X)

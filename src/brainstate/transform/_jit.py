@@ -54,6 +54,7 @@ class _Program:
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
+        self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self.arranged(self.compiled)
 
@@ -75,19 +76,21 @@ class _Program:
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
-        self.journal.close(self._inputs(values), frozenset(map(id, self.newborn)))
+        self.records[staged].finish(self._inputs(values), frozenset(map(id, self.newborn)))
         # What was donated and not written must come back, or its State would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
         return out, self._aligned((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
 
     def _stage(self, values, args, kwargs):
         """Run the function, and note why."""
-        self.journal.open(self.fun, self._inputs(values), args, kwargs)
+        record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
         try:
-            return stage(self.fun, args, kwargs, name="jit")
+            staged = stage(self.fun, args, kwargs, name="jit")
         except Exception as error:
-            self.journal.fail(error)
+            record.fail(error)
             raise
+        self.records[staged] = record
+        return staged
 
     def _inputs(self, values):
         """Return what the journal keeps of the States that go in."""

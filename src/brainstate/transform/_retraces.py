@@ -13,10 +13,9 @@ served, the latest of several. Which ones could:
 Where nothing differs that is recorded, the record says so and names what is left: it never guesses.
 """
 
-import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ import jax
 from .._scope import is_tracer
 from ._signature import NOTHING, Part, Row, argument_names, argument_parts, compare
 
-__all__ = ["Journal", "Retrace", "Retraces"]
+__all__ = ["Journal", "Record", "Retrace", "Retraces"]
 
 _KEPT = 32  # records
 
@@ -77,7 +76,7 @@ class Retraces(tuple[Retrace, ...]):
 
 
 @dataclass(eq=False)
-class _Record:
+class Record:
     """A trace: what it was for, and once it is finished what it is good for."""
 
     number: int
@@ -89,43 +88,40 @@ class _Record:
     finished: bool = False
     error: str = ""
 
+    def fail(self, error: BaseException) -> None:
+        """Note that the function raised while it was traced."""
+        self.error = type(error).__name__
+
+    def finish(self, inputs: dict[Any, Part], born: frozenset) -> None:
+        """Note which States the trace takes in besides those known before, and which it created."""
+        self.inputs = {**self.inputs, **inputs}
+        self.born, self.finished = born, True
+
 
 class Journal:
     """Why one compiled function was traced."""
 
     def __init__(self):
         self._count = 0
-        self._records: deque[_Record] = deque(maxlen=_KEPT)
-        self._serving: list[_Record] = []  # those of this program, the only ones that can have served
+        self._records: deque[Record] = deque(maxlen=_KEPT)
+        self._serving: list[Record] = []  # those of this program, the only ones that can have served
         self._why = "first call"
-        self._open: dict[int, _Record] = {}  # thread -> the trace in progress
 
     def begin(self, why: str) -> None:
         """Note that a new program begins, and why: nothing that was traced serves it."""
         if self._count:
             self._why, self._serving = why, []
 
-    def open(self, fun: Any, inputs: dict[Any, Part], args: tuple, kwargs: dict[str, Any]) -> None:
+    def open(self, fun: Any, inputs: dict[Any, Part], args: tuple, kwargs: dict[str, Any]) -> Record:
         """Note that ``fun`` is about to be traced for these States and arguments."""
         arguments = argument_parts(argument_names(fun, len(args)), args, kwargs, lambda _, arg: _is_static(arg))
         self._count += 1
-        record = _Record(self._count, arguments, inputs, _options())
+        record = Record(self._count, arguments, inputs, _options())
         record.causes = tuple(self._causes(record))
         self._why = ""
         self._records.append(record)
         self._serving = [*self._serving[1 - _KEPT :], record]
-        self._open[threading.get_ident()] = record
-
-    def fail(self, error: BaseException) -> None:
-        """Note that the function raised while it was traced."""
-        self._open.pop(threading.get_ident()).error = type(error).__name__
-
-    def close(self, inputs: dict[Any, Part], born: frozenset) -> None:
-        """Note which States the finished trace takes in besides those known before, and which it created."""
-        record = self._open.pop(threading.get_ident(), None)
-        if record is not None:
-            record.inputs = {**record.inputs, **inputs}
-            record.born, record.finished = born, True
+        return record
 
     def told(self) -> Retraces:
         """Return what there is to say."""
@@ -136,6 +132,7 @@ class Journal:
     def _causes(self, new) -> Iterator[str]:
         if self._why:
             yield self._why
+            new = replace(new, inputs={})  # the id of a State means nothing to another program
             earlier = [self._of_call(old, new) for old in reversed(self._records) if old.finished]
             yield from min(earlier, key=len, default=[])
             return
