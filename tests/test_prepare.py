@@ -177,6 +177,12 @@ def test_static_arguments_are_given_in_each_call():
         np.testing.assert_allclose(prepared(X, mode), model.step(X, mode), rtol=1e-6)
         prepared = T.prepare(model.step, X, mode=mode)
         np.testing.assert_allclose(prepared(X, mode=mode), model.step(X, mode), rtol=1e-6)
+    scale = T.prepare(T.jit(lambda m, x: m.layer(x), static_argnums=0), model, X)
+    np.testing.assert_allclose(scale(model, X), model.layer(X), rtol=1e-6)
+    with pytest.raises(TraceContextError, match=r": argument x is traced"):
+        jax.grad(lambda x: scale(model, x).sum())(X)
+    with pytest.raises(StateTypeError, match=r"❌ static argument m .* → "):
+        scale(Model(), X)
     last = T.prepare(T.jit(lambda x, n: x * n, static_argnums=-1), 1.0, 3)
     assert float(last(2.0, 3)) == 6.0
 

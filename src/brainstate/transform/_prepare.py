@@ -153,7 +153,7 @@ class Prepared(Ready):
 
     def _check_arguments(self, args, kwargs):
         """Refuse example arguments that cannot be compiled for, by name."""
-        self._jitted._explain(args, kwargs)
+        self._jitted._explain(*self._statics.without(args, kwargs))
         named = [*zip(argument_names(self._jitted, len(args)), enumerate(args), strict=True)]
         for name, (key, arg) in [*named, *((name, (name, arg)) for name, arg in kwargs.items())]:
             for path, leaf in () if key in self._statics.places else jax.tree_util.tree_leaves_with_path(arg):
@@ -165,9 +165,10 @@ class Prepared(Ready):
 
     def _inputs(self, values, args, kwargs) -> Iterator[tuple[str, Any]]:
         """Return the leaves that go in by name, in the order in which JAX has them."""
+        names, _ = self._statics.without(argument_names(self._jitted, len(args)), {})
         args, kwargs = self._statics.without(args, kwargs)
         named = [(state.describe(), value) for state, value in zip(self._states, values, strict=True)]
-        named += zip((f"argument {name}" for name in argument_names(self._jitted, len(args))), args, strict=True)
+        named += zip((f"argument {name}" for name in names), args, strict=True)
         for name, value in [*named, *((f"argument {name}", kwargs[name]) for name in sorted(kwargs))]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(value):
                 yield name + keystr(path), leaf

@@ -77,7 +77,7 @@ def _in_words(thing) -> str:
     """Write something that is no array; what cannot write itself is named by its type."""
     kind = type(thing).__name__
     try:
-        text = _short.repr(thing)
+        text = " ".join(_short.repr(thing).split())
     except Exception:
         return kind
     return text if kind in text else f"{kind} {text}"
@@ -137,12 +137,13 @@ def _rows(old: Part | None, new: Part | None) -> Iterator[Row]:
         return
     if old.form != new.form and "static" not in (old.form, new.form):
         yield Row(new.name, old.form or "kept", new.form or "kept", False)
-    alike = old.leaves == new.leaves
+    restructured = old.leaves == new.leaves and old.structure != new.structure
+    if restructured and old.structure[0] == new.structure[0]:
+        text = new.structure[0] or new.leaves[""]
+        yield Row(new.name, text, f"another {text}", False)
+        return
     for path in {**old.leaves, **new.leaves}:
         was, now = old.leaves.get(path, NOTHING), new.leaves.get(path, NOTHING)
         yield Row(new.name + path, was, now, was == now)
-    if alike and old.structure[0] != new.structure[0]:
+    if restructured:
         yield Row(new.name, old.structure[0], new.structure[0], False)
-    elif alike and old.structure != new.structure:
-        text = old.structure[0] or old.leaves[""]
-        yield Row(new.name, text, f"another {text}", False)
