@@ -50,7 +50,7 @@ format: $(VENV)/.check  ## mend what `check` says of format and lint, code block
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-BENCHMARKS := ratios transforms derivatives per_example sparse trust
+BENCHMARKS := ratios transforms derivatives per_example sparse prepare trust
 bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about eight minutes
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 

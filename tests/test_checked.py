@@ -124,7 +124,7 @@ def target(s, x):
 
 # name of a public transform: a program of a State and a number that uses it
 PROGRAMS = {
-    "CurvatureOperator": operated,
+    "LinearOperator": operated,
     "GradientTransform": lambda s, x: T.GradientTransform(total(s), tripled, s)(x),
     "StateFinder": found,
     "accumulate": lambda s, x: T.accumulate(T.grad(lambda k: jnp.mean(jnp.sin(k)) * jnp.sum(s.value**3), s), 2)(
@@ -189,6 +189,7 @@ NO_DERIVATIVE = {
     "Estimate": "a result: two numbers",
     "Explanation": "a report",
     "FoundStates": "names the States of a jaxpr",
+    "Prepared": "a compiled program: it is prepared for a derivative, and has none",
     "ProgressBar": "shows, and computes nothing",
     "SparsityPattern": "a result: positions",
     "check_grads": "this check itself; it looks at numbers, outside of transforms",
@@ -197,6 +198,7 @@ NO_DERIVATIVE = {
     "hessian_sparsity": "positions, which are no floats",
     "jacobian_sparsity": "positions, which are no floats",
     "make_jaxpr": "a program as text",
+    "prepare": "see Prepared",
 }
 
 

@@ -31,12 +31,13 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _scope _state _carry"
+CORE = "_errors _compat _scope _launch _state _carry"
 LAYERS = {
     "_errors": "",
     "_compat": "",
     "_carry": "",
     "_scope": "_errors _compat _carry",
+    "_launch": "_errors _compat _carry _scope",
     "_state": "_errors _compat _scope",
     "filters": CORE,
     "random": CORE,
@@ -49,7 +50,7 @@ LAYERS = {
 EXCEPTIONS = {("brainstate.transform._draws", "random")}
 
 # The only modules that touch the raw value of a State.
-SEAM = {"brainstate._state", "brainstate._scope"}
+SEAM = {"brainstate._state", "brainstate._scope", "brainstate._launch"}
 
 # Imported where they are used, never by `import brainstate`.
 OPTIONAL = {

@@ -631,6 +631,28 @@ def test_an_array_shared_by_states_is_copied():
     assert r.value is x and not x.is_deleted()
 
 
+def test_what_a_derivative_around_may_still_undo_is_not_given_away():
+    count, w = State({"n": jnp.ones(3)}, name="count"), State(jnp.array(2.0))
+    before = count.value["n"]
+
+    @T.jit(donate_states=True)
+    def step():
+        count.value = {"n": count.value["n"] + 1}
+
+    def loss(fails):
+        step()
+        if fails:
+            raise RuntimeError("boom")
+        return w.value**2 * count.value["n"].sum()
+
+    with pytest.raises(RuntimeError, match="boom"):
+        T.grad(loss, w)(True)
+    assert count.value["n"] is before and not before.is_deleted()
+    assert T.grad(loss, w)(False) == 24.0 and count.value["n"].tolist() == [2.0] * 3
+    step()
+    assert count.value["n"].tolist() == [3.0] * 3
+
+
 def test_a_donated_value_may_be_an_argument_too():
     s = State(jnp.ones(3))
 

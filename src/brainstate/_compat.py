@@ -8,8 +8,8 @@ import inspect
 
 import jax
 from jax.extend.core import (
+    find_top_trace,
     get_opaque_trace_state,
-    take_current_trace,
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
 )
 
@@ -30,14 +30,13 @@ UNSPECIFIED = inspect.signature(jax.jit).parameters["in_shardings"].default
 
 
 #: ``trace_state()`` names the trace that takes the next operation; two names compare equal if it is the same one.
-#: It is the cheapest such question there is, and every read and write of a State asks it.
+#: Every read and write of a State asks it.
 trace_state = get_opaque_trace_state
 
 
 def current_trace():
     """Return the trace that takes the next operation, to be made current again with ``set_current_trace``."""
-    with take_current_trace() as trace:
-        return trace
+    return find_top_trace(())
 
 
 def staging() -> bool:

@@ -27,16 +27,16 @@ Invariants
     Only ``commit`` and a write with no scope open change a State, and neither ever stores a tracer: an
     exception anywhere leaves every State as it was, and no other thread sees half a step.
     A container that a State holds is lent out as a copy; what the user changes in place in it is a write.
-    Only this module and ``_state`` touch ``State._value``.
+    Only this module, ``_state``, and ``_launch`` on the path of a compiled call touch ``State._value``.
 """
 
-import contextlib
 import gc
 import os
 import sys
 import threading
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterator, MappingView
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,12 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._carry import ABSENT, Absent, Writes
-from ._compat import current_trace, jit_disabled, stages_within, staging, trace_state
+from ._carry import Absent, Writes
+from ._compat import current_trace, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
     "Cell",
-    "Launcher",
     "Restart",
     "Scope",
     "Staged",
@@ -64,10 +63,10 @@ __all__ = [
     "generation",
     "invalidate",
     "is_tracer",
-    "launch",
     "read",
     "refuse_foreign",
     "refuse_states",
+    "replaced_since",
     "stage",
     "write",
 ]
@@ -94,6 +93,7 @@ _step_lock = threading.RLock()  # held by a whole read-compute-write call of a c
 # Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
 # hold on to a State that is no longer reachable, and is traced again.
 _generation = [0]
+_replaced = deque(maxlen=16)  # the last of these changes, in words
 
 
 def generation() -> int:
@@ -101,9 +101,15 @@ def generation() -> int:
     return _generation[0]
 
 
-def invalidate() -> None:
-    """Announce that a State or Module was replaced, so that compiled functions look again."""
+def invalidate(what: str) -> None:
+    """Announce that a State or Module was replaced, and where, so that compiled functions look again."""
+    _replaced.append(what)
     _generation[0] += 1
+
+
+def replaced_since(count: int) -> list[str]:
+    """Return where States or Modules were replaced after the generation ``count``, as far as is remembered."""
+    return list(_replaced)[-new:] if (new := _generation[0] - count) else []
 
 
 class Cell:
@@ -298,26 +304,6 @@ def gather(states) -> list:
         return [_stored(s) for s in states]
 
 
-def launch(jitted, states, written, args, kwargs):
-    """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
-
-    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
-    """
-    locked = bool(written)
-    with _step_lock if locked else contextlib.nullcontext():
-        out, values = jitted(gather(states), *args, **kwargs)
-        if values and not locked and not jit_disabled():
-            # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
-            return launch(jitted, states, written, args, kwargs)
-        changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
-        commit(Writes(tuple(changed), list(changed.values())))
-    return out
-
-
-def _stored_all(states) -> bool:
-    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
-
-
 def caught(call, fun) -> "Staged":
     """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
     try:
@@ -333,62 +319,6 @@ class Restart(Exception):
     def __init__(self, staged):
         super().__init__()
         self.staged = staged
-
-
-class Launcher:
-    """A compiled function whose call does nothing but what must be done: gather, call, commit.
-
-    ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``clear_cache`` begins a new program,
-    ``_explain`` has the words for arguments that JAX refuses.
-    """
-
-    _program: Any
-    _retry: Any
-    _explain: Any
-    clear_cache: Any
-
-    def __call__(self, /, *args, **kwargs):
-        """Run the compiled function on the present values of the States and commit what it writes."""
-        program = self._program
-        if program.generation != _generation[0]:
-            program = self.clear_cache()
-        try:
-            if not program.written or _thread.scope is not None:
-                out = launch(program.jitted, program.states, program.written, args, kwargs)
-            else:
-                # What `launch` does, in this frame, and with half the price of `with`.
-                written = program.written
-                _step_lock.acquire()
-                try:
-                    out, values = program.jitted([s._value for s in program.states], *args, **kwargs)
-                    for value in values:
-                        # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
-                        if type(value) not in _plain:
-                            if trace_state() != _EAGER:
-                                raise _raw_transform(written[0])
-                            break
-                    _commit_lock.acquire()
-                    try:
-                        for state, value in zip(written, values):  # noqa: B905 (the list may have grown)
-                            if value is not ABSENT:
-                                state._value = value
-                    finally:
-                        _commit_lock.release()
-                finally:
-                    _step_lock.release()
-            if not program.newborn:
-                return out
-            program.adopt()
-            return out
-        except Restart as restart:
-            staged = restart.staged
-        except (AttributeError, TypeError, TraceContextError):
-            if _stored_all(program.states):
-                self._explain(args, kwargs)
-                raise
-            # An input was created by a call that failed, or by an enclosing transform that has ended.
-            program, staged = self.clear_cache(), None
-        return self._retry(program, staged, args, kwargs)
 
 
 def commit(writes: Writes) -> None:

@@ -60,7 +60,7 @@ def _announcing(method: Callable) -> Callable:
 
 def _announce(state) -> None:
     if hasattr(state, "_value"):  # one that a transform creates, and tags, is new to all that was compiled
-        _scope.invalidate()
+        _scope.invalidate(f"the tags of {state.describe()} changed")
 
 
 _CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"

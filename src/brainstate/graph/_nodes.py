@@ -43,13 +43,13 @@ class Node:
         old = self.__dict__.get(name, value)
         object.__setattr__(self, name, value)
         if old is not value and holds_state(old):
-            invalidate()
+            invalidate(f"{type(self).__name__}.{name} was replaced")
 
     def __delattr__(self, name: str) -> None:
         old = self.__dict__.get(name)
         object.__delattr__(self, name)
         if holds_state(old):
-            invalidate()
+            invalidate(f"{type(self).__name__}.{name} was deleted")
 
 
 def own(state: State, where: str) -> None:
@@ -152,7 +152,7 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
         moved += [x for key, x in before.items() if key not in after or after[key] is not x]
         self._origin = None
         if any(map(holds_state, moved)):
-            invalidate()
+            invalidate(f"a {base.__name__} of States or Modules was changed by `{name}`")
         return result
 
     change.__name__ = name

@@ -29,6 +29,7 @@ from ._loops import (
 )
 from ._operator import LinearOperator
 from ._per_example import per_example_grad, per_example_norms
+from ._prepare import Prepared, prepare
 from ._products import jvp, vjp
 from ._progress import ProgressBar
 from ._shard_map import shard_map
@@ -42,6 +43,7 @@ __all__ = [
     "FoundStates",
     "GradientTransform",
     "LinearOperator",
+    "Prepared",
     "ProgressBar",
     "SparsityPattern",
     "StateFinder",
@@ -81,6 +83,7 @@ __all__ = [
     "named_scope",
     "per_example_grad",
     "per_example_norms",
+    "prepare",
     "remat",
     "root",
     "save_states",

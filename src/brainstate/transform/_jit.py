@@ -24,32 +24,39 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import jax
+from jax.tree_util import tree_leaves
 
 from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
+from .._launch import Launcher, launch, outside
+from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
 from ._choice import owns_states
+from ._retraces import Journal, Retraces
+from ._signature import signature_of, state_part
 
-__all__ = ["Jit", "jit"]
+__all__ = ["Jit", "compiled_form", "jit", "owned"]
 
 
 class _Program:
     """The compiled forms of a function for one state of the object graph, and the States they take and give."""
 
-    def __init__(self, fun, options, donates):
-        self.fun, self.donates = fun, donates
+    def __init__(self, fun, options, donates, journal):
+        self.fun, self.donates, self.journal = fun, donates, journal
         self.generation = generation()
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.gives = []  # donates: whether each of `states` is given away
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
+        self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self._arranged(self.compiled) if donates else self.compiled
+        self.jitted = self.arranged(self.compiled)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
@@ -60,7 +67,7 @@ class _Program:
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged = stage(self.fun, args, kwargs, name="jit")
+            staged = self._stage(values, args, kwargs)
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
@@ -69,9 +76,26 @@ class _Program:
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
+        self.records[staged].finish(self._inputs(values), frozenset(map(id, self.newborn)))
         # What was donated and not written must come back, or its State would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
         return out, self._aligned((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
+
+    def _stage(self, values, args, kwargs):
+        """Run the function, and note why."""
+        record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
+        try:
+            staged = stage(self.fun, args, kwargs, name="jit")
+        except Exception as error:
+            record.fail(error)
+            raise
+        self.records[staged] = record
+        return staged
+
+    def _inputs(self, values):
+        """Return what the journal keeps of the States that go in."""
+        given = zip(self.states, values, self.gives, strict=False)
+        return {id(s): state_part(s, value, "donated" if gives else "") for s, value, gives in given}
 
     def extend(self, staged):
         """Make inputs of the States that ``staged`` reads, and keep it for the trace that follows."""
@@ -101,8 +125,8 @@ class _Program:
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
-        method = getattr(self.compiled, step)
-        return lambda args, kwargs: method(*self.arrange(gather(self.states), args, kwargs), *args, **kwargs)
+        entry = self.arranged(getattr(self.compiled, step))
+        return lambda args, kwargs: entry(gather(self.states), *args, **kwargs)
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
@@ -123,29 +147,41 @@ class _Program:
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def _arranged(self, compiled, gives=None):
-        return lambda values, /, *args, **kwargs: compiled(*self.arrange(values, args, kwargs, gives), *args, **kwargs)
-
-    def arrange(self, values, args, kwargs, gives=None) -> tuple:
-        """Return the leading arguments of the compiled function: all values, or those to donate and the others."""
+    def arranged(self, compiled, gives=None):
+        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
         if not self.donates:
-            return (values,)
-        gives = gives or self.gives
-        kept = [v for v, give in zip(values, gives, strict=False) if not give]
-        seen = {id(leaf) for leaf in jax.tree.leaves((kept, args, kwargs))}
+            return compiled
+        gives = self.gives if gives is None else gives
 
-        def own(leaf):  # what another State or an argument holds too cannot be given away
-            if id(leaf) in seen:
-                return jax.numpy.copy(leaf)
-            seen.add(id(leaf))
-            return leaf
+        def giving(values, /, *args, **kwargs):
+            given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
+            leaves = tree_leaves((given, kept, args, kwargs))
+            if not outside():  # the transform around may fail yet, and then the States are as they were
+                given = jax.tree.map(_copy, given)
+            elif len(set(map(id, leaves))) < len(leaves):
+                given = owned(given, (kept, args, kwargs))
+            return compiled(given, kept, *args, **kwargs)
 
-        return [jax.tree.map(own, v) for v, give in zip(values, gives, strict=False) if give], kept
+        return giving
 
     def restore(self, donated, kept) -> list:
-        """Undo `arrange`."""
+        """Return the values of all States in their order."""
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
         return [next(donated) if give else next(kept) for give in self.gives[:count]]
+
+
+def _copy(leaf):
+    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
+
+
+def owned(given: list, others: Any) -> list:
+    """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
+    seen, (leaves, treedef) = set(map(id, tree_leaves(others))), jax.tree.flatten(given)
+    for i, leaf in enumerate(leaves):
+        if id(leaf) in seen:
+            leaves[i] = jax.numpy.copy(leaf)
+        seen.add(id(leaf))
+    return treedef.unflatten(leaves)
 
 
 def _kind(args):
@@ -178,7 +214,7 @@ class _Ahead:
     def __call__(self, /, *args, **kwargs):
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
-        entry = program._arranged(step, self._gives) if program.donates else step
+        entry = program.arranged(step, self._gives)
         return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
 
 
@@ -190,7 +226,8 @@ class Jit(Launcher):
             raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
         self._fun, self._options, self._donates = fun, options, donates
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
-        self.clear_cache()
+        self._journal = Journal()
+        self._begin()
         functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
 
     def _retry(self, program, staged, args, kwargs):
@@ -222,16 +259,69 @@ class Jit(Launcher):
         """Return shapes and dtypes of the result; no State changes."""
         return self._ahead("eval_shape", args, kwargs)._step[0]
 
-    def clear_cache(self) -> _Program:
+    @property
+    def donates(self) -> bool:
+        """Whether the buffers of the States that are written are given away."""
+        return self._donates
+
+    def afresh(self) -> "Jit":
+        """Return a `Jit` of the same function and options that has compiled nothing."""
+        return Jit(self._fun, self._options, self._donates)
+
+    def traced(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Program, Any]:
+        """Return the program, which knows its States now, and JAX's trace of it for these arguments."""
+        ahead = self._ahead("trace", args, kwargs)
+        return ahead._program, ahead._step
+
+    def statics(self, count: int) -> set[int | str]:
+        """Return the positions, of ``count`` arguments, and the names of those that are static."""
+        numbers, names = _static_places(self._fun, self._options, 0), self._options.get("static_argnames")
+        numbers = (numbers,) if isinstance(numbers, int) else numbers
+        if names is None:
+            signature = signature_of(self._fun)
+            names = [name for i, name in enumerate(signature.parameters if signature else ()) if i in numbers]
+        return {n % count for n in numbers if -count <= n < count}.union([names] if isinstance(names, str) else names)
+
+    def clear_cache(self) -> None:
         """Forget all that was compiled and which States are inputs."""
-        self._program = _Program(self._fun, self._options, self._donates)
+        self._begin("clear_cache() was called")
+
+    def retraces(self) -> Retraces:
+        """Return why this function was traced: one entry a trace, each with all that differs from the nearest before.
+
+        An argument, State or static value of another type, structure or number; a State that became an input; a State
+        or Module that was replaced; an option of JAX. The last 32 traces are kept, as text. On a method, each
+        instance has its own.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp, brainstate
+        >>> mean = brainstate.State(jnp.zeros(2), name="mean")
+        >>> smooth = brainstate.transform.jit(lambda x, rate=0.5: mean.value + rate * (x - mean.value))
+        >>> _ = smooth(jnp.ones(2)), smooth(jnp.ones(2)), smooth(jnp.ones((3, 2))), smooth(jnp.ones(2), rate=0.1)
+        >>> smooth.retraces()
+        trace 1: first call
+        trace 2: argument x: float32[2] → float32[3,2]
+        trace 3: argument rate: not given → float32[] (weak)
+        """
+        return self._journal.told()
+
+    def _begin(self, why: str = "") -> _Program:
+        """Begin a new program."""
+        self._journal.begin(why)
+        self._program = _Program(self._fun, self._options, self._donates, self._journal)
         return self._program
 
     def _ahead(self, step, args, kwargs):
-        program = self._program if self._program.generation == generation() else self.clear_cache()
+        program = self._program
+        if program.generation != generation():
+            program = self._begin("; ".join(replaced_since(program.generation)))
         done = program.run(program.ahead(step), args, kwargs)
         if program.newborn:
-            made, _ = program.newborn[0], self.clear_cache()  # JAX has cached a trace that nobody may run
+            made = program.newborn[0]
+            self._begin(
+                f"what was traced ahead of time created {made.describe()}"
+            )  # JAX has cached it: nobody may run it
             if step != "eval_shape":
                 raise StateValueError(
                     f"{made.describe()} is created by the function and outlives it, so a program made ahead of time "
@@ -272,6 +362,11 @@ class _Method:
         return f"<bound {self._jitted!r} of {self.__self__!r}>"
 
 
+def compiled_form(fun: Any) -> Jit | None:
+    """Return the `Jit` that ``fun`` is, or that it is a bound method of."""
+    return fun._jitted if isinstance(fun, _Method) else fun if isinstance(fun, Jit) else None
+
+
 def _weak_method(fun, alive):
     """Return ``fun`` bound to the object that the weak reference ``alive`` leads to."""
     bind = getattr(fun, "__get__", functools.partial(functools.partial, fun))  # a transform binds in its own way
@@ -280,20 +375,13 @@ def _weak_method(fun, alive):
         return bind(alive())(*args, **kwargs)
 
     bound: Any = functools.update_wrapper(method, fun)
-    signature = _signature(fun)
+    signature = signature_of(fun)
     if signature is not None:
         bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
     return bound
 
 
 # ------------------------------------------------------------------------------------------ options of jax.jit
-
-
-def _signature(fun):
-    try:
-        return inspect.signature(fun)
-    except (TypeError, ValueError):
-        return None
 
 
 def _with_states(fun, program):
@@ -309,7 +397,7 @@ def _with_states(fun, program):
         return program.pure(program.restore(donated_states, states), *args, **kwargs)
 
     stateful: Any = donating if program.donates else keeping
-    signature = _signature(fun)
+    signature = signature_of(fun)
     if signature is not None:
         mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
         longest = max(map(len, signature.parameters), default=0)
@@ -361,7 +449,7 @@ def _static_places(fun, options, lead):
         return numbers
     names = options.get("static_argnames") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
-    signature = _signature(fun)
+    signature = signature_of(fun)
     known = signature.parameters.values() if signature else ()
     return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
 

@@ -31,7 +31,7 @@ from jax.interpreters import ad, batching, mlir
 from .._errors import StateTypeError, StateValueError
 from ._gradient import differentiable
 
-__all__ = ["Record", "tap", "taps"]
+__all__ = ["Record", "listeners", "tap", "taps"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Record:
 _slots = jax.make_user_context(())
 _open: dict[int, "taps"] = {}  # slot -> who listens
 _lock = threading.Lock()
+
+
+def listeners() -> int:
+    """Return how many listen in this thread."""
+    return len(_slots.value)
 
 
 # ------------------------------------------------------------------------------------------ what is recorded

@@ -1,0 +1,182 @@
+"""The path of a compiled call: gather the values, call the program, commit what it writes.
+
+This is where Python adds to the price of a call, so it belongs to the seam (``_scope``) and reads and assigns
+``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
+that only reads gathers under the lock of a commit, so that it sees no half of one.
+
+`Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
+kind of call. JAX runs such a program at once, under a raw transform as well, and what it returns then looks like
+any other result. So `Ready` asks beforehand where it is called; `Launcher` can tell by the tracers that it gets back.
+"""
+
+import contextlib
+from typing import Any
+
+import jax
+from jax.extend.core import find_top_trace
+
+from ._carry import ABSENT, Writes
+from ._compat import current_trace, jit_disabled, trace_state
+from ._errors import TraceContextError
+from ._scope import (
+    _EAGER,
+    Restart,
+    _commit_lock,
+    _generation,
+    _plain,
+    _raw_transform,
+    _step_lock,
+    _thread,
+    commit,
+    gather,
+    is_tracer,
+    replaced_since,
+)
+
+__all__ = ["Launcher", "Ready", "launch", "outside"]
+
+with jax.ensure_compile_time_eval():
+    _AT_ONCE = current_trace()  # one object for all threads
+
+
+def outside() -> bool:
+    """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
+    return _thread.scope is None and current_trace() is _AT_ONCE
+
+
+def launch(jitted, states, written, args, kwargs):
+    """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
+
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
+    """
+    locked = bool(written)
+    with _step_lock if locked else contextlib.nullcontext():
+        out, values = jitted(gather(states), *args, **kwargs)
+        if values and not locked and not jit_disabled():
+            # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
+            return launch(jitted, states, written, args, kwargs)
+        changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+        commit(Writes(tuple(changed), list(changed.values())))
+    return out
+
+
+def _stored_all(states) -> bool:
+    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
+
+
+class Launcher:
+    """A compiled function whose call does nothing but what must be done: gather, call, commit.
+
+    ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
+    ``_explain`` has the words for arguments that JAX refuses.
+    """
+
+    _program: Any
+    _retry: Any
+    _explain: Any
+    _begin: Any
+
+    def __call__(self, /, *args, **kwargs):
+        """Run the compiled function on the present values of the States and commit what it writes."""
+        program = self._program
+        if program.generation != _generation[0]:
+            program = self._begin("; ".join(replaced_since(program.generation)))
+        try:
+            if not program.written or _thread.scope is not None:
+                out = launch(program.jitted, program.states, program.written, args, kwargs)
+            else:
+                # What `launch` does, in this frame, and with half the price of `with`.
+                written = program.written
+                _step_lock.acquire()
+                try:
+                    out, values = program.jitted([s._value for s in program.states], *args, **kwargs)
+                    for value in values:
+                        # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
+                        if type(value) not in _plain:
+                            if trace_state() != _EAGER:
+                                raise _raw_transform(written[0])
+                            break
+                    _commit_lock.acquire()
+                    try:
+                        for state, value in zip(written, values):  # noqa: B905 (the list may have grown)
+                            if value is not ABSENT:
+                                state._value = value
+                    finally:
+                        _commit_lock.release()
+                finally:
+                    _step_lock.release()
+            if not program.newborn:
+                return out
+            program.adopt()
+            return out
+        except Restart as restart:
+            staged = restart.staged
+        except (AttributeError, TypeError, TraceContextError):
+            if _stored_all(program.states):
+                self._explain(args, kwargs)
+                raise
+            # An input was created by a call that failed, or by an enclosing transform that has ended.
+            program, staged = self._begin("a State that is an input had no value"), None
+        return self._retry(program, staged, args, kwargs)
+
+
+class Ready:
+    """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
+
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``; ``_refused`` has the words for a
+    call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether ``_run`` gives away
+    values.
+    """
+
+    _run: Any
+    _states: tuple
+    _written: tuple
+    _generation: int
+    _donates: bool
+    _renew: Any
+    _refused: Any
+
+    def __call__(self, /, *args, **kwargs):
+        """Run the program on the present values of the States and commit what it writes."""
+        if self._generation != _generation[0]:
+            self._renew()
+        if _thread.scope is not None or find_top_trace(()) is not _AT_ONCE:
+            return self._call_within(args, kwargs)
+        try:
+            if not self._written:
+                with _commit_lock:
+                    values = [s._value for s in self._states]
+                return self._run(values, *args, **kwargs)[0]
+            _step_lock.acquire()
+            try:
+                out, values = self._run([s._value for s in self._states], *args, **kwargs)
+                _commit_lock.acquire()
+                try:
+                    for state, value in zip(self._written, values):  # noqa: B905 (costs time, and they agree)
+                        state._value = value
+                finally:
+                    _commit_lock.release()
+            finally:
+                _step_lock.release()
+        except Exception:
+            self._refused(args, kwargs)
+            raise
+        return out
+
+    def _call_within(self, args, kwargs):
+        """Do a call inside a transform: right as long as nothing that goes in is traced."""
+        values = gather(self._states)
+        try:
+            if any(map(is_tracer, jax.tree.leaves((values, args, kwargs)))):
+                raise TypeError
+            if self._written and _thread.scope is None:
+                raise _raw_transform(self._written[0])
+            if self._donates:  # if the transform fails later on, the States must be as they were
+                with jax.ensure_compile_time_eval():
+                    values = jax.tree.map(jax.numpy.copy, values)
+            out, new = self._run(values, *args, **kwargs)
+        except Exception:
+            self._refused(args, kwargs)
+            raise
+        commit(Writes(self._written, list(new)))
+        return out
