@@ -59,16 +59,19 @@ __all__ = [
     "commit",
     "create",
     "differentiated",
+    "eager",
     "frozen_here",
     "gather",
     "generation",
     "invalidate",
     "is_tracer",
     "launch",
+    "may_fail",
     "read",
     "refuse_foreign",
     "refuse_states",
     "stage",
+    "tracing",
     "write",
 ]
 
@@ -84,6 +87,7 @@ with jax.ensure_compile_time_eval():
 class _Thread(threading.local):
     def __init__(self):
         self.scope: Any = None  # the innermost open Scope
+        self.may_fail = False  # whether a program that was traced here may end in an error while it runs
         self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
 
 
@@ -402,11 +406,34 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
+    if _thread.may_fail:
+        _thread.may_fail = False
+        jax.block_until_ready(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
         for state, value in zip(states, writes.values, strict=True):
             state._value = value
+
+
+def may_fail() -> None:
+    """Announce that the program which is being traced may end in an error while it runs: no commit before it ends."""
+    _thread.may_fail = True
+
+
+def tracing(call) -> tuple[Any, bool]:
+    """Return ``call()`` and whether what it traced has announced that it `may_fail`."""
+    before, _thread.may_fail = _thread.may_fail, False
+    try:
+        out = call()
+        return out, _thread.may_fail
+    finally:
+        _thread.may_fail |= before
+
+
+def eager() -> bool:
+    """Tell whether an operation is computed at once now, and not recorded, mapped or differentiated."""
+    return trace_state() == _EAGER
 
 
 def differentiated(state) -> bool:

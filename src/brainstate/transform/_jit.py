@@ -31,8 +31,9 @@ import jax
 from .._carry import ABSENT
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
+from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage, tracing
 from ._choice import owns_states
+from ._nan import waiting
 
 __all__ = ["Jit", "jit"]
 
@@ -48,6 +49,7 @@ class _Program:
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
+        self.waits = False  # whether a call waits for its end, since it may fail while it runs
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self._arranged(self.compiled) if donates else self.compiled
 
@@ -60,12 +62,15 @@ class _Program:
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged = stage(self.fun, args, kwargs, name="jit")
+            staged, may_fail = tracing(lambda: stage(self.fun, args, kwargs, name="jit"))
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
             anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
+            if may_fail and not self.waits:
+                self.waits, self.jitted = True, waiting(self.jitted)
+                raise Restart(staged)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
@@ -179,6 +184,7 @@ class _Ahead:
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
         entry = program._arranged(step, self._gives) if program.donates else step
+        entry = waiting(entry) if program.waits else entry
         return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
 
 

@@ -1,0 +1,314 @@
+"""``debug_nan=True``: what a derivative does whose result has to be finite.
+
+Called at once, the derivative is computed as always and its result is looked at. Only if it is not finite the same
+call is staged, on the same States and keys, and its program, forward and backward in one, is searched (`_origins`).
+Nothing has been committed by then.
+
+Inside a transform there are no numbers to look at. The call is staged right away, so that the user's function runs
+once, and its program is evaluated in place. Beside the result there is then a check at run time: where it fails, a
+callback hands the inputs of the program to the same search on the host, and raises there. The derivative depends on
+that callback, so no compiler leaves it out. `jit`, and `commit` outside of it, wait for the end of such a program
+before they change a State.
+
+JAX wraps what a callback raises into an error of its own, with the text inside; `waiting` unwraps it for `jit`.
+"""
+
+import collections
+import linecache
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._carry import Carried
+from .._errors import NonFiniteError
+from .._scope import Scope, commit, eager, gather, is_tracer, may_fail, stage
+from ._origins import Given, Origin, Value, inexact, origins, site_of
+from ._remedies import likely, shown
+
+__all__ = ["waiting", "watched"]
+
+
+def watched(derivative: Any, args: tuple, kwargs: dict) -> tuple:
+    """Return ``derivative(*args, **kwargs)``, a `GradientTransform` that returns its value; raise if it is not finite."""
+    name = repr(derivative)
+    if not eager():
+        return _in_program(name, derivative, args, kwargs)
+    with Scope(name) as scope:
+        out = derivative(*args, **kwargs)
+        writes = scope.close()
+    if any(map(bool, _checks(out[0], (out[1:], writes)))):
+        raise _diagnosis(name, derivative, args, kwargs) from None
+    commit(writes)
+    return out
+
+
+@jax.jit
+def _not_finite(x):
+    return ~jnp.isfinite(x).all()
+
+
+@jax.jit
+def _has_nan(x):
+    return jnp.isnan(x).any()
+
+
+def _checks(strict, loose) -> list:
+    """Return what is true if a derivative has NaN or infinities, or all else has NaN: an infinity is often meant."""
+    return [
+        *(_not_finite(x) for x in jax.tree.leaves(strict) if inexact(x)),
+        *(_has_nan(x) for x in jax.tree.leaves(loose) if inexact(x)),
+    ]
+
+
+# ------------------------------------------------------------------------------------------ at once
+
+
+def _diagnosis(name, derivative, args, kwargs) -> NonFiniteError:
+    try:
+        program = _Program(name, derivative, args, kwargs)
+    except Exception as problem:  # the function has just run well, so it is being abstract that it cannot do
+        return _by_python(name, derivative, args, kwargs, problem)
+    return program.error(program.constants, gather(program.reads), [])
+
+
+def _by_python(name, derivative, args, kwargs, problem) -> NonFiniteError:
+    """Say what a run with JAX's own check finds: the first NaN, which is not always the one that matters."""
+    head = f"{name}: the result is not finite."
+    why = f"The function cannot be traced ({type(problem).__name__}), since it looks at values in Python"
+    for check, what in ((jax.debug_nans, "NaN"), (jax.debug_infs, "Inf")):
+        try:
+            with check(True), Scope(name):
+                derivative(*args, **kwargs)
+        except FloatingPointError as error:
+            frames = [(f.filename, f.lineno, f.name) for f in reversed(traceback.extract_tb(error.__traceback__))]
+            site = site_of(frames)
+            if site is None:
+                return NonFiniteError(
+                    f"{head}\n  {why}, and {what} appears in the backward pass, whose lines are not known then. Use "
+                    f"jnp.where or brainstate.transform.cond in place of Python's if to have them.",
+                    kind=what,
+                    phase="backward",
+                )
+            return NonFiniteError(
+                f"{head} The first {what} at all is at {_line(site)}\n  {str(error).strip()}\n  {why}, so that it is not "
+                f"known whether this one reaches the result. Use jnp.where or brainstate.transform.cond in place of "
+                f"Python's if to have that.",
+                kind=what,
+                phase="forward",
+                **_facts(site),
+            )
+    return NonFiniteError(f"{head}\n  {why}, and a run with jax.debug_nans and jax.debug_infs finds nothing.")
+
+
+# ------------------------------------------------------------------------------------------ a program that is searched
+
+
+class _Program:
+    """One call as a traced program, with names for what goes in and comes out."""
+
+    def __init__(self, name, derivative, args, kwargs):
+        self.name = name
+        self.names, self.structure = derivative.inputs(args, kwargs)
+        self.staged = stage(lambda *a, **k: Carried.of(derivative(*a, **k)), args, kwargs, name=name)
+        self.reads = list(self.staged.reads)
+        self.constants = self.staged.closed.consts
+        leaves = jax.tree_util.tree_leaves_with_path((args, kwargs))
+        self.labels = [_argument(path) for path, _ in leaves]
+        self.dynamic = [leaves[i][1] for i in self.staged.places]
+        # A constant that is an argument is known by identity; what holds NaN and is not found so, by that.
+        self.known = {id(leaf): label for (_, leaf), label in zip(leaves, self.labels, strict=True)}
+        self.suspects = [
+            label
+            for (_, leaf), label in zip(leaves, self.labels, strict=True)
+            if inexact(leaf) and not is_tracer(leaf) and not np.isfinite(np.asarray(leaf)).all()
+        ]
+
+    def places(self) -> tuple:
+        """Return ``(derivative, all else)`` with the number of an output in the place of each array."""
+        tree = self.staged.out_tree
+        carried, writes = tree.unflatten(range(tree.num_leaves))
+        derivative, *rest = carried.tree()
+        return derivative, (rest, writes)
+
+    def error(self, constants, values, dynamic, lane=()) -> NonFiniteError:
+        """Search the program on these inputs and return what is found."""
+        first, rest = ([n for n in jax.tree.leaves(part) if type(n) is int] for part in self.places())
+        strict = set(first)
+        outputs: list[Value] = []
+
+        def faulty(outs):
+            outputs[:] = outputs or outs
+            return [outs[i] for i in first if not outs[i].finite] + [outs[i] for i in rest if outs[i].nan]
+
+        given = {
+            (id(state), i): Value.of(leaf, [Given(state.describe())])
+            for state, value in zip(self.reads, values, strict=True)
+            for i, leaf in enumerate(jax.tree.leaves(value))
+        }
+        inputs = [Value.of(c, [Given(self.known.get(id(k)))]) for c, k in zip(constants, self.constants, strict=True)]
+        labels = [self.labels[i] for i in self.staged.places]
+        inputs += [Value.of(leaf, [Given(label)]) for leaf, label in zip(dynamic, labels, strict=True)]
+        closed = self.staged.closed
+        flags = [i in strict for i in range(len(closed.jaxpr.outvars))]
+        try:
+            found = origins(closed, inputs, given, flags, faulty)
+        except Exception as problem:
+            return NonFiniteError(
+                f"{self.name}: the result is not finite, and its program cannot be run operation by operation here "
+                f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}).",
+                lane=lane,
+            )
+        return self._report(found, self._reached(outputs), lane)
+
+    def _reached(self, outputs) -> tuple[str, ...]:
+        """Return what has a derivative that is not finite; the structure of a gradient may stand in another one."""
+        reached = {}
+        parts = jax.tree.leaves(self.places()[0], is_leaf=lambda part: jax.tree.structure(part) == self.structure)
+        for part in parts:
+            if jax.tree.structure(part) != self.structure:
+                return ()
+            for name, n in zip(self.names, jax.tree.leaves(part), strict=True):
+                if type(n) is int and not outputs[n].finite:
+                    reached[name] = True
+        return tuple(reached)
+
+    def _report(self, found, reached, lane) -> NonFiniteError:
+        lines = [f"reached     {', '.join(reached)}"] if reached else []
+        lines += [f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite"] if lane else []
+        facts: dict[str, Any] = {"reached": reached, "lane": lane}
+        given = [cause for cause in found if isinstance(cause, Given)]
+        if given:
+            names = [cause.name for cause in given if cause.name] or self.suspects
+            where = " and ".join(names) or "a constant that the function refers to"
+            text = f"{self.name}: {where} already holds NaN or infinities, and they reach the result."
+            return NonFiniteError(_text(text, lines), phase="input", inputs=tuple(names), **facts)
+        if not found:
+            text = (
+                f"{self.name}: the result is not finite, but it is when its program runs one operation after the other. "
+                f"What is compiled rounds in another way: values are close to what their dtype can hold."
+            )
+            return NonFiniteError(_text(text, lines), **facts)
+        return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
+
+
+def _argument(path) -> str:
+    place = path[1]
+    name = getattr(place, "idx", getattr(place, "key", place))
+    return f"argument {name!r}{jax.tree_util.keystr(path[2:])}"
+
+
+# ------------------------------------------------------------------------------------------ what is said
+
+
+def _text(head, lines) -> str:
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _line(site) -> str:
+    source = linecache.getline(site.file, site.line).strip()
+    return f"{site.file}:{site.line}, in {site.function}" + (f"\n    {source}" if source else "")
+
+
+def _facts(site) -> dict[str, Any]:
+    if site is None:
+        return {}
+    source = linecache.getline(site.file, site.line).strip() or None
+    return {"file": site.file, "line": site.line, "function": site.function, "source": source}
+
+
+def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
+    where, site = origin.where, origin.where.site
+    passes = {"forward": "the forward pass", "backward": "the derivative (backward pass)"}
+    head = f"{name}: the first {origin.kind} appears in {passes[origin.phase]}"
+    head += f", at {_line(site)}" if site else ", at an operation whose line is not known"
+    operands = tuple(map(shown, origin.operands))
+    called = f", in {where.called}" if where.called and where.called != origin.primitive else ""
+    found = [f"operation   {origin.primitive}{called}"]
+    found += [f"inside      {', '.join(where.path)}"] if where.path else []
+    found += [f"layer       {site.layer}"] if site and site.layer else []
+    found += [f"operand     {operand}" for operand in operands]
+    found.append(f"result      {shown(origin.result)}")
+    spoilt = origin.spoilt
+    if spoilt is not None:
+        there = f", at {spoilt.where.site.file}:{spoilt.where.site.line}" if spoilt.where.site else ""
+        found.append(f"becomes NaN in {spoilt.primitive} ({spoilt.phase}){there}")
+    cause, repair = likely(origin)
+    found += lines
+    found += [f"and         {others} more such operation{'s' if others > 1 else ''} later"] if others else []
+    found += [f"likely      {cause}", f"repair      {repair}"]
+    facts |= {"kind": origin.kind, "phase": origin.phase, "primitive": origin.primitive, "operands": operands}
+    facts |= {"path": where.path, "iteration": where.iteration, "branch": where.branch}
+    return NonFiniteError(_text(head, found), **_facts(site), **facts)
+
+
+# ------------------------------------------------------------------------------------------ inside a transform
+
+
+_raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `waiting` to find again
+
+
+def _in_program(name, derivative, args, kwargs) -> tuple:
+    program = _Program(name, derivative, args, kwargs)
+    values = gather(program.reads)
+    given = dict(zip(program.reads, values, strict=True))
+    carried, writes = program.staged(given, args, kwargs)
+    grads, *rest = carried.tree()
+    checks = _checks(grads, (rest, writes))
+    if checks:
+        fine = ~_gate(program, jnp.stack(checks).any(), values)
+        grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.zeros_like(g)) if inexact(g) else g, grads)
+    commit(writes)
+    return (grads, *rest)
+
+
+def _gate(program, bad, values):
+    """Return False, or at run time raise what the search finds if ``bad`` is true."""
+    inputs = program.constants, values, program.dynamic
+    leaves, treedef = jax.tree.flatten(inputs)
+    places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf)]
+    kept = [None if is_tracer(leaf) else leaf for leaf in leaves]
+
+    def on_host(bad, *operands):
+        bad = np.asarray(bad)
+        sizes = np.broadcast_shapes(bad.shape, *(operand.shape[: bad.ndim] for operand in operands))
+        if not bad.any():
+            return np.zeros(sizes, bool)
+        lane = tuple(int(i) for i in np.argwhere(np.broadcast_to(bad, sizes))[0])
+        filled = list(kept)
+        for i, operand in zip(places, operands, strict=True):
+            filled[i] = operand[tuple(min(n, size - 1) for n, size in zip(lane, operand.shape, strict=False))]
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            error = program.error(*treedef.unflatten(filled), lane)
+        _raised.append(error)
+        raise error
+
+    def fails(bad, operands):
+        # Under vmap both branches run; lanes come together, along leading axes that are 1 for what has no lanes.
+        return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), bool), bad, *operands, vmap_method="expand_dims")
+
+    may_fail()
+    operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
+    return jax.lax.cond(bad, fails, lambda *_: jnp.zeros((), bool), bad, operands)
+
+
+def waiting(jitted: Callable) -> Callable:
+    """Return ``jitted`` with a call that ends when the program has, and raises what a check in it has raised."""
+
+    def call(*args, **kwargs):
+        try:
+            out = jitted(*args, **kwargs)
+            if eager():
+                return jax.block_until_ready(out)
+        except Exception as failure:
+            for error in _raised:
+                if str(error) in str(failure):
+                    raise error from None
+            raise
+        may_fail()
+        return out
+
+    return call
