@@ -14,6 +14,7 @@ JAX wraps what a callback raises into an error of its own, with the text inside;
 """
 
 import collections
+import contextlib
 import linecache
 import traceback
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from .._scope import Scope, commit, eager, gather, is_tracer, may_fail, stage
 from ._origins import Given, Origin, Value, inexact, origins, site_of
 from ._remedies import likely, shown
 
-__all__ = ["waiting", "watched"]
+__all__ = ["unwrapped", "waiting", "watched"]
 
 
 def watched(derivative: Any, args: tuple, kwargs: dict) -> tuple:
@@ -40,7 +41,7 @@ def watched(derivative: Any, args: tuple, kwargs: dict) -> tuple:
     with Scope(name) as scope:
         out = derivative(*args, **kwargs)
         writes = scope.close()
-    if any(map(bool, _checks(out[0], (out[1:], writes)))):
+    if any(map(bool, _checks(out, writes))):
         raise _diagnosis(name, derivative, args, kwargs) from None
     commit(writes)
     return out
@@ -56,11 +57,18 @@ def _has_nan(x):
     return jnp.isnan(x).any()
 
 
-def _checks(strict, loose) -> list:
-    """Return what is true if a derivative has NaN or infinities, or all else has NaN: an infinity is often meant."""
+def _checks(out, writes) -> list:
+    """Return what is true if the result must not be used.
+
+    That is NaN anywhere, or an infinity in the derivative or in a value that is one number. Elsewhere an infinity is
+    often meant: a mask, the best loss so far.
+    """
+    derivative, value, *aux = out
+    single = [x for x in jax.tree.leaves(value) if jnp.shape(x) == ()]
+    arrays = [x for x in jax.tree.leaves(value) if jnp.shape(x) != ()]
     return [
-        *(_not_finite(x) for x in jax.tree.leaves(strict) if inexact(x)),
-        *(_has_nan(x) for x in jax.tree.leaves(loose) if inexact(x)),
+        *(_not_finite(x) for x in jax.tree.leaves((derivative, single)) if inexact(x)),
+        *(_has_nan(x) for x in jax.tree.leaves((arrays, aux, writes)) if inexact(x)),
     ]
 
 
@@ -128,21 +136,20 @@ class _Program:
         ]
 
     def places(self) -> tuple:
-        """Return ``(derivative, all else)`` with the number of an output in the place of each array."""
+        """Return ``(derivative, value, aux, Writes)`` with the number of an output in the place of each array."""
         tree = self.staged.out_tree
         carried, writes = tree.unflatten(range(tree.num_leaves))
-        derivative, *rest = carried.tree()
-        return derivative, (rest, writes)
+        derivative, value, *aux = carried.tree()
+        return derivative, value, aux, writes
 
     def error(self, constants, values, dynamic, lane=()) -> NonFiniteError:
         """Search the program on these inputs and return what is found."""
-        first, rest = ([n for n in jax.tree.leaves(part) if type(n) is int] for part in self.places())
-        strict = set(first)
-        outputs: list[Value] = []
+        first, value, *rest = (_numbers(part) for part in self.places())
+        strict, loose, outputs = {*first, *value}, set().union(*rest), []
 
         def faulty(outs):
             outputs[:] = outputs or outs
-            return [outs[i] for i in first if not outs[i].finite] + [outs[i] for i in rest if outs[i].nan]
+            return [out for n, out in enumerate(outs) if (n in strict and out.inf) or (n in strict | loose and out.nan)]
 
         given = {
             (id(state), i): Value.of(leaf, [Given(state.describe())])
@@ -153,7 +160,7 @@ class _Program:
         labels = [self.labels[i] for i in self.staged.places]
         inputs += [Value.of(leaf, [Given(label)]) for leaf, label in zip(dynamic, labels, strict=True)]
         closed = self.staged.closed
-        flags = [i in strict for i in range(len(closed.jaxpr.outvars))]
+        flags = [n in first for n in range(len(closed.jaxpr.outvars))]
         try:
             found = origins(closed, inputs, given, flags, faulty)
         except Exception as problem:
@@ -162,7 +169,7 @@ class _Program:
                 f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}).",
                 lane=lane,
             )
-        return self._report(found, self._reached(outputs), lane)
+        return self._report(found, outputs, lane)
 
     def _reached(self, outputs) -> tuple[str, ...]:
         """Return what has a derivative that is not finite; the structure of a gradient may stand in another one."""
@@ -176,8 +183,15 @@ class _Program:
                     reached[name] = True
         return tuple(reached)
 
-    def _report(self, found, reached, lane) -> NonFiniteError:
-        lines = [f"reached     {', '.join(reached)}"] if reached else []
+    def _also(self, outputs) -> list[str]:
+        """Return what else is not finite: the value, aux, States that are written."""
+        _, value, aux, writes = self.places()
+        parts = [("the value", value), ("aux", aux), *zip((s.describe() for s in writes.states), writes.values)]
+        return [name for name, part in parts if not all(outputs[n].finite for n in _numbers(part))]
+
+    def _report(self, found, outputs, lane) -> NonFiniteError:
+        reached = self._reached(outputs)
+        lines = [f"reached     {', '.join([*reached, *self._also(outputs)])}"]
         lines += [f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite"] if lane else []
         facts: dict[str, Any] = {"reached": reached, "lane": lane}
         given = [cause for cause in found if isinstance(cause, Given)]
@@ -193,6 +207,10 @@ class _Program:
             )
             return NonFiniteError(_text(text, lines), **facts)
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
+
+
+def _numbers(tree) -> set[int]:
+    return {n for n in jax.tree.leaves(tree) if type(n) is int}
 
 
 def _argument(path) -> str:
@@ -256,8 +274,8 @@ def _in_program(name, derivative, args, kwargs) -> tuple:
     values = gather(program.reads)
     given = dict(zip(program.reads, values, strict=True))
     carried, writes = program.staged(given, args, kwargs)
-    grads, *rest = carried.tree()
-    checks = _checks(grads, (rest, writes))
+    out = grads, *rest = carried.tree()
+    checks = _checks(out, writes)
     if checks:
         fine = ~_gate(program, jnp.stack(checks).any(), values)
         grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.zeros_like(g)) if inexact(g) else g, grads)
@@ -295,19 +313,26 @@ def _gate(program, bad, values):
     return jax.lax.cond(bad, fails, lambda *_: jnp.zeros((), bool), bad, operands)
 
 
+@contextlib.contextmanager
+def unwrapped():
+    """Raise what a check inside has raised, in place of the error that JAX made of it."""
+    try:
+        yield
+    except Exception as failure:
+        for error in _raised:
+            if failure is not error and str(error) in str(failure):
+                raise error from None
+        raise
+
+
 def waiting(jitted: Callable) -> Callable:
     """Return ``jitted`` with a call that ends when the program has, and raises what a check in it has raised."""
 
     def call(*args, **kwargs):
-        try:
+        with unwrapped():
             out = jitted(*args, **kwargs)
             if eager():
                 return jax.block_until_ready(out)
-        except Exception as failure:
-            for error in _raised:
-                if str(error) in str(failure):
-                    raise error from None
-            raise
         may_fail()
         return out
 

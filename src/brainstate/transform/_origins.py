@@ -36,6 +36,7 @@ __all__ = ["Given", "Origin", "Site", "Value", "inexact", "origins", "site_of"]
 
 _OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
 _LAYERS = _OURS + "nn" + os.sep
+_LIBRARIES = (_LAYERS, *(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy")))
 _DETAILED = 32  # iterations of one loop that are looked into; what goes on after them is only passed on
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
@@ -83,14 +84,14 @@ def _frames(eqn):
 
 
 def _called(frames) -> str | None:
-    """Return the name of the library function that the user's line calls, if the frames show it."""
+    """Return the name of the public function of a library that the user's line calls, if the frames show it."""
     name = None
     for file, _, function in frames:
         if not file.startswith((_OURS, _JAX)):
-            return name
-        if "<" not in function and not file.endswith("traceback_util.py"):
+            break
+        if file.startswith(_LIBRARIES) and not function.startswith("_") and "<" not in function:
             name = function.rpartition(".")[2]
-    return None
+    return name
 
 
 # ------------------------------------------------------------------------------------------ values and causes
@@ -122,6 +123,7 @@ class Origin:
     phase: str
     where: Where
     operands: list
+    makers: list[str]  # the names of the operations that the operands come from
     result: Any
     key: Any
     spoilt: "Origin | None" = field(default=None)  # the operation that made NaN of this infinity first
@@ -134,7 +136,7 @@ class Origin:
 
 
 class Value(NamedTuple):
-    """An array, what made it not finite, and whether it holds NaN and infinities."""
+    """An array, what made it not finite, whether it holds NaN and infinities, and the operation it comes from."""
 
     array: Any
     causes: frozenset = frozenset()
@@ -146,7 +148,7 @@ class Value(NamedTuple):
     def of(cls, array, causes: Any = (), maker=None) -> "Value":
         """Look at ``array``; a finite one has no causes."""
         if not inexact(array) or np.isfinite(numbers := np.asarray(array)).all():
-            return cls(array)
+            return cls(array, maker=maker)
         return cls(array, frozenset(causes), bool(np.isnan(numbers).any()), bool(np.isinf(numbers).any()), maker)
 
     @property
@@ -270,7 +272,7 @@ class _Search:
         name = eqn.primitive.name
         if name == "state_read":
             return [self.given[eqn.params["state"], eqn.params["leaf"]]]
-        outs = [Value.of(out) for out in bind(eqn, [v.array for v in ins])]
+        outs = [Value.of(out, maker=eqn) for out in bind(eqn, [v.array for v in ins])]
         if all(out.finite for out in outs):
             return outs
         wanted = needs.get(id(eqn), [False] * len(outs))
@@ -350,24 +352,24 @@ class _Search:
         if fresh is None:
             if out.nan and not any(v.nan for v in ins):
                 self._spoil(causes, self._origin(eqn, ins, out, phase, where), ins)
-            return Value.of(out.array, causes, id(eqn))
+            return Value.of(out.array, causes, eqn)
         origin = self._origin(eqn, ins, out, phase, where)
         if self.only is not None and origin.key != getattr(self.only, "key", None):
-            return Value.of(_repaired(out.array, fresh), causes, id(eqn))
+            return Value.of(_repaired(out.array, fresh), causes, eqn)
         origin = self.origins.setdefault(origin.key, origin)
-        return Value.of(out.array, causes | {origin}, id(eqn))
+        return Value.of(out.array, causes | {origin}, eqn)
 
     def _origin(self, eqn, ins, out, phase, where) -> Origin:
         frames = _frames(eqn)
         site = site_of(frames)
         place = where if site is None else replace(where, site=site, called=_called(frames))
-        operands = [np.asarray(v.array) for v in ins if hasattr(v.array, "dtype") or inexact(v.array)]
-        return Origin(
-            eqn.primitive.name, phase, place, operands, np.asarray(out.array), (where.path, where.site, id(eqn))
-        )
+        operands = [np.asarray(v.array) for v in ins]
+        makers = [v.maker.primitive.name if v.maker else "" for v in ins]
+        key = where.path, where.site, id(eqn)
+        return Origin(eqn.primitive.name, phase, place, operands, makers, np.asarray(out.array), key)
 
     def _spoil(self, causes, operation, ins):
-        makers = {v.maker for v in ins if v.inf}
+        makers = [id(v.maker) for v in ins if v.inf]
         for cause in causes:
             if isinstance(cause, Origin) and cause.spoilt is None:
                 cause.spoilt, cause.direct = operation, cause.key[-1] in makers
@@ -406,7 +408,7 @@ def _fresh(eqn, ins, out):
 
 
 def origins(closed, inputs: Sequence[Value], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
-    """Return what makes the result of a program not finite, `Given` or `Origin`, in the order of execution.
+    """Return what makes the result of a program not finite, `Given`, then forward, then backward, each in order.
 
     ``given`` has the `Value` of each leaf of a State, ``derivative`` tells for each output whether it belongs to the
     derivative, and ``faulty(outputs)`` returns those `Value` among them that should be finite and are not.
@@ -426,7 +428,8 @@ def origins(closed, inputs: Sequence[Value], given: dict, derivative: Sequence[b
 
     found, search = run()
     causes = _union(found)
-    order = [c for c in causes if isinstance(c, Given)] + [o for o in search.origins.values() if o in causes]
+    made = [o for o in search.origins.values() if o in causes]
+    order = [c for c in causes if isinstance(c, Given)] + sorted(made, key=lambda o: o.phase != "forward")
     if len(order) < 2:
         return order
     sufficient = [cause for cause in order[:_TRIALS] if run(cause)[0]]

@@ -53,19 +53,19 @@ def _at_fault(origin) -> list[np.ndarray]:
 
 def _of_derivative(origin) -> tuple[str, str] | None:
     called, spoilt = origin.where.called or "", origin.spoilt
+    at = _at_fault(origin)
     if called == "norm":
         return _NORM
-    at = _at_fault(origin)
-    zero = [bool((x == 0).any()) for x in at]
-    root = origin.primitive in ("div", "rsqrt", "pow", "integer_pow") and ("sqrt" in called or origin.kind == "Inf")
-    if origin.primitive == "div" and origin.kind == "NaN" and all(zero):
+    if origin.primitive == "div" and origin.kind == "NaN" and all((x == 0).any() for x in at):
         return _TRAP, _SAFE  # the cotangent is zero, and so is what it is divided by
     if spoilt is not None and origin.direct:
         return _TRAP, _SAFE
-    if root and spoilt is not None and "sqrt" in called:
+    rooted = "sqrt" in origin.makers
+    if rooted and spoilt is not None:
         return _NORM
-    if root:
-        return f"the derivative of {called or 'this function'} is infinite at the edge of its domain (zero)", _EPS
+    if rooted or origin.primitive in ("rsqrt", "pow", "integer_pow") or (origin.primitive == "div" and not at[1].all()):
+        edge = "zero" if rooted else "the edge of its domain"
+        return f"the derivative of {'sqrt' if rooted else called or 'this function'} is infinite at {edge}", _EPS
     return None
 
 
