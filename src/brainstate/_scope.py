@@ -45,7 +45,7 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._carry import ABSENT, Absent, Writes
+from ._carry import ABSENT, Absent, Writes, awaited
 from ._compat import current_trace, jit_disabled, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
@@ -66,12 +66,10 @@ __all__ = [
     "invalidate",
     "is_tracer",
     "launch",
-    "may_fail",
     "read",
     "refuse_foreign",
     "refuse_states",
     "stage",
-    "tracing",
     "write",
 ]
 
@@ -87,7 +85,6 @@ with jax.ensure_compile_time_eval():
 class _Thread(threading.local):
     def __init__(self):
         self.scope: Any = None  # the innermost open Scope
-        self.may_fail = False  # whether a program that was traced here may end in an error while it runs
         self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
 
 
@@ -406,29 +403,12 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
-    if _thread.may_fail:
-        _thread.may_fail = False
-        jax.block_until_ready(writes.values)
+    awaited(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
         for state, value in zip(states, writes.values, strict=True):
             state._value = value
-
-
-def may_fail() -> None:
-    """Announce that the program which is being traced may end in an error while it runs: no commit before it ends."""
-    _thread.may_fail = True
-
-
-def tracing(call) -> tuple[Any, bool]:
-    """Return ``call()`` and whether what it traced has announced that it `may_fail`."""
-    before, _thread.may_fail = _thread.may_fail, False
-    try:
-        out = call()
-        return out, _thread.may_fail
-    finally:
-        _thread.may_fail |= before
 
 
 def eager() -> bool:

@@ -26,7 +26,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 from ._choice import owns_states
-from ._nan import watched
+from ._nan import Watch, watched
 
 __all__ = [
     "Call",
@@ -447,7 +447,8 @@ class GradientTransform:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
         if self._watched is not None:
-            derivative, value, *aux = watched(self._watched, args, kwargs)
+            watch = Watch(repr(self), self._watched, self._inputs)
+            derivative, value, *aux = watched(watch, args, kwargs)
             result = (derivative, *((value,) if self.return_value else ()), *aux)
             return result if len(result) > 1 else derivative
         diff, call, rest = self._pure.open(args, kwargs)
@@ -481,7 +482,7 @@ class GradientTransform:
             debug_nan,
         )
 
-    def inputs(self, args: tuple, kwargs: dict) -> tuple[list[str], Any]:
+    def _inputs(self, args, kwargs):
         """Return the name of each array that a call differentiates, and the structure ``G``."""
         diff, call, _ = self._pure.open(args, kwargs)
         return names_of(call, diff)[0], jax.tree.structure(diff)

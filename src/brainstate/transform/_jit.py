@@ -28,10 +28,10 @@ from typing import Any
 
 import jax
 
-from .._carry import ABSENT
+from .._carry import ABSENT, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage, tracing
+from .._scope import Launcher, Restart, Scope, gather, generation, is_tracer, launch, refuse_states, stage
 from ._choice import owns_states
 from ._nan import waiting
 
@@ -69,7 +69,8 @@ class _Program:
             anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
             if may_fail and not self.waits:
-                self.waits, self.jitted = True, waiting(self.jitted)
+                # The States keep their values if it fails, so nothing is given away.
+                self.waits, self.jitted, self.gives = True, waiting(self.jitted), [False] * len(self.gives)
                 raise Restart(staged)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
@@ -83,7 +84,7 @@ class _Program:
         new = [s for s in staged.reads if s not in set(self.states)]
         self.states.extend(new)
         self.gives.extend(False for _ in new)
-        if self.donates:
+        if self.donates and not self.waits:
             self.gives[:] = [gives or s in staged.writes for s, gives in zip(self.states, self.gives, strict=True)]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
@@ -91,7 +92,7 @@ class _Program:
     def _keeps(self, staged):
         """Tell whether ``staged`` writes a State whose buffer should be donated, and so far is not."""
         pairs = zip(self.states, self.gives, strict=False)
-        return self.donates and any(s in staged.writes and not gives for s, gives in pairs)
+        return self.donates and not self.waits and any(s in staged.writes and not gives for s, gives in pairs)
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""

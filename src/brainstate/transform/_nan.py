@@ -18,31 +18,43 @@ import contextlib
 import linecache
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._carry import Carried
+from .._carry import Carried, may_fail
 from .._errors import NonFiniteError
-from .._scope import Scope, commit, eager, gather, is_tracer, may_fail, stage
+from .._scope import Scope, commit, eager, gather, is_tracer, stage
 from ._origins import Given, Origin, Value, inexact, origins, site_of
 from ._remedies import likely, shown
 
-__all__ = ["unwrapped", "waiting", "watched"]
+__all__ = ["Watch", "unwrapped", "waiting", "watched"]
 
 
-def watched(derivative: Any, args: tuple, kwargs: dict) -> tuple:
-    """Return ``derivative(*args, **kwargs)``, a `GradientTransform` that returns its value; raise if it is not finite."""
-    name = repr(derivative)
+@dataclass(frozen=True)
+class Watch:
+    """A derivative that has to be finite: ``call(*args, **kwargs)`` returns ``(derivative, value, *aux)``.
+
+    ``inputs(args, kwargs)`` returns the names of what is differentiated, and the structure of a gradient.
+    """
+
+    name: str
+    call: Callable
+    inputs: Callable = lambda args, kwargs: ([], None)
+
+
+def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
+    """Return ``watch.call(*args, **kwargs)``, and commit what it writes; raise if it is not finite."""
     if not eager():
-        return _in_program(name, derivative, args, kwargs)
-    with Scope(name) as scope:
-        out = derivative(*args, **kwargs)
+        return _in_program(watch, args, kwargs)
+    with Scope(watch.name) as scope:
+        out = watch.call(*args, **kwargs)
         writes = scope.close()
     if any(map(bool, _checks(out, writes))):
-        raise _diagnosis(name, derivative, args, kwargs) from None
+        raise _diagnosis(watch, args, kwargs) from None
     commit(writes)
     return out
 
@@ -75,22 +87,22 @@ def _checks(out, writes) -> list:
 # ------------------------------------------------------------------------------------------ at once
 
 
-def _diagnosis(name, derivative, args, kwargs) -> NonFiniteError:
+def _diagnosis(watch, args, kwargs) -> NonFiniteError:
     try:
-        program = _Program(name, derivative, args, kwargs)
+        program = _Program(watch, args, kwargs)
     except Exception as problem:  # the function has just run well, so it is being abstract that it cannot do
-        return _by_python(name, derivative, args, kwargs, problem)
+        return _by_python(watch, args, kwargs, problem)
     return program.error(program.constants, gather(program.reads), [])
 
 
-def _by_python(name, derivative, args, kwargs, problem) -> NonFiniteError:
+def _by_python(watch, args, kwargs, problem) -> NonFiniteError:
     """Say what a run with JAX's own check finds: the first NaN, which is not always the one that matters."""
-    head = f"{name}: the result is not finite."
+    head = f"{watch.name}: the result is not finite."
     why = f"The function cannot be traced ({type(problem).__name__}), since it looks at values in Python"
     for check, what in ((jax.debug_nans, "NaN"), (jax.debug_infs, "Inf")):
         try:
-            with check(True), Scope(name):
-                derivative(*args, **kwargs)
+            with check(True), Scope(watch.name):
+                watch.call(*args, **kwargs)
         except FloatingPointError as error:
             frames = [(f.filename, f.lineno, f.name) for f in reversed(traceback.extract_tb(error.__traceback__))]
             site = site_of(frames)
@@ -102,9 +114,9 @@ def _by_python(name, derivative, args, kwargs, problem) -> NonFiniteError:
                     phase="backward",
                 )
             return NonFiniteError(
-                f"{head} The first {what} at all is at {_line(site)}\n  {str(error).strip()}\n  {why}, so that it is not "
-                f"known whether this one reaches the result. Use jnp.where or brainstate.transform.cond in place of "
-                f"Python's if to have that.",
+                f"{head} The first {what} at all is at {_line(site)}\n  {str(error).strip()}\n  {why}, so that it is "
+                f"not known whether this one reaches the result. Use jnp.where or brainstate.transform.cond in place "
+                f"of Python's if to have that.",
                 kind=what,
                 phase="forward",
                 **_facts(site),
@@ -118,10 +130,10 @@ def _by_python(name, derivative, args, kwargs, problem) -> NonFiniteError:
 class _Program:
     """One call as a traced program, with names for what goes in and comes out."""
 
-    def __init__(self, name, derivative, args, kwargs):
-        self.name = name
-        self.names, self.structure = derivative.inputs(args, kwargs)
-        self.staged = stage(lambda *a, **k: Carried.of(derivative(*a, **k)), args, kwargs, name=name)
+    def __init__(self, watch, args, kwargs):
+        self.name = watch.name
+        self.names, self.structure = watch.inputs(args, kwargs)
+        self.staged = stage(lambda *a, **k: Carried.of(watch.call(*a, **k)), args, kwargs, name=watch.name)
         self.reads = list(self.staged.reads)
         self.constants = self.staged.closed.consts
         leaves = jax.tree_util.tree_leaves_with_path((args, kwargs))
@@ -174,6 +186,8 @@ class _Program:
     def _reached(self, outputs) -> tuple[str, ...]:
         """Return what has a derivative that is not finite; the structure of a gradient may stand in another one."""
         reached = {}
+        if self.structure is None:
+            return ()
         parts = jax.tree.leaves(self.places()[0], is_leaf=lambda part: jax.tree.structure(part) == self.structure)
         for part in parts:
             if jax.tree.structure(part) != self.structure:
@@ -183,16 +197,20 @@ class _Program:
                     reached[name] = True
         return tuple(reached)
 
-    def _also(self, outputs) -> list[str]:
+    def _also(self, outputs, reached) -> list[str]:
         """Return what else is not finite: the value, aux, States that are written."""
-        _, value, aux, writes = self.places()
-        parts = [("the value", value), ("aux", aux), *zip((s.describe() for s in writes.states), writes.values)]
+        derivative, value, aux, writes = self.places()
+        parts = [("the value", value), ("aux", aux)]
+        parts += [] if reached else [("the derivative", derivative)]
+        parts += [(s.describe(), v) for s, v in zip(writes.states, writes.values, strict=True)]
         return [name for name, part in parts if not all(outputs[n].finite for n in _numbers(part))]
 
     def _report(self, found, outputs, lane) -> NonFiniteError:
         reached = self._reached(outputs)
-        lines = [f"reached     {', '.join([*reached, *self._also(outputs)])}"]
-        lines += [f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite"] if lane else []
+        lines = [f"reached     {', '.join([*reached, *self._also(outputs, reached)])}"]
+        lines += (
+            [f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite"] if lane else []
+        )
         facts: dict[str, Any] = {"reached": reached, "lane": lane}
         given = [cause for cause in found if isinstance(cause, Given)]
         if given:
@@ -202,8 +220,8 @@ class _Program:
             return NonFiniteError(_text(text, lines), phase="input", inputs=tuple(names), **facts)
         if not found:
             text = (
-                f"{self.name}: the result is not finite, but it is when its program runs one operation after the other. "
-                f"What is compiled rounds in another way: values are close to what their dtype can hold."
+                f"{self.name}: the result is not finite, but it is when its program runs one operation after the "
+                f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
             )
             return NonFiniteError(_text(text, lines), **facts)
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
@@ -240,8 +258,7 @@ def _facts(site) -> dict[str, Any]:
 
 def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
     where, site = origin.where, origin.where.site
-    passes = {"forward": "the forward pass", "backward": "the derivative (backward pass)"}
-    head = f"{name}: the first {origin.kind} appears in {passes[origin.phase]}"
+    head = f"{name}: the first {origin.kind} appears in the {origin.phase} pass"
     head += f", at {_line(site)}" if site else ", at an operation whose line is not known"
     operands = tuple(map(shown, origin.operands))
     called = f", in {where.called}" if where.called and where.called != origin.primitive else ""
@@ -269,8 +286,8 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
 _raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `waiting` to find again
 
 
-def _in_program(name, derivative, args, kwargs) -> tuple:
-    program = _Program(name, derivative, args, kwargs)
+def _in_program(watch, args, kwargs) -> tuple:
+    program = _Program(watch, args, kwargs)
     values = gather(program.reads)
     given = dict(zip(program.reads, values, strict=True))
     carried, writes = program.staged(given, args, kwargs)

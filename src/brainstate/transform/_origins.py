@@ -41,13 +41,12 @@ _DETAILED = 32  # iterations of one loop that are looked into; what goes on afte
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
 
-_CALLS = frozenset(
-    "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
+_CALLS = "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
+_ELEMENTWISE = (
+    "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 expm1 "
+    "integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
 )
-_ELEMENTWISE = frozenset(
-    "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 "
-    "expm1 integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan".split()
-)
+_calls, _elementwise = frozenset(_CALLS.split()), frozenset(_ELEMENTWISE.split())
 
 
 def inexact(leaf) -> bool:
@@ -105,7 +104,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Where:
+class _Where:
     """What encloses an operation: the user's line that led there, the library function, and loops and branches."""
 
     site: Site | None = None
@@ -121,7 +120,7 @@ class Origin:
 
     primitive: str
     phase: str
-    where: Where
+    where: _Where
     operands: list
     makers: list[str]  # the names of the operations that the operands come from
     result: Any
@@ -168,6 +167,11 @@ def _union(values) -> frozenset:
     return frozenset().union(*(v.causes for v in values))
 
 
+def _typed(array, atom):
+    """Return ``array`` with the type that the program gives it: a literal is a Python number."""
+    return np.asarray(array, atom.aval.dtype) if inexact(array) else np.asarray(array)
+
+
 def _repaired(array, mask):
     numbers = np.asarray(array)
     return np.where(mask, np.ones((), numbers.dtype), numbers)
@@ -192,7 +196,7 @@ def _open(jaxpr):
 
 def _inner(eqn):
     """Return the program that a call runs, or None if the operation is no call."""
-    if eqn.primitive.name not in _CALLS:
+    if eqn.primitive.name not in _calls:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr")))
 
@@ -243,7 +247,9 @@ def _wanted_of_scan(eqn, outs) -> list[bool]:
 def _wanted_of_while(eqn, outs) -> list[bool]:
     """As `_wanted_of_scan`; what decides on the end is needed too."""
     params, first = eqn.params, eqn.params["body_nconsts"]
-    outs = [a or b for a, b in zip(outs, _needed(params["cond_jaxpr"], [True])[1][params["cond_nconsts"] :], strict=True)]
+    outs = [
+        a or b for a, b in zip(outs, _needed(params["cond_jaxpr"], [True])[1][params["cond_nconsts"] :], strict=True)
+    ]
     while True:
         more = [a or b for a, b in zip(outs, _needed(params["body_jaxpr"], outs)[1][first:], strict=True)]
         if more == outs:
@@ -283,8 +289,8 @@ class _Search:
             frames = _frames(eqn)
             called = eqn.params.get("name") if _inner(eqn) is not None else None
             return enter(eqn, ins, wanted, replace(where, site=site_of(frames) or where.site, called=called))
-        phase = "forward" if any(wanted) else "backward"
-        return [self._judged(eqn, ins, out, phase, where) for out in outs]
+        phases = ["forward" if want else "backward" for want in wanted]
+        return [self._judged(eqn, ins, out, phase, where) for out, phase in zip(outs, phases, strict=True)]
 
     # --- programs within
 
@@ -363,7 +369,7 @@ class _Search:
         frames = _frames(eqn)
         site = site_of(frames)
         place = where if site is None else replace(where, site=site, called=_called(frames))
-        operands = [np.asarray(v.array) for v in ins]
+        operands = [_typed(v.array, atom) for v, atom in zip(ins, eqn.invars, strict=True)]
         makers = [v.maker.primitive.name if v.maker else "" for v in ins]
         key = where.path, where.site, id(eqn)
         return Origin(eqn.primitive.name, phase, place, operands, makers, np.asarray(out.array), key)
@@ -399,7 +405,7 @@ def _inherited(ins, nan) -> frozenset:
 def _fresh(eqn, ins, out):
     """Return where the result is not finite while all operands are, or None: nowhere, or who knows."""
     shape = np.shape(out.array)
-    if eqn.primitive.name not in _ELEMENTWISE or any(np.shape(v.array) not in ((), shape) for v in ins):
+    if eqn.primitive.name not in _elementwise or any(np.shape(v.array) not in ((), shape) for v in ins):
         return None
     mask = ~np.isfinite(np.asarray(out.array))
     for v in ins:
@@ -424,7 +430,7 @@ def origins(closed, inputs: Sequence[Value], given: dict, derivative: Sequence[b
         search = _Search({key: kept(value) for key, value in given.items()}, only)
         consts = [kept(value) for value in inputs[: len(closed.consts)]]
         args = [kept(value) for value in inputs[len(closed.consts) :]]
-        return faulty(search.run(closed.jaxpr, consts, args, wanted, Where())), search
+        return faulty(search.run(closed.jaxpr, consts, args, wanted, _Where())), search
 
     found, search = run()
     causes = _union(found)

@@ -9,11 +9,11 @@ __all__ = ["likely", "shown"]
 _EPS = "add a small number before: jnp.sqrt(x + eps)"
 _SAFE = "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result"
 _TRAP = (
-    "the value at this line is masked later (jnp.where and the like), but its derivative is not: zero times infinity is "
-    "NaN"
+    "the value at this line is masked later (jnp.where and the like), but its derivative is not: zero times infinity "
+    "is NaN"
 )
 _NORM = (
-    "a norm, or a root of a sum of squares, has no derivative at zero",
+    "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",
     "add a small number under the root, or replace the zero before: x = jnp.where(is_zero, 1.0, x)",
 )
 
@@ -100,6 +100,8 @@ def _of_operation(origin) -> tuple[str, str] | None:
 
 
 def _elsewhere(origin) -> tuple[str, str]:
+    if origin.primitive in ("shard_map", "pallas_call", "custom_linear_solve", "pure_callback"):
+        return f"something inside {origin.primitive}, which is looked at as one operation", "call what is inside alone"
     infinite = [np.isinf(x).any() for x in origin.operands if x.dtype.kind in "fcV"]
     if any(infinite):
         if origin.primitive == "mul":
