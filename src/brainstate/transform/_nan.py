@@ -266,6 +266,7 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
     found += [f"inside      {', '.join(where.path)}"] if where.path else []
     found += [f"layer       {site.layer}"] if site and site.layer else []
     found += [f"operand     {operand}" for operand in operands]
+    found += [f"infinite    before: {', '.join(origin.before)}"] if origin.before else []
     found.append(f"result      {shown(origin.result)}")
     spoilt = origin.spoilt
     if spoilt is not None:
@@ -276,7 +277,7 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
     found += [f"and         {others} more such operation{'s' if others > 1 else ''} later"] if others else []
     found += [f"likely      {cause}", f"repair      {repair}"]
     facts |= {"kind": origin.kind, "phase": origin.phase, "primitive": origin.primitive, "operands": operands}
-    facts |= {"path": where.path, "iteration": where.iteration, "branch": where.branch}
+    facts |= {"inputs": origin.before, "path": where.path, "iteration": where.iteration, "branch": where.branch}
     return NonFiniteError(_text(head, found), **_facts(site), **facts)
 
 

@@ -36,7 +36,7 @@ __all__ = ["Given", "Origin", "Site", "Value", "inexact", "origins", "site_of"]
 
 _OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
 _LAYERS = _OURS + "nn" + os.sep
-_LIBRARIES = (_LAYERS, *(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy")))
+_LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 _DETAILED = 32  # iterations of one loop that are looked into; what goes on after them is only passed on
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
@@ -88,8 +88,9 @@ def _called(frames) -> str | None:
     for file, _, function in frames:
         if not file.startswith((_OURS, _JAX)):
             break
-        if file.startswith(_LIBRARIES) and not function.startswith("_") and "<" not in function:
-            name = function.rpartition(".")[2]
+        short = function.rpartition(".")[2]
+        if file.startswith(_LIBRARIES) and not short.startswith("_") and "<" not in function:
+            name = short
     return name
 
 
@@ -123,6 +124,7 @@ class Origin:
     where: _Where
     operands: list
     makers: list[str]  # the names of the operations that the operands come from
+    before: tuple[str, ...]  # the inputs that infinities among the operands come from
     result: Any
     key: Any
     spoilt: "Origin | None" = field(default=None)  # the operation that made NaN of this infinity first
@@ -371,8 +373,11 @@ class _Search:
         place = where if site is None else replace(where, site=site, called=_called(frames))
         operands = [_typed(v.array, atom) for v, atom in zip(ins, eqn.invars, strict=True)]
         makers = [v.maker.primitive.name if v.maker else "" for v in ins]
+        given = [cause.name for cause in _union(ins) if isinstance(cause, Given) and cause.name]
         key = where.path, where.site, id(eqn)
-        return Origin(eqn.primitive.name, phase, place, operands, makers, np.asarray(out.array), key)
+        return Origin(
+            eqn.primitive.name, phase, place, operands, makers, tuple(sorted(given)), np.asarray(out.array), key
+        )
 
     def _spoil(self, causes, operation, ins):
         makers = [id(v.maker) for v in ins if v.inf]
