@@ -3,8 +3,10 @@
 The line is the one that ends in ``# <- here`` in the source of the program.
 """
 
+import gc
 import inspect
 import pickle
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -444,7 +446,14 @@ def test_the_first_operation_is_named(row):
     judge(row, raised(derivative))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fun.__name__)
+def _nested(row):
+    marks = (
+        [] if row.fun.__name__.startswith(("inside", "second", "backward", "scan", "masked")) else [pytest.mark.slow]
+    )
+    return pytest.param(row, marks=marks, id=row.fun.__name__)
+
+
+@pytest.mark.parametrize("row", map(_nested, ROWS))
 def test_under_jit(row):
     judge(row, raised(T.jit(T.grad(row.fun, row.states, check_states=False, debug_nan=True))))
 
@@ -777,6 +786,25 @@ def test_an_outer_jit_over_one_that_is_compiled_already():
 def test_raw_jit_shows_the_whole_text():
     with pytest.raises((RuntimeError, ValueError), match="likely      the derivative of sqrt is infinite at zero"):
         jax.block_until_ready(jax.jit(T.grad(jnp.sqrt, debug_nan=True))(0.0))
+
+
+def test_no_tracer_and_no_state_is_kept():
+    def run():
+        weight = ParamState(jnp.ones(2))
+
+        @T.jit
+        def slope(x):
+            y = x * 2.0
+            return T.grad(lambda z: (weight.value * z * y).sum(), weight, debug_nan=True)(x)
+
+        slope(jnp.ones(2))
+        return weakref.ref(weight)
+
+    with jax.checking_leaks():
+        run()
+    alive = run()
+    gc.collect()
+    assert alive() is None
 
 
 def test_lanes():

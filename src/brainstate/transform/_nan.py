@@ -15,6 +15,7 @@ JAX wraps what a callback raises into an error of its own, with the text inside;
 
 import collections
 import contextlib
+import itertools
 import linecache
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from ._remedies import likely, shown
 
 __all__ = ["Watch", "unwrapped", "waiting", "watched"]
 
+_MANY = 6  # names in a message
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -45,12 +48,17 @@ class Watch:
     call: Callable
     inputs: Callable = lambda args, kwargs: ([], None)
 
+    @property
+    def transform(self) -> str:
+        """The name without that of the function."""
+        return self.name.partition("(")[0]
+
 
 def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
     """Return ``watch.call(*args, **kwargs)``, and commit what it writes; raise if it is not finite."""
     if not eager():
         return _in_program(watch, args, kwargs)
-    with Scope(watch.name) as scope:
+    with Scope(watch.transform) as scope:
         out = watch.call(*args, **kwargs)
         writes = scope.close()
     if any(map(bool, _checks(out, writes))):
@@ -89,19 +97,22 @@ def _checks(out, writes) -> list:
 
 def _diagnosis(watch, args, kwargs) -> NonFiniteError:
     try:
-        program = _Program(watch, args, kwargs)
+        staged = _staged(watch, args, kwargs)
     except Exception as problem:  # the function has just run well, so it is being abstract that it cannot do
         return _by_python(watch, args, kwargs, problem)
-    return program.error(program.constants, gather(program.reads), [])
+    program, inputs = _Program.of(watch, staged, args, kwargs)
+    return program.search(*inputs)
 
 
 def _by_python(watch, args, kwargs, problem) -> NonFiniteError:
     """Say what a run with JAX's own check finds: the first NaN, which is not always the one that matters."""
     head = f"{watch.name}: the result is not finite."
-    why = f"The function cannot be traced ({type(problem).__name__}), since it looks at values in Python"
+    python = isinstance(problem, jax.errors.ConcretizationTypeError)
+    what = "it looks at values in Python" if python else _first_line(problem)
+    why = f"The function cannot be traced ({type(problem).__name__}: {what})"
     for check, what in ((jax.debug_nans, "NaN"), (jax.debug_infs, "Inf")):
         try:
-            with check(True), Scope(watch.name):
+            with check(True), Scope(watch.transform):
                 watch.call(*args, **kwargs)
         except FloatingPointError as error:
             frames = [(f.filename, f.lineno, f.name) for f in reversed(traceback.extract_tb(error.__traceback__))]
@@ -127,94 +138,96 @@ def _by_python(watch, args, kwargs, problem) -> NonFiniteError:
 # ------------------------------------------------------------------------------------------ a program that is searched
 
 
+def _staged(watch, args, kwargs):
+    return stage(lambda *a, **k: Carried.of(watch.call(*a, **k)), args, kwargs, name=watch.transform)
+
+
+@dataclass(frozen=True)
 class _Program:
-    """One call as a traced program, with names for what goes in and comes out."""
+    """One call as a traced program, with names for what goes in and comes out.
 
-    def __init__(self, watch, args, kwargs):
-        self.name = watch.name
-        self.names, self.structure = watch.inputs(args, kwargs)
-        self.staged = stage(lambda *a, **k: Carried.of(watch.call(*a, **k)), args, kwargs, name=watch.name)
-        self.reads = list(self.staged.reads)
-        self.constants = self.staged.closed.consts
-        leaves = jax.tree_util.tree_leaves_with_path((args, kwargs))
-        self.labels = [_argument(path) for path, _ in leaves]
-        self.dynamic = [leaves[i][1] for i in self.staged.places]
-        # A constant that is an argument is known by identity; what holds NaN and is not found so, by that.
-        self.known = {id(leaf): label for (_, leaf), label in zip(leaves, self.labels, strict=True)}
-        self.suspects = [
-            label
-            for (_, leaf), label in zip(leaves, self.labels, strict=True)
-            if inexact(leaf) and not is_tracer(leaf) and not np.isfinite(np.asarray(leaf)).all()
-        ]
+    It outlives the trace, in JAX's caches too, and so it holds no State and no tracer.
+    """
 
-    def places(self) -> tuple:
-        """Return ``(derivative, value, aux, Writes)`` with the number of an output in the place of each array."""
-        tree = self.staged.out_tree
-        carried, writes = tree.unflatten(range(tree.num_leaves))
+    name: str
+    jaxpr: Any
+    labels: list[str | None]  # of the constants and the arguments
+    states: list[tuple[int, int, str]]  # id of a State, number of a leaf, name of the State
+    suspects: list[str]  # arguments that are not finite, if they are constants that cannot be told apart
+    derivative: set[int]  # which outputs belong to it
+    value: set[int]
+    reached: list[tuple[str, int]]  # what is differentiated, and an output that is its derivative
+    others: list[tuple[str, set[int]]]  # what else comes out
+
+    @classmethod
+    def of(cls, watch, staged, args, kwargs) -> tuple["_Program", tuple]:
+        """Return the program of what was staged, and its inputs: constants, leaves of States, arguments."""
+        leaves = [(_argument(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs))]
+        known = {id(leaf): label for label, leaf in leaves}
+        labels = [known.get(id(c)) for c in staged.closed.consts] + [leaves[i][0] for i in staged.places]
+        fixed = [(label, leaf) for label, leaf in leaves if inexact(leaf) and not is_tracer(leaf)]
+        suspects = [label for label, leaf in fixed if not np.isfinite(np.asarray(leaf)).all()]
+        reads = list(staged.reads)
+        values = [jax.tree.leaves(value) for value in gather(reads)]
+        states = [(id(s), i, s.describe()) for s, v in zip(reads, values, strict=True) for i in range(len(v))]
+        carried, writes = staged.out_tree.unflatten(range(staged.out_tree.num_leaves))
         derivative, value, *aux = carried.tree()
-        return derivative, value, aux, writes
+        others = [("the value", value), ("aux", aux)]
+        others += [(s.describe(), v) for s, v in zip(writes.states, writes.values, strict=True)]
+        jaxpr = staged.closed.jaxpr
+        program = cls(
+            watch.name,
+            jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]),  # or it would keep the constants
+            labels,
+            states,
+            suspects,
+            _numbers(derivative),
+            _numbers(value),
+            _reached(derivative, *watch.inputs(args, kwargs)),
+            [(name, _numbers(part)) for name, part in others],
+        )
+        dynamic = [leaves[i][1] for i in staged.places]
+        return program, ([*staged.closed.consts], [leaf for v in values for leaf in v], dynamic)
 
-    def error(self, constants, values, dynamic, lane=()) -> NonFiniteError:
-        """Search the program on these inputs and return what is found."""
-        first, value, *rest = (_numbers(part) for part in self.places())
-        strict, loose, outputs = {*first, *value}, set().union(*rest), []
+    def search(self, constants, states, dynamic, lane=()) -> NonFiniteError:
+        """Run the program on these inputs, operation by operation, and return what is found."""
+        outputs: list[Value] = []
+        strict = self.derivative | self.value
 
         def faulty(outs):
             outputs[:] = outputs or outs
-            return [out for n, out in enumerate(outs) if (n in strict and out.inf) or (n in strict | loose and out.nan)]
+            return [out for n, out in enumerate(outs) if out.nan or (out.inf and n in strict)]
 
+        named = zip([*constants, *dynamic], self.labels, strict=True)
+        inputs = [Value.of(leaf, [Given(label)]) for leaf, label in named]
         given = {
-            (id(state), i): Value.of(leaf, [Given(state.describe())])
-            for state, value in zip(self.reads, values, strict=True)
-            for i, leaf in enumerate(jax.tree.leaves(value))
+            (state, i): Value.of(leaf, [Given(name)])
+            for (state, i, name), leaf in zip(self.states, states, strict=True)
         }
-        inputs = [Value.of(c, [Given(self.known.get(id(k)))]) for c, k in zip(constants, self.constants, strict=True)]
-        labels = [self.labels[i] for i in self.staged.places]
-        inputs += [Value.of(leaf, [Given(label)]) for leaf, label in zip(dynamic, labels, strict=True)]
-        closed = self.staged.closed
-        flags = [n in first for n in range(len(closed.jaxpr.outvars))]
+        flags = [n in self.derivative for n in range(len(self.jaxpr.outvars))]
         try:
-            found = origins(closed, inputs, given, flags, faulty)
+            found = origins(self.jaxpr, inputs, given, flags, faulty)
         except Exception as problem:
             return NonFiniteError(
                 f"{self.name}: the result is not finite, and its program cannot be run operation by operation here "
-                f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}).",
+                f"({type(problem).__name__}: {_first_line(problem)}).",
                 lane=lane,
             )
         return self._report(found, outputs, lane)
 
-    def _reached(self, outputs) -> tuple[str, ...]:
-        """Return what has a derivative that is not finite; the structure of a gradient may stand in another one."""
-        reached = {}
-        if self.structure is None:
-            return ()
-        parts = jax.tree.leaves(self.places()[0], is_leaf=lambda part: jax.tree.structure(part) == self.structure)
-        for part in parts:
-            if jax.tree.structure(part) != self.structure:
-                return ()
-            for name, n in zip(self.names, jax.tree.leaves(part), strict=True):
-                if type(n) is int and not outputs[n].finite:
-                    reached[name] = True
-        return tuple(reached)
-
-    def _also(self, outputs, reached) -> list[str]:
-        """Return what else is not finite: the value, aux, States that are written."""
-        derivative, value, aux, writes = self.places()
-        parts = [("the value", value), ("aux", aux)]
-        parts += [] if reached else [("the derivative", derivative)]
-        parts += [(s.describe(), v) for s, v in zip(writes.states, writes.values, strict=True)]
-        return [name for name, part in parts if not all(outputs[n].finite for n in _numbers(part))]
-
     def _report(self, found, outputs, lane) -> NonFiniteError:
-        reached = self._reached(outputs)
-        lines = [f"reached     {', '.join([*reached, *self._also(outputs, reached)])}"]
-        lines += (
-            [f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite"] if lane else []
-        )
+        bad = {n for n, out in enumerate(outputs) if not out.finite}
+        reached = tuple(dict.fromkeys(name for name, n in self.reached if n in bad))
+        also = [] if reached or not bad & self.derivative else ["the derivative"]
+        also += [name for name, numbers in self.others if numbers & bad]
+        more = [f"{len(reached) - _MANY} more"] if len(reached) > _MANY else []
+        lines = [f"reached     {', '.join([*reached[:_MANY], *more, *also])}"]
+        if lane:
+            lines.append(f"lane        {', '.join(map(str, lane))} of vmap, the first of those that are not finite")
         facts: dict[str, Any] = {"reached": reached, "lane": lane}
         given = [cause for cause in found if isinstance(cause, Given)]
         if given:
-            names = [cause.name for cause in given if cause.name] or self.suspects
+            names = sorted({cause.name for cause in given if cause.name}) or self.suspects
             where = " and ".join(names) or "a constant that the function refers to"
             text = f"{self.name}: {where} already holds NaN or infinities, and they reach the result."
             return NonFiniteError(_text(text, lines), phase="input", inputs=tuple(names), **facts)
@@ -227,8 +240,23 @@ class _Program:
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
 
 
+def _reached(derivative, names, structure) -> list[tuple[str, int]]:
+    """Return the pairs (what is differentiated, an output); the structure of a gradient may stand in another one."""
+    if structure is None:
+        return []
+    parts = jax.tree.leaves(derivative, is_leaf=lambda part: jax.tree.structure(part) == structure)
+    if any(jax.tree.structure(part) != structure for part in parts):
+        return []
+    pairs = [pair for part in parts for pair in zip(names, jax.tree.leaves(part), strict=True)]
+    return [(name, n) for name, n in pairs if type(n) is int]
+
+
 def _numbers(tree) -> set[int]:
     return {n for n in jax.tree.leaves(tree) if type(n) is int}
+
+
+def _first_line(problem) -> str:
+    return str(problem).partition("\n")[0]
 
 
 def _argument(path) -> str:
@@ -288,24 +316,24 @@ _raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `
 
 
 def _in_program(watch, args, kwargs) -> tuple:
-    program = _Program(watch, args, kwargs)
-    values = gather(program.reads)
-    given = dict(zip(program.reads, values, strict=True))
-    carried, writes = program.staged(given, args, kwargs)
+    staged = _staged(watch, args, kwargs)
+    program, inputs = _Program.of(watch, staged, args, kwargs)
+    carried, writes = staged(dict(zip(staged.reads, gather(staged.reads), strict=True)), args, kwargs)
     out = grads, *rest = carried.tree()
     checks = _checks(out, writes)
     if checks:
-        fine = ~_gate(program, jnp.stack(checks).any(), values)
+        fine = ~_gate(program, jnp.stack(checks).any(), inputs)
         grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.zeros_like(g)) if inexact(g) else g, grads)
     commit(writes)
     return (grads, *rest)
 
 
-def _gate(program, bad, values):
+def _gate(program, bad, inputs):
     """Return False, or at run time raise what the search finds if ``bad`` is true."""
-    inputs = program.constants, values, program.dynamic
-    leaves, treedef = jax.tree.flatten(inputs)
+    leaves = [leaf for part in inputs for leaf in part]
+    ends = list(itertools.accumulate(map(len, inputs)))
     places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf)]
+    operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
     kept = [None if is_tracer(leaf) else leaf for leaf in leaves]
 
     def on_host(bad, *operands):
@@ -317,8 +345,10 @@ def _gate(program, bad, values):
         filled = list(kept)
         for i, operand in zip(places, operands, strict=True):
             filled[i] = operand[tuple(min(n, size - 1) for n, size in zip(lane, operand.shape, strict=False))]
+        parts = (filled[start:end] for start, end in itertools.pairwise([0, *ends]))
+        # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            error = program.error(*treedef.unflatten(filled), lane)
+            error = program.search(*parts, lane)
         _raised.append(error)
         raise error
 
@@ -327,7 +357,6 @@ def _gate(program, bad, values):
         return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), bool), bad, *operands, vmap_method="expand_dims")
 
     may_fail()
-    operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
     return jax.lax.cond(bad, fails, lambda *_: jnp.zeros((), bool), bad, operands)
 
 
@@ -337,7 +366,7 @@ def unwrapped():
     try:
         yield
     except Exception as failure:
-        for error in _raised:
+        for error in tuple(_raised):
             if failure is not error and str(error) in str(failure):
                 raise error from None
         raise

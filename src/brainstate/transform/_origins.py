@@ -43,8 +43,8 @@ _ENDLESS = 100_000  # iterations of a while loop, which may never end on values 
 
 _CALLS = "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
 _ELEMENTWISE = (
-    "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 expm1 "
-    "integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
+    "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 "
+    "expm1 integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
 )
 _calls, _elementwise = frozenset(_CALLS.split()), frozenset(_ELEMENTWISE.split())
 
@@ -335,9 +335,8 @@ class _Search:
         if all(out.finite for out in outs):
             return outs
         times = self.entered[loop, where.path[:-1]] = self.entered.get((loop, where.path[:-1]), 0) + 1
-        causes = _union(ins)
-        if times > _DETAILED and causes and self.only is None:
-            return [Value.of(out.array, causes) for out in outs]
+        if times > _DETAILED and all(_follows(ins, out) for out in outs):
+            return [Value.of(out.array, _inherited(ins, out.nan)) for out in outs]
         return self.run(body.jaxpr, self._constants(body), ins, wanted, where)
 
     def _whole(self, closed):
@@ -407,6 +406,11 @@ def _inherited(ins, nan) -> frozenset:
     return found or frozenset(c for c in _union(v for v in ins if v.inf) if isinstance(c, Origin))
 
 
+def _follows(ins, out) -> bool:
+    """Tell whether ``out`` is no worse than some of ``ins``."""
+    return any(v.nan for v in ins) or not (out.nan or (out.inf and not any(v.inf for v in ins)))
+
+
 def _fresh(eqn, ins, out):
     """Return where the result is not finite while all operands are, or None: nowhere, or who knows."""
     shape = np.shape(out.array)
@@ -418,11 +422,12 @@ def _fresh(eqn, ins, out):
     return mask if mask.any() else None
 
 
-def origins(closed, inputs: Sequence[Value], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
-    """Return what makes the result of a program not finite, `Given`, then forward, then backward, each in order.
+def origins(jaxpr, inputs: Sequence[Value], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
+    """Return what makes the result of a program not finite: `Given`, then forward, then backward, each in order.
 
-    ``given`` has the `Value` of each leaf of a State, ``derivative`` tells for each output whether it belongs to the
-    derivative, and ``faulty(outputs)`` returns those `Value` among them that should be finite and are not.
+    ``inputs`` has the `Value` of each input of the program, which has no constants, and ``given`` that of each leaf
+    of a State. ``derivative`` tells for each output whether it belongs to the derivative, ``faulty(outputs)`` returns
+    those that should be finite and are not.
     """
     wanted = [not flag for flag in derivative]
 
@@ -433,9 +438,7 @@ def origins(closed, inputs: Sequence[Value], given: dict, derivative: Sequence[b
             return Value.of(_repaired(value.array, np.isnan(np.asarray(value.array))), value.causes)
 
         search = _Search({key: kept(value) for key, value in given.items()}, only)
-        consts = [kept(value) for value in inputs[: len(closed.consts)]]
-        args = [kept(value) for value in inputs[len(closed.consts) :]]
-        return faulty(search.run(closed.jaxpr, consts, args, wanted, _Where())), search
+        return faulty(search.run(jaxpr, (), map(kept, inputs), wanted, _Where())), search
 
     found, search = run()
     causes = _union(found)
