@@ -453,7 +453,7 @@ def _nested(row):
     return pytest.param(row, marks=marks, id=row.fun.__name__)
 
 
-@pytest.mark.parametrize("row", map(_nested, ROWS))
+@pytest.mark.parametrize("row", [_nested(row) for row in ROWS])
 def test_under_jit(row):
     judge(row, raised(T.jit(T.grad(row.fun, row.states, check_states=False, debug_nan=True))))
 
@@ -676,13 +676,22 @@ def test_nan_that_was_there_before():
         (lambda x, y: (x["a"] * y).sum(), ({"a": jnp.array([1.0, jnp.nan])}, 2.0), "argument 0['a'] already holds NaN"),
         (lambda x, y: x * y, (1.0, float("nan")), "argument 1 already holds NaN"),
         (lambda x: x * stats.value["k"].sum(), (1.0,), "State 'stats' already holds NaN"),
-        (lambda x: x * constant.sum(), (1.0,), "a constant that the function refers to already holds NaN"),
+        (lambda x: x * constant.sum(), (1.0,), "a constant that the function refers to (used at … already holds NaN"),
     ]
     for fun, args, text in cases:
         for call in (lambda f: f, T.jit):
             error = raised(call(T.grad(fun, debug_nan=True)), *args)
-            assert text in str(error) and error.phase == "input" and error.line is None
-            assert all(name in text for name in error.inputs)
+            assert all(part in str(error) for part in text.split(" … ")) and error.phase == "input"
+            assert all(name in text for name in error.inputs) and (error.line is None or "constant" in text)
+
+
+def test_a_constant_is_known_by_the_line_that_uses_it():
+    def highest(x):
+        y = jnp.where(x > 100.0, x, -jnp.inf)  # <- here
+        return y.max() * x[0]
+
+    error = raised(T.grad(highest, debug_nan=True), jnp.ones(2))
+    assert error.phase == "input" and error.line == marked(highest) and error.inputs == ()
 
 
 def test_an_infinite_input_is_named_beside_the_operation():

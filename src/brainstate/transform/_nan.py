@@ -228,9 +228,11 @@ class _Program:
         given = [cause for cause in found if isinstance(cause, Given)]
         if given:
             names = sorted({cause.name for cause in given if cause.name}) or self.suspects
-            where = " and ".join(names) or "a constant that the function refers to"
+            site = None if names else given[0].site
+            used = f" (used at {_line(site)})" if site else ""
+            where = " and ".join(names) or f"a constant that the function refers to{used}"
             text = f"{self.name}: {where} already holds NaN or infinities, and they reach the result."
-            return NonFiniteError(_text(text, lines), phase="input", inputs=tuple(names), **facts)
+            return NonFiniteError(_text(text, lines), phase="input", inputs=tuple(names), **_facts(site), **facts)
         if not found:
             text = (
                 f"{self.name}: the result is not finite, but it is when its program runs one operation after the "

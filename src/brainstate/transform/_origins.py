@@ -99,9 +99,11 @@ def _called(frames) -> str | None:
 
 @dataclass(eq=False)
 class Given:
-    """An input that is not finite; ``name`` is None for a constant of the program."""
+    """An input that is not finite; ``name`` is None for a constant, which then is known by the line that uses it."""
 
     name: str | None
+    site: Site | None = None
+    source: "Given | None" = None  # the constant as it is before it is used
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ class _Search:
     def __init__(self, given: dict, only: Any = None):
         self.given, self.only = given, only
         self.origins: dict[Any, Origin] = {}  # in the order of execution
+        self.constants: dict[Any, Given] = {}  # by the line that uses them
         self.compiled: dict[int, Any] = {}
         self.entered: dict[Any, int] = {}
 
@@ -355,6 +358,7 @@ class _Search:
             return out
         ins = _selected(eqn, ins)
         causes = _inherited(ins, out.nan)
+        causes = frozenset(self._placed(cause, eqn, where) for cause in causes)
         fresh = _fresh(eqn, ins, out) if causes else ~np.isfinite(np.asarray(out.array))
         if fresh is None:
             if out.nan and not any(v.nan for v in ins):
@@ -365,6 +369,12 @@ class _Search:
             return Value.of(_repaired(out.array, fresh), causes, eqn)
         origin = self.origins.setdefault(origin.key, origin)
         return Value.of(out.array, causes | {origin}, eqn)
+
+    def _placed(self, cause, eqn, where):
+        if not isinstance(cause, Given) or cause.name or cause.site:
+            return cause
+        site = site_of(_frames(eqn)) or where.site
+        return self.constants.setdefault((id(cause), site), Given(None, site, cause))
 
     def _origin(self, eqn, ins, out, phase, where) -> Origin:
         frames = _frames(eqn)
@@ -433,7 +443,7 @@ def origins(jaxpr, inputs: Sequence[Value], given: dict, derivative: Sequence[bo
 
     def run(only=None):
         def kept(value):
-            if only is None or only in value.causes or not value.nan:
+            if only is None or not value.nan or not value.causes.isdisjoint((only, getattr(only, "source", None))):
                 return value
             return Value.of(_repaired(value.array, np.isnan(np.asarray(value.array))), value.causes)
 

@@ -96,11 +96,13 @@ def _of_operation(origin) -> tuple[str, str] | None:
         )
     if name in ("acos", "asin", "atanh", "acosh", "erf_inv"):
         return f"{name} outside its domain", "clip the operand to the domain, a little inside of it"
+    if name in ("cholesky", "custom_linear_solve", "triangular_solve", "lu", "eigh", "svd", "qr"):
+        return "a matrix that is singular, or not positive definite", "add a small multiple of the identity matrix"
     return None
 
 
 def _elsewhere(origin) -> tuple[str, str]:
-    if origin.primitive in ("shard_map", "pallas_call", "custom_linear_solve", "pure_callback"):
+    if origin.primitive in ("shard_map", "pallas_call", "pure_callback"):
         return f"something inside {origin.primitive}, which is looked at as one operation", "call what is inside alone"
     infinite = [np.isinf(x).any() for x in origin.operands if x.dtype.kind in "fcV"]
     if any(infinite):
