@@ -6,6 +6,7 @@ The line is the one that ends in ``# <- here`` in the source of the program.
 import gc
 import inspect
 import pickle
+import traceback
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -933,6 +934,32 @@ def test_the_whole_message():
         "  likely      exp overflows: exp is finite up to 88 in float32, 11 in float16",
         "  repair      subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
     ]
+
+
+def test_it_can_fail_any_number_of_times():
+    run, depths = T.jit(T.grad(root_of, argnums=0, debug_nan=True)), []
+    for _ in range(3):
+        error = raised(run, jnp.zeros(2))
+        depths.append(len(list(traceback.walk_tb(error.__traceback__))))
+        np.testing.assert_allclose(run(jnp.ones(2)), jnp.full(2, 2.0**-0.5), rtol=1e-6)
+    assert depths[1] == depths[2]  # no error is raised a second time
+
+
+def test_keys_among_the_arguments():
+    def loss(x, key):
+        return jnp.sqrt(x * jax.random.uniform(key))  # <- here
+
+    for call in (lambda f: f, T.jit):
+        error = raised(call(T.grad(loss, debug_nan=True)), 0.0, jax.random.key(0))
+        assert error.line == marked(loss)
+
+
+def test_accumulated_gradients():
+    xs = jnp.array([1.0, 0.0, 1.0, 1.0])
+    summed = T.accumulate(T.grad(root_of, b, debug_nan=True), 2)
+    with pytest.raises((RuntimeError, ValueError), match="the first Inf appears in the backward pass"):
+        jax.block_until_ready(summed(xs * 0.0))
+    assert raised(T.jit(summed), xs * 0.0).line == marked(root_of)
 
 
 def test_other_errors_come_through():

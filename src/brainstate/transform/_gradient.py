@@ -377,14 +377,16 @@ class GradientTransform:
     check_states : bool
         Refuse States that the function never reads (their gradient would be zero).
     debug_nan : bool
-        If the derivative holds NaN or infinities, or the value, aux or a written State holds NaN, find the first
-        operation that made it, forward or backward, in loops and branches too, and raise an error that names its line.
-        Costs nothing if it is False.
+        Raise an error if the derivative, or a value that is one number, holds NaN or infinities, or anything else that
+        comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches
+        too, by its line. Outside of other transforms the function runs a second time for that; inside, it is traced,
+        without Python control flow on values, and the check is made at run time. Costs nothing if False.
 
     Raises
     ------
     NonFiniteError
-        With ``debug_nan`` only. No State has changed. See its attributes.
+        With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops and maps, JAX raises
+        an error of its own that ends in the same text.
     StateTypeError, StateValueError
         When built, for unusable arguments; when called, for what the call shows. No State has changed then.
 

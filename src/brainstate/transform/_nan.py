@@ -15,6 +15,7 @@ JAX wraps what a callback raises into an error of its own, with the text inside;
 
 import collections
 import contextlib
+import copy
 import itertools
 import linecache
 import traceback
@@ -351,7 +352,7 @@ def _gate(program, bad, inputs):
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
-        _raised.append(error)
+        _raised.append(copy.copy(error))  # not with the frames of this call
         raise error
 
     def fails(bad, operands):
@@ -369,7 +370,9 @@ def unwrapped():
         yield
     except Exception as failure:
         for error in tuple(_raised):
-            if failure is not error and str(error) in str(failure):
+            if not isinstance(failure, NonFiniteError) and str(error) in str(failure):
+                with contextlib.suppress(ValueError):  # another thread had the same
+                    _raised.remove(error)
                 raise error from None
         raise
 

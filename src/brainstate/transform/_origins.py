@@ -37,6 +37,7 @@ __all__ = ["Given", "Origin", "Site", "Value", "inexact", "origins", "site_of"]
 _OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
 _LAYERS = _OURS + "nn" + os.sep
 _LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
+_KEYS = jax.dtypes.extended
 _DETAILED = 32  # iterations of one loop that are looked into; what goes on after them is only passed on
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
@@ -380,7 +381,8 @@ class _Search:
         frames = _frames(eqn)
         site = site_of(frames)
         place = where if site is None else replace(where, site=site, called=_called(frames))
-        operands = [_typed(v.array, atom) for v, atom in zip(ins, eqn.invars, strict=True)]
+        pairs = zip(ins, eqn.invars, strict=True)
+        operands = [_typed(v.array, atom) for v, atom in pairs if not jnp.issubdtype(atom.aval.dtype, _KEYS)]
         makers = [v.maker.primitive.name if v.maker else "" for v in ins]
         given = [cause.name for cause in _union(ins) if isinstance(cause, Given) and cause.name]
         key = where.path, where.site, id(eqn)
