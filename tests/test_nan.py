@@ -248,6 +248,14 @@ def inside_remat():
     return T.checkpoint(block)(b.value)
 
 
+def scan_in_remat():
+    def body(c, _):
+        y = jnp.log(c)  # <- here
+        return y, None
+
+    return jax.checkpoint(lambda x: jax.lax.scan(body, x, None, length=4)[0])(b.value)
+
+
 def backward_of_remat():
     return jax.checkpoint(lambda x: jnp.sqrt(x - 2.0))(b.value)  # <- here
 
@@ -395,6 +403,7 @@ ROWS = [
     Row(second_call_of_jit, "forward", "sqrt", ("b",)),
     Row(second_call_of_library, "backward", None, ("w",), ("norm",)),
     Row(inside_remat, "forward", "log", ()),
+    Row(scan_in_remat, "forward", "log", ("b",), ("iteration 2 of 4 of a scan",), iteration=2),
     Row(backward_of_remat, "backward", "div", ("b",), ("infinite at zero",)),
     Row(
         scan_in_cond_in_scan,
@@ -793,6 +802,16 @@ def test_an_outer_jit_over_one_that_is_compiled_already():
     assert raised(T.jit(lambda x: inner(x)), jnp.array(1.0)).line == marked(losing)
 
 
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_constant_derivative_is_checked_too(slope):
+    def loss(x):
+        y = jax.lax.stop_gradient(jnp.log(-jnp.abs(b.value)))  # <- here
+        return x * slope + y
+
+    for call in (lambda f: f, T.jit):
+        assert raised(call(T.grad(loss, argnums=0, debug_nan=True)), 1.0).line == marked(loss)
+
+
 def test_raw_jit_shows_the_whole_text():
     with pytest.raises((RuntimeError, ValueError), match="likely      the derivative of sqrt is infinite at zero"):
         jax.block_until_ready(jax.jit(T.grad(jnp.sqrt, debug_nan=True))(0.0))
@@ -931,7 +950,7 @@ def test_the_whole_message():
         "  result      float32[3]: 1, 2 Inf",
         f"  becomes NaN in div (forward), at {__file__}:{int(line) + 1}",
         "  reached     grad_states (ParamState 'w')",
-        "  likely      exp overflows: exp is finite up to 88 in float32, 11 in float16",
+        "  likely      exp overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
         "  repair      subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
     ]
 

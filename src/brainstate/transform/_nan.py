@@ -36,6 +36,9 @@ from ._remedies import likely, shown
 __all__ = ["Watch", "unwrapped", "waiting", "watched"]
 
 _MANY = 6  # names in a message
+_UNLIKELY = (
+    -1.5
+)  # never seen; were it what a derivative always is (0, 1), a compiler would drop the choice and the check
 
 
 @dataclass(frozen=True)
@@ -326,7 +329,7 @@ def _in_program(watch, args, kwargs) -> tuple:
     checks = _checks(out, writes)
     if checks:
         fine = ~_gate(program, jnp.stack(checks).any(), inputs)
-        grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.zeros_like(g)) if inexact(g) else g, grads)
+        grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.full_like(g, _UNLIKELY)) if inexact(g) else g, grads)
     commit(writes)
     return (grads, *rest)
 

@@ -6,7 +6,7 @@ from ._origins import Origin
 
 __all__ = ["likely", "shown"]
 
-_EPS = "add a small number before: jnp.sqrt(x + eps)"
+_EPS = "keep away from there: add a small number before, as in jnp.sqrt(x + eps)"
 _SAFE = "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result"
 _TRAP = (
     "the value at this line is masked later (jnp.where and the like), but its derivative is not: zero times infinity "
@@ -91,7 +91,7 @@ def _of_operation(origin) -> tuple[str, str] | None:
         return "a power outside its domain (of zero or of a negative number), or too large", "make the base safe before"
     if name in ("exp", "exp2", "expm1", "sinh", "cosh"):
         return (
-            f"{name} overflows: exp is finite up to 88 in float32, 11 in float16",
+            f"{name} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
             "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
         )
     if name in ("acos", "asin", "atanh", "acosh", "erf_inv"):
