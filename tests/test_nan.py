@@ -5,7 +5,10 @@ The line is the one that ends in ``# <- here`` in the source of the program.
 
 import gc
 import inspect
+import os
 import pickle
+import subprocess
+import sys
 import traceback
 import weakref
 from dataclasses import dataclass, field
@@ -897,6 +900,36 @@ def test_shard_map_is_one_operation():
 
     error = raised(T.grad(loss, debug_nan=True), jnp.zeros(2))
     assert error.line == marked(loss) and error.primitive == "shard_map" and "one operation" in str(error)
+
+
+SEVERAL = """
+import jax, jax.numpy as jnp
+from brainstate import NonFiniteError, ParamState, transform as T
+mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+split = jax.sharding.NamedSharding(mesh, jax.P("i"))
+w = ParamState(jax.device_put(jnp.array([1.0, 0.0, 1.0, 4.0]), split))
+before = w.value
+@T.jit
+def step():
+    w.value -= T.grad(lambda: jnp.sqrt(w.value).sum(), w, debug_nan=True)()
+def lane(x):
+    return T.grad(lambda x: jnp.sqrt(x).sum(), debug_nan=True)(x)
+mapped = T.shard_map(lane, mesh=mesh, in_specs=jax.P("i"), out_specs=jax.P("i"))
+for call in (step, T.grad(lambda: jnp.sqrt(w.value).sum(), w, debug_nan=True), lambda: T.jit(mapped)(w.value)):
+    try:
+        call()
+    except NonFiniteError as error:
+        print(error.primitive, error.line, w.value is before)
+print(jax.jit(lane)(w.value))
+"""
+
+
+@pytest.mark.slow
+def test_several_devices():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SEVERAL], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["div 10 True", "div 14 True", "div 12 True", "[nan nan nan nan]"], done.stderr
+    assert "the first Inf appears in the backward pass" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------ Python that looks at values

@@ -10,7 +10,8 @@ callback hands the inputs of the program to the same search on the host, and rai
 that callback, so no compiler leaves it out. `jit`, and `commit` outside of it, wait for the end of such a program
 before they change a State.
 
-JAX wraps what a callback raises into an error of its own, with the text inside; `waiting` unwraps it for `jit`.
+With several devices no callback raises: `jit` raises afterwards, and elsewhere the derivative is NaN and the text is
+logged. JAX wraps what a callback raises into an error of its own, with the text inside; `waiting` unwraps it for `jit`.
 """
 
 import collections
@@ -18,6 +19,8 @@ import contextlib
 import copy
 import itertools
 import linecache
+import logging
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +39,6 @@ from ._remedies import likely, shown
 __all__ = ["Watch", "unwrapped", "waiting", "watched"]
 
 _MANY = 6  # names in a message
-_UNLIKELY = (
-    -1.5
-)  # never seen; were it what a derivative always is (0, 1), a compiler would drop the choice and the check
 
 
 @dataclass(frozen=True)
@@ -319,6 +319,9 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
 
 
 _raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `waiting` to find again
+# Of several devices the others would wait for ever for one whose callback raises: it leaves the error here instead.
+_left: collections.deque = collections.deque(maxlen=16)
+_turn = threading.RLock()  # held by a call that looks there afterwards
 
 
 def _in_program(watch, args, kwargs) -> tuple:
@@ -329,13 +332,15 @@ def _in_program(watch, args, kwargs) -> tuple:
     checks = _checks(out, writes)
     if checks:
         fine = ~_gate(program, jnp.stack(checks).any(), inputs)
-        grads = jax.tree.map(lambda g: jnp.where(fine, g, jnp.full_like(g, _UNLIKELY)) if inexact(g) else g, grads)
+        # NaN is seen only where nothing is raised; no compiler can know that it is what the derivative is anyway.
+        grads = jax.tree.map(lambda g: jnp.where(fine, g, np.asarray(np.nan, g.dtype)) if inexact(g) else g, grads)
     commit(writes)
     return (grads, *rest)
 
 
 def _gate(program, bad, inputs):
-    """Return False, or at run time raise what the search finds if ``bad`` is true."""
+    """Return False; or at run time, if ``bad`` is true, raise what the search finds (leave it and return True)."""
+    several = jax.device_count() > 1
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
     places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf)]
@@ -355,6 +360,10 @@ def _gate(program, bad, inputs):
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
+        if several:
+            _left.append(error)
+            logging.getLogger(__name__).error("%s", error)
+            return np.ones(sizes, bool)
         _raised.append(copy.copy(error))  # not with the frames of this call
         raise error
 
@@ -384,11 +393,14 @@ def waiting(jitted: Callable) -> Callable:
     """Return ``jitted`` with a call that ends when the program has, and raises what a check in it has raised."""
 
     def call(*args, **kwargs):
-        with unwrapped():
-            out = jitted(*args, **kwargs)
-            if eager():
-                return jax.block_until_ready(out)
-        may_fail()
-        return out
+        if not eager():
+            may_fail()
+            return jitted(*args, **kwargs)
+        with _turn if jax.device_count() > 1 else contextlib.nullcontext(), unwrapped():
+            _left.clear()
+            out = jax.block_until_ready(jitted(*args, **kwargs))
+            if _left:
+                raise _left.popleft()
+            return out
 
     return call
