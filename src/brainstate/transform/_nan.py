@@ -10,8 +10,9 @@ callback hands the inputs of the program to the same search on the host, and rai
 that callback, so no compiler leaves it out. `jit`, and `commit` outside of it, wait for the end of such a program
 before they change a State.
 
-With several devices no callback raises: `jit` raises afterwards, and elsewhere the derivative is NaN and the text is
-logged. JAX wraps what a callback raises into an error of its own, with the text inside; `waiting` unwraps it for `jit`.
+A callback on one of several devices does not raise: `jit` does so afterwards, and in a `shard_map` without `jit` the
+derivative is NaN and the text is logged. JAX wraps what a callback raises into an error of its own, with the text
+inside; `waiting` unwraps it for `jit`.
 """
 
 import collections
@@ -31,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._carry import Carried, may_fail
+from .._compat import varying_axes
 from .._errors import NonFiniteError
 from .._scope import Scope, commit, eager, gather, is_tracer, stage
 from ._origins import Given, Origin, Value, inexact, origins, site_of
@@ -321,6 +323,7 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
 _raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `waiting` to find again
 # Of several devices the others would wait for ever for one whose callback raises: it leaves the error here instead.
 _left: collections.deque = collections.deque(maxlen=16)
+_spread = [False]  # whether the call that has its turn is on several devices
 _turn = threading.RLock()  # held by a call that looks there afterwards
 
 
@@ -340,12 +343,12 @@ def _in_program(watch, args, kwargs) -> tuple:
 
 def _gate(program, bad, inputs):
     """Return False; or at run time, if ``bad`` is true, raise what the search finds (leave it and return True)."""
-    several = jax.device_count() > 1
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
     places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf)]
     operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
     kept = [None if is_tracer(leaf) else leaf for leaf in leaves]
+    several = any(varying_axes(leaves[i]) for i in places)  # in a shard_map
 
     def on_host(bad, *operands):
         bad = np.asarray(bad)
@@ -360,7 +363,7 @@ def _gate(program, bad, inputs):
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
-        if several:
+        if several or _spread[0]:
             _left.append(error)
             logging.getLogger(__name__).error("%s", error)
             return np.ones(sizes, bool)
@@ -396,9 +399,14 @@ def waiting(jitted: Callable) -> Callable:
         if not eager():
             may_fail()
             return jitted(*args, **kwargs)
+        spread = any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in jax.tree.leaves((args, kwargs)))
         with _turn if jax.device_count() > 1 else contextlib.nullcontext(), unwrapped():
             _left.clear()
-            out = jax.block_until_ready(jitted(*args, **kwargs))
+            before, _spread[0] = _spread[0], spread
+            try:
+                out = jax.block_until_ready(jitted(*args, **kwargs))
+            finally:
+                _spread[0] = before
             if _left:
                 raise _left.popleft()
             return out
