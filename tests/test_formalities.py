@@ -70,7 +70,11 @@ FOREIGN = OPTIONAL | {"sklearn", "flax"}
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
+    "brainstate.transform._gradient.GradientTransform.__init__": "what all derivatives take, and the derivative",
+    "brainstate.transform._derivatives.grad": "what all derivatives take, and two that jax.grad takes",
     "brainstate.transform._derivatives.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
+    "brainstate.transform._derivatives.jacfwd": "as jacrev",
+    "brainstate.transform._derivatives.hessian": "as jacrev",
     "brainstate.transform._check.check_grads": "those of jax.test_util.check_grads, and what is differentiated",
     "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
     "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",

@@ -8,7 +8,8 @@
         ├── StateValueError             (also ValueError)  right kind, unusable value
         ├── TraceContextError           a State met a transform that does not know it
         ├── BatchAxisError              lanes of a map disagree about a State
-        └── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
+        ├── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
+        └── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
     Warning
     └── UserWarning
         └── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
@@ -16,11 +17,14 @@
 A message says which State (by path or name) or which argument, what the rule is and how to comply.
 """
 
+from typing import Any
+
 __all__ = [
     "BatchAxisError",
     "BrainStateError",
     "FrozenReadWarning",
     "GradientCheckError",
+    "NonFiniteError",
     "StateTypeError",
     "StateValueError",
     "TraceContextError",
@@ -49,6 +53,53 @@ class BatchAxisError(BrainStateError):
 
 class GradientCheckError(BrainStateError, AssertionError):
     """A derivative, or a differentiated call, does not do what `check_grads` asks of it."""
+
+
+class NonFiniteError(BrainStateError, RuntimeError):
+    """A derivative with ``debug_nan=True`` met NaN or an infinity; what is known of its origin is also here for tools.
+
+    Attributes
+    ----------
+    kind : str or None
+        ``'NaN'`` or ``'Inf'``: what the first operation made.
+    phase : str or None
+        ``'forward'``: in computing the value; ``'backward'``: in its derivative; ``'input'``: it was there before.
+    file, line, function, source : str, int, str, str, or None
+        The line of the user that the operation belongs to.
+    primitive : str or None
+        The name of the operation.
+    path : tuple of str
+        The loops and branches around it, from outside in.
+    iteration, branch : int or None
+        Those of the innermost loop and branch.
+    operands : tuple of str
+        Type and range of each operand.
+    reached : tuple of str
+        The States and arguments whose derivative is not finite.
+    inputs : tuple of str
+        The States and arguments that held NaN or infinities before, if this is the cause.
+    lane : tuple of int
+        Under ``vmap``, the first lane that is not finite.
+    """
+
+    kind: str | None = None
+    phase: str | None = None
+    file: str | None = None
+    line: int | None = None
+    function: str | None = None
+    source: str | None = None
+    primitive: str | None = None
+    path: tuple[str, ...] = ()
+    iteration: int | None = None
+    branch: int | None = None
+    operands: tuple[str, ...] = ()
+    reached: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    lane: tuple[int, ...] = ()
+
+    def __init__(self, message: str, **facts: Any):
+        super().__init__(message)
+        self.__dict__.update(facts)
 
 
 class FrozenReadWarning(UserWarning):

@@ -45,7 +45,7 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._carry import Absent, Writes
+from ._carry import Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging, trace_state
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
@@ -58,6 +58,7 @@ __all__ = [
     "commit",
     "create",
     "differentiated",
+    "eager",
     "frozen_here",
     "gather",
     "generation",
@@ -332,11 +333,17 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
+    awaited(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
         for state, value in zip(states, writes.values, strict=True):
             state._value = value
+
+
+def eager() -> bool:
+    """Tell whether an operation is computed at once now, and not recorded, mapped or differentiated."""
+    return trace_state() == _EAGER
 
 
 def differentiated(state) -> bool:

@@ -30,7 +30,8 @@ from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
-from ._gradient import Target, differentiable, pick, place
+from ._gradient import Target, differentiable, names_of, pick, place
+from ._nan import Watch, watched
 from ._operator import LinearOperator
 from ._space import Space, positions
 
@@ -58,6 +59,9 @@ class Curvature:
     gradient: Callable
     value: Any
     aux: Any
+
+
+_VECTOR = "the vector"  # a name that no parameter has
 
 
 class Product:
@@ -140,6 +144,29 @@ def _scalar(name, what, value):
 class _Hessian(Product):
     name = "hvp"
 
+    def __init__(self, fun, grad_states, argnums, *, debug_nan=False, **options):
+        super().__init__(fun, grad_states, argnums, **options)
+        whole = {**options, "return_value": True}
+        self._watched = _Hessian(fun, grad_states, argnums, **whole) if debug_nan else None
+
+    def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self._watched is None:
+            return super().__call__(v, *args, **kwargs)
+        run, last = self._watched, 1 + self.return_grad
+
+        def derivative_first(*args, **kwargs):
+            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
+            return out[:last], *out[last:]
+
+        def inputs(args, kwargs):
+            kwargs = {key: value for key, value in kwargs.items() if key != _VECTOR}
+            diff, call, _ = self._target.open(args, kwargs)
+            return names_of(call, diff)[0], jax.tree.structure(diff)
+
+        first, value, *aux = watched(Watch(repr(self), derivative_first, inputs), args, {**kwargs, _VECTOR: v})
+        result = [*first, *((value,) if self.return_value else ()), *aux]
+        return tuple(result) if len(result) > 1 else result[0]
+
     def _gradient(self, point):
         def scalar(diff):
             value, carried = point.pure(diff)
@@ -162,6 +189,7 @@ class _Hessian(Product):
         if instance is None:
             return self
         options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
+        options["debug_nan"] = self._watched is not None
         fun = self.fun.__get__(instance, owner)
         return type(self)(fun, self.grad_states, self.argnums, check_states=self.check_states, **options)
 
@@ -181,6 +209,7 @@ def hvp(
     return_value: bool = False,
     return_grad: bool = False,
     check_states: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Product of the Hessian of a scalar function with a vector, by forward over reverse mode.
 
@@ -188,7 +217,7 @@ def hvp(
     ----------
     fun : callable, optional
         The function; it returns a real scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`.
     return_grad : bool
         Return the gradient as well, which the same pass has computed.
@@ -199,7 +228,7 @@ def hvp(
         ``h(v, *args)``, where ``v`` has the structure of the gradient. It returns the product in that structure, or a
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
         `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
-        along ``v``, linear over the reals, and there is no operator.
+        along ``v``, linear over the reals, and there is no operator. ``debug_nan`` watches calls, not operators.
 
     Raises
     ------
@@ -218,6 +247,7 @@ def hvp(
     ([12.0, 0.0], [6.0, 24.0], 18.0)
     """
     options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad}
+    options["debug_nan"] = debug_nan
     if fun is None:
         return functools.partial(hvp, grad_states=grad_states, argnums=argnums, check_states=check_states, **options)
     return _Hessian(fun, grad_states, argnums, check_states=check_states, **options)

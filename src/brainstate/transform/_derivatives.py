@@ -99,6 +99,7 @@ def grad(
     check_states: bool = True,
     holomorphic: bool = False,
     allow_int: bool = False,
+    debug_nan: bool = False,
 ) -> Any:
     """Gradient of a scalar function with respect to States, arguments, or both: ``jax.grad`` that knows States.
 
@@ -106,7 +107,7 @@ def grad(
     ----------
     fun : callable, optional
         The function; it returns a scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`, which also has the table of results.
     holomorphic : bool
         Promise that the function is holomorphic, as in ``jax.grad``.
@@ -131,7 +132,7 @@ def grad(
     >>> gradient.tolist(), float(value)
     ([3.0, 3.0], 9.0)
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
     return derivative(_grad_transform, fun, grad_states, argnums, params, **options)
 
@@ -144,6 +145,7 @@ def vector_grad(
     has_aux: bool | None = False,
     return_value: bool = False,
     check_states: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Gradient of the sum of all outputs: one reverse pass with a cotangent of ones.
 
@@ -151,7 +153,7 @@ def vector_grad(
     ----------
     fun : callable, optional
         The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`. The value is the whole output.
 
     Returns
@@ -165,7 +167,7 @@ def vector_grad(
     >>> brainstate.transform.vector_grad(lambda x: x**2)(jnp.array([1.0, 2.0])).tolist()
     [2.0, 4.0]
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     return derivative(_vector_grad_transform, fun, grad_states, argnums, **options)
 
 
@@ -180,6 +182,7 @@ def jacrev(
     holomorphic: bool = False,
     allow_int: bool = False,
     chunk_size: int | None = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Jacobian by reverse mode, one pass per output: the choice for few outputs and many inputs.
 
@@ -187,7 +190,7 @@ def jacrev(
     ----------
     fun : callable, optional
         The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`.
     holomorphic, allow_int : bool
         As in ``jax.jacrev``.
@@ -208,7 +211,7 @@ def jacrev(
     >>> brainstate.transform.jacrev(lambda x: {"y": x @ w.value}, [w])(jnp.ones(2))["y"][0].shape
     (3, 2, 3)
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     check_chunk_size("jacrev", chunk_size)
     params = {"holomorphic": holomorphic, "allow_int": allow_int, "chunk_size": chunk_size}
     return derivative(_jacrev_transform, fun, grad_states, argnums, params, **options)
@@ -227,12 +230,13 @@ def jacfwd(
     check_states: bool = True,
     holomorphic: bool = False,
     chunk_size: int | None = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Jacobian by forward mode, one pass per input: the choice for many outputs and few inputs.
 
     Parameters
     ----------
-    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
+    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
         Evaluate so many columns (one for each entry of what is differentiated) at once, one chunk after the other.
@@ -250,7 +254,7 @@ def jacfwd(
     [[2.0, 0.0], [0.0, 4.0]]
     """
     check_chunk_size("jacfwd", chunk_size)
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
     return derivative(_jacfwd_transform, fun, grad_states, argnums, params, **options)
 
@@ -265,12 +269,13 @@ def hessian(
     check_states: bool = True,
     holomorphic: bool = False,
     chunk_size: int | None = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Matrix of second derivatives, by forward over reverse mode.
 
     Parameters
     ----------
-    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic
+    fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
         As in `jacfwd`: so many columns, products of the Hessian with unit vectors, at once.
@@ -290,6 +295,6 @@ def hessian(
     ([[18.0, 0.0], [0.0, 18.0]], [12.0, 24.0], [12.0, 24.0], 10.0)
     """
     check_chunk_size("hessian", chunk_size)
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
     return derivative(_hessian_transform, fun, grad_states, argnums, params, **options)

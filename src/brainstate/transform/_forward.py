@@ -64,6 +64,7 @@ def fwd_grad(
     tangent_size: int | None = None,
     drct_der_clip: float | None = None,
     key: Any = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Unbiased random estimate of the gradient of a scalar function, by forward mode only.
 
@@ -74,7 +75,7 @@ def fwd_grad(
     ----------
     fun : callable, optional
         The function; it returns a real scalar. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`. What is differentiated is real.
     tangent_size : int, optional
         Average over this many random directions, the ``n`` of the variance; without it, one.
@@ -104,5 +105,5 @@ def fwd_grad(
         kind = StateValueError if type(tangent_size) is int else StateTypeError
         raise kind(f"tangent_size={tangent_size!r}: give the number of directions, an int from 1 up, or None.")
     params = {"tangent_size": tangent_size, "drct_der_clip": drct_der_clip, "key": key}
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     return derivative(_fwd_grad_transform, fun, grad_states, argnums, params, **options)

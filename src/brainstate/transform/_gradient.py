@@ -26,6 +26,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 from ._choice import is_pair, narrowed, owns_states
+from ._nan import Watch, watched
 
 __all__ = [
     "Call",
@@ -34,6 +35,7 @@ __all__ = [
     "Target",
     "check_argnums",
     "differentiable",
+    "names_of",
     "pick",
     "place",
     "select",
@@ -194,6 +196,26 @@ class Call:
     argnums: Hashable
     mixed: tuple[int, ...]  # positions of the States with leaves that are not differentiated
     frozen: bool
+
+
+def _named(prefix, tree) -> list[str]:
+    return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def names_of(call, diff: Any) -> tuple[list[str], list]:
+    """Return the name of each leaf of ``diff``, and the State that it belongs to, or None."""
+    names, owners, numbers = [], [], call.argnums
+    if call.selection is not None:
+        diff, picked = diff if numbers is not None else (diff, ())
+        for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True):
+            names += _named(call.selection.locate(state), value)
+            owners += [state] * (len(names) - len(owners))
+        diff = picked
+    if isinstance(numbers, int):
+        numbers, diff = (numbers,), (diff,)
+    for n, value in zip(numbers or (), diff, strict=True):
+        names += _named(f"argument {n}", value)
+    return names, owners + [None] * (len(names) - len(owners))
 
 
 class Target:
@@ -361,9 +383,17 @@ class GradientTransform:
         Further keyword arguments of ``transform``.
     check_states : bool
         Refuse States that the function never reads (their gradient would be zero).
+    debug_nan : bool
+        Raise an error if the derivative, or a value that is one number, holds NaN or infinities, or anything else that
+        comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches
+        too, by its line. Outside of other transforms the function runs a second time for that; inside, it is traced,
+        without Python control flow on values, and the check is made at run time. Costs nothing if False.
 
     Raises
     ------
+    NonFiniteError
+        With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops and maps, JAX raises
+        an error of its own that ends in the same text.
     StateTypeError, StateValueError
         When built, for unusable arguments; when called, for what the call shows. No State has changed then.
 
@@ -391,6 +421,7 @@ class GradientTransform:
         has_aux: bool | None = False,
         transform_params: dict[str, Any] | None = None,
         check_states: bool = True,
+        debug_nan: bool = False,
     ):
         self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, argnums
         self.return_value, self.has_aux, self.check_states = (
@@ -418,10 +449,17 @@ class GradientTransform:
             allow_int=self.transform_params.get("allow_int", False),
         )
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
+        # What runs in place of this one: its value is part of the result, and so says what is forward and what not.
+        self._watched = self._like(target, return_value=True) if debug_nan else None
         functools.update_wrapper(self, target, updated=())  # its attributes are not ours
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
+        if self._watched is not None:
+            watch = Watch(repr(self), self._watched, self._inputs)
+            derivative, value, *aux = watched(watch, args, kwargs)
+            result = (derivative, *((value,) if self.return_value else ()), *aux)
+            return result if len(result) > 1 else derivative
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
@@ -438,16 +476,25 @@ class GradientTransform:
         """Bind as a method: the derivative of the bound method."""
         if instance is None:
             return self
+        return self._like(self.target.__get__(instance, owner), self.return_value, self._watched is not None)
+
+    def _like(self, target, return_value, debug_nan=False):
         return type(self)(
-            self.target.__get__(instance, owner),
+            target,
             self.transform,
             self.grad_states,
             self.argnums,
-            self.return_value,
+            return_value,
             self.has_aux,
             self.transform_params,
             self.check_states,
+            debug_nan,
         )
+
+    def _inputs(self, args, kwargs):
+        """Return the name of each array that a call differentiates, and the structure ``G``."""
+        diff, call, _ = self._pure.open(args, kwargs)
+        return names_of(call, diff)[0], jax.tree.structure(diff)
 
     def __repr__(self) -> str:
         return f"{self._pure.name}({getattr(self.target, '__qualname__', self.target)!s})"

@@ -141,6 +141,7 @@ def laplacian(
     chunk_size: int | None = None,
     samples: int | None = None,
     key: Any = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Trace of the Hessian with respect to everything that is selected: the sum of all second derivatives.
 
@@ -154,7 +155,7 @@ def laplacian(
     ----------
     fun : callable, optional
         The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`. What is differentiated is real.
     chunk_size : int, optional
         Do so many directions at once, one chunk after the other, to bound memory. The function is then traced, as in
@@ -191,7 +192,7 @@ def laplacian(
     if key is not None and samples is None:
         raise StateValueError("laplacian: a key is given and no samples: without samples nothing is random.")
     params = {"chunk_size": chunk_size, "samples": samples, "key": key}
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     return derivative(_laplacian_transform, fun, grad_states, argnums, params, **options)
 
 

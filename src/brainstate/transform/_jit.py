@@ -31,12 +31,13 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves
 
-from .._carry import ABSENT
+from .._carry import ABSENT, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, launch, outside
 from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
 from ._choice import owns_states
+from ._nan import waiting
 from ._retraces import Journal, Retraces
 from ._signature import signature_of, state_part
 
@@ -55,6 +56,7 @@ class _Program:
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
         self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
+        self.waits = False  # whether a call waits for its end, since it may fail while it runs
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self.arranged(self.compiled)
 
@@ -67,12 +69,16 @@ class _Program:
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged = self._stage(values, args, kwargs)
+            staged, may_fail = tracing(lambda: self._stage(values, args, kwargs))
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
             anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
+            if may_fail and not self.waits:
+                # The States keep their values if it fails, so nothing is given away.
+                self.waits, self.jitted, self.gives[:] = True, waiting(self.jitted), [False] * len(self.gives)
+                raise Restart(staged)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
@@ -102,7 +108,7 @@ class _Program:
         new = [s for s in staged.reads if s not in set(self.states)]
         self.states.extend(new)
         self.gives.extend(False for _ in new)
-        if self.donates:
+        if self.donates and not self.waits:
             self.gives[:] = [gives or s in staged.writes for s, gives in zip(self.states, self.gives, strict=True)]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
@@ -110,7 +116,7 @@ class _Program:
     def _keeps(self, staged):
         """Tell whether ``staged`` writes a State whose buffer should be donated, and so far is not."""
         pairs = zip(self.states, self.gives, strict=False)
-        return self.donates and any(s in staged.writes and not gives for s, gives in pairs)
+        return self.donates and not self.waits and any(s in staged.writes and not gives for s, gives in pairs)
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""
@@ -215,6 +221,7 @@ class _Ahead:
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
         entry = program.arranged(step, self._gives)
+        entry = waiting(entry) if program.waits else entry
         return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ._chunks import check_chunk_size
 from ._gradient import GradientTransform
+from ._nan import unwrapped
 from ._norms import check_loss, norms_transform
 from ._vmap import Mapped
 
@@ -32,6 +33,11 @@ class _Examples(Mapped):
         super().__init__(fn, in_axes, 0, in_states, out_states, 0, _NO_AXES)
         self._parts = fn, name, in_axes, in_states, out_states, chunk_size
         self.name, self.chunk_size = name, chunk_size
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the derivative on all examples and commit what it writes."""
+        with unwrapped():
+            return super().__call__(*args, **kwargs)
 
     def _lanes(self, lane, out_axes, options):
         if self.chunk_size is None or self.chunk_size >= options["axis_size"]:
@@ -106,6 +112,7 @@ def per_example_grad(
     chunk_size: int | None = None,
     in_states: Any = None,
     out_states: Any = None,
+    debug_nan: bool = False,
 ) -> Any:
     """Gradient of the loss of each example of a batch: `grad` under `vmap`.
 
@@ -114,7 +121,7 @@ def per_example_grad(
     fun : callable, optional
         The loss of one example, a function of arguments without the axis of examples. It runs abstractly, once.
         Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`.
     in_axes : int, None, or sequence of these
         Where the examples are in each argument, as in ``jax.vmap``; None for an argument that all share.
@@ -149,7 +156,7 @@ def per_example_grad(
     """
     check_chunk_size("per_example_grad", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
-    options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     mapping = ("per_example_grad", in_axes, in_states, out_states, chunk_size)
     return _examples(fun, _per_example_grad_transform, options, None, mapping)
 

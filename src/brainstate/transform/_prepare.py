@@ -31,6 +31,7 @@ from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._jit import Jit, compiled_form, owned
+from ._nan import waiting
 from ._signature import Part, Row, argument_names, argument_parts, compare, state_part
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
@@ -104,6 +105,7 @@ class Prepared(Ready):
         self._example = jax.tree.map(_abstract, (args, kwargs))
         self._expected = self._of_states(gather(self._states)), self._of_arguments(args, kwargs)
         run = self._compiled.__call__  # bound: an instance that is called costs more
+        run = waiting(run) if program.waits else run
         if self._donates:
             run = _giving(run, count, all("" in part.leaves for side in self._expected for part in side.values()))
         self._run = self._statics.around(run)

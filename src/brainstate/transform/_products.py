@@ -12,6 +12,7 @@ import jax
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
 from ._gradient import Target, check_argnums, pick
+from ._nan import Watch, watched
 from ._space import layout
 
 __all__ = ["direction", "jvp", "positions", "vjp"]
@@ -135,6 +136,7 @@ def jvp(
     grad_states: Any = None,
     state_tangents: Any = None,
     has_aux: bool = False,
+    debug_nan: bool = False,
 ) -> tuple:
     """Evaluate ``fun`` and its derivative along tangents of the arguments and of States.
 
@@ -150,6 +152,8 @@ def jvp(
         A tangent for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
     has_aux : bool
         Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `GradientTransform`.
 
     Returns
     -------
@@ -173,6 +177,8 @@ def jvp(
     >>> out.tolist(), tangent.tolist()
     ([3.0, 6.0], [4.0, 2.0])
     """
+    if debug_nan:
+        return _watched_jvp(fun, primals, tangents, state_tangents, {"grad_states": grad_states, "has_aux": has_aux})
     target = Target(fun, "jvp", grad_states, positions("jvp", primals), has_aux=has_aux)
     diff, call, rest = target.open(tuple(primals), {})
     along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
@@ -180,3 +186,14 @@ def jvp(
     _, aux, writes = carried.tree()
     commit(writes)
     return (out, tangent, aux) if has_aux else (out, tangent)
+
+
+def _watched_jvp(fun, primals, tangents, state_tangents, options):
+    def tangent_first(**inputs):
+        out, tangent, *aux = jvp(fun, **inputs, **options)
+        return tangent, out, *aux
+
+    inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
+    watch = Watch(f"jvp({getattr(fun, '__qualname__', fun)!s})", tangent_first)
+    tangent, out, *aux = watched(watch, (), inputs)
+    return out, tangent, *aux

@@ -15,7 +15,7 @@ import numpy as np
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, is_tracer, refuse_states
-from ._gradient import Target, check_argnums, differentiable
+from ._gradient import Target, check_argnums, differentiable, names_of
 
 __all__ = ["Subject", "call_plainly", "is_python", "pulled", "settled", "subject_of", "wide"]
 
@@ -114,10 +114,6 @@ def _moved(leaf, step, v):
     return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
 
 
-def _named(prefix, tree) -> list[str]:
-    return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
 def _positions(name, args, grad_states, argnums):
     """Return ``argnums``; without it, and without States, every argument that can be differentiated."""
     argnums = check_argnums(argnums)
@@ -136,22 +132,6 @@ def _positions(name, args, grad_states, argnums):
     return tuple(found)
 
 
-def _names(call, diff: Any) -> tuple[list[str], list]:
-    """Return the name of each leaf of ``diff``, and the State that it belongs to, or None."""
-    names, owners, numbers = [], [], call.argnums
-    if call.selection is not None:
-        diff, picked = diff if numbers is not None else (diff, ())
-        for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True):
-            names += _named(call.selection.locate(state), value)
-            owners += [state] * (len(names) - len(owners))
-        diff = picked
-    if isinstance(numbers, int):
-        numbers, diff = (numbers,), (diff,)
-    for n, value in zip(numbers or (), diff, strict=True):
-        names += _named(f"argument {n}", value)
-    return names, owners + [None] * (len(names) - len(owners))
-
-
 def subject_of(name, fun, args, grad_states, argnums) -> Subject:
     """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
     target = Target(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
@@ -159,7 +139,7 @@ def subject_of(name, fun, args, grad_states, argnums) -> Subject:
     leaves, treedef = jax.tree.flatten(diff)
     if any(map(is_tracer, jax.tree.leaves((leaves, rest)))):
         raise StateTypeError(f"{name} looks at numbers, and there are none inside a transform: call it outside.")
-    names, owners = _names(call, diff)
+    names, owners = names_of(call, diff)
     outputs = []
 
     def flat(leaves):
