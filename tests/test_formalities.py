@@ -71,6 +71,7 @@ FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
 # Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
 WIDE: dict[str, str] = {
     "brainstate.transform._gradient.GradientTransform.__init__": "what all derivatives take, and the derivative",
+    "brainstate.transform._curvature.ggn": "what all gradients take, and the loss",
     "brainstate.transform._derivatives.grad": "what all derivatives take, and two that jax.grad takes",
     "brainstate.transform._derivatives.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
     "brainstate.transform._derivatives.jacfwd": "as jacrev",

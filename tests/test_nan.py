@@ -591,6 +591,8 @@ TRANSFORMS: dict[str, Any] = {
     "fwd_grad": lambda on: T.fwd_grad(root_of, b, 0, debug_nan=on, key=1),
     "laplacian": lambda on: T.laplacian(root_of, argnums=0, debug_nan=on),
     "hvp": lambda on: lambda x: T.hvp(root_of, argnums=0, debug_nan=on)(jnp.ones_like(x), x),
+    "ggn": lambda on: lambda x: T.ggn(root_of, lambda out, x: out**2, argnums=0, debug_nan=on)(jnp.ones_like(x), x),
+    "fisher": lambda on: lambda x: T.fisher(lambda x: root_of(x)[None], "gaussian", argnums=0, debug_nan=on)(x, x),
     "jvp": lambda on: lambda x: T.jvp(root_of, (x,), (jnp.ones_like(x),), debug_nan=on),
     "per_example_grad": lambda on: T.per_example_grad(root_of, b, 0, debug_nan=on),
     "GradientTransform": lambda on: T.GradientTransform(root_of, jax.grad, b, 0, debug_nan=on),

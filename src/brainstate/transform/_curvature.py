@@ -17,6 +17,7 @@ curvature matrix-vector products for second-order gradient descent")::
 Fisher matrix is another.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Product:
 
     name: str
 
-    def __init__(self, fun, grad_states, argnums, *, has_aux, return_value, return_grad, check_states):
+    def __init__(self, fun, grad_states, argnums, *, has_aux, return_value, return_grad, check_states, debug_nan):
         self.fun, self.grad_states, self.argnums = fun, grad_states, argnums
         self.has_aux, self.check_states = bool(has_aux), bool(check_states)
         self.return_value, self.return_grad = bool(return_value), bool(return_grad)
@@ -78,15 +79,38 @@ class Product:
             fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
         )
         functools.update_wrapper(self, fun, updated=())
+        self._watched = None
+        if debug_nan:
+            # What runs in place of this one: the value is part of its result, and so says what is forward.
+            self._watched = copy.copy(self)
+            self._watched.return_value = True
 
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
+        if self._watched is not None:
+            return self._call_watched(self._watched, v, args, kwargs)
 
         def multiply(point):
             point.space.check(f"{self.name}: the vector", v)
             return self._multiply(point, v)
 
         return self._at(multiply, args, kwargs)
+
+    def _call_watched(self, run, v, args, kwargs):
+        last = 1 + self.return_grad
+
+        def derivative_first(*args, **kwargs):
+            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
+            return out[:last], *out[last:]
+
+        def inputs(args, kwargs):
+            kwargs = {key: value for key, value in kwargs.items() if key != _VECTOR}
+            diff, call, _ = self._target.open(args, kwargs)
+            return names_of(call, diff)[0], jax.tree.structure(diff)
+
+        first, value, *aux = watched(Watch(repr(self), derivative_first, inputs), args, {**kwargs, _VECTOR: v})
+        result = [*first, *((value,) if self.return_value else ()), *aux]
+        return tuple(result) if len(result) > 1 else result[0]
 
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what a call returns, with a `LinearOperator` in the place of the product."""
@@ -143,29 +167,6 @@ def _scalar(name, what, value):
 
 class _Hessian(Product):
     name = "hvp"
-
-    def __init__(self, fun, grad_states, argnums, *, debug_nan=False, **options):
-        super().__init__(fun, grad_states, argnums, **options)
-        whole = {**options, "return_value": True}
-        self._watched = _Hessian(fun, grad_states, argnums, **whole) if debug_nan else None
-
-    def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if self._watched is None:
-            return super().__call__(v, *args, **kwargs)
-        run, last = self._watched, 1 + self.return_grad
-
-        def derivative_first(*args, **kwargs):
-            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
-            return out[:last], *out[last:]
-
-        def inputs(args, kwargs):
-            kwargs = {key: value for key, value in kwargs.items() if key != _VECTOR}
-            diff, call, _ = self._target.open(args, kwargs)
-            return names_of(call, diff)[0], jax.tree.structure(diff)
-
-        first, value, *aux = watched(Watch(repr(self), derivative_first, inputs), args, {**kwargs, _VECTOR: v})
-        result = [*first, *((value,) if self.return_value else ()), *aux]
-        return tuple(result) if len(result) > 1 else result[0]
 
     def _gradient(self, point):
         def scalar(diff):
@@ -364,6 +365,7 @@ def ggn(
     return_value: bool = False,
     return_grad: bool = False,
     check_states: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Product of the generalised Gauss-Newton matrix of a loss of a model's output with a vector.
 
@@ -374,8 +376,8 @@ def ggn(
     loss_fn : callable
         ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if it is convex in the
         output. It depends on what is differentiated through the output only.
-    grad_states, argnums, check_states
-        See `GradientTransform`; they are about ``model_fn``.
+    grad_states, argnums, check_states, debug_nan
+        See `GradientTransform`; they are about ``model_fn``, and ``debug_nan`` about calls, not operators.
     has_aux, return_value, return_grad : bool
         Return the aux of ``model_fn``, the loss, and its gradient as well.
 
@@ -403,5 +405,5 @@ def ggn(
     >>> [[round(float(entry), 4) for entry in row] for row in g.dense()]
     [[0.3092, 0.0], [0.0, 0.0]]
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad}
+    options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad, "debug_nan": debug_nan}
     return _GaussNewton(model_fn, loss_fn, grad_states, argnums, check_states=check_states, **options)

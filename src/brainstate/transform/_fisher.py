@@ -101,10 +101,9 @@ class _Labels:
 class _Fisher(Through):
     name = "fisher"
 
-    def __init__(self, model_fn, likelihood, labels, grad_states, argnums, has_aux, check_states):
+    def __init__(self, model_fn, likelihood, labels, grad_states, argnums, **options):
         self.likelihood, self.labels = likelihood, labels
-        options = {"has_aux": has_aux, "return_value": False, "return_grad": False, "check_states": check_states}
-        super().__init__(model_fn, grad_states, argnums, **options)
+        super().__init__(model_fn, grad_states, argnums, return_value=False, return_grad=False, **options)
 
     def _check_output(self, out):
         super()._check_output(out)
@@ -152,6 +151,7 @@ def fisher(
     key: Any = None,
     has_aux: bool = False,
     check_states: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Product of the Fisher information matrix with a vector: exact, sampled or empirical, summed over the examples.
 
@@ -162,8 +162,8 @@ def fisher(
     likelihood : str
         What the output stands for: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
         logits; ``"gaussian"``, the mean, with unit variance. Further axes are independent parts of one example.
-    grad_states, argnums, has_aux, check_states
-        See `GradientTransform`.
+    grad_states, argnums, has_aux, check_states, debug_nan
+        See `GradientTransform`; ``debug_nan`` is about calls, not operators.
     kind : str
         ``"exact"``, the expectation in closed form; ``"sampled"``, with labels drawn from the model's own
         distribution; ``"empirical"``, with the labels of ``targets``.
@@ -215,7 +215,8 @@ def fisher(
     if type(samples) is not int or samples < 1:
         raise StateValueError(f"fisher: samples={samples!r}: give how many labels to draw, an int from 1 up.")
     labels = _Labels(kind, targets, samples, key)
-    return _Fisher(model_fn, likelihood, labels, grad_states, argnums, has_aux, check_states)
+    options = {"has_aux": has_aux, "check_states": check_states, "debug_nan": debug_nan}
+    return _Fisher(model_fn, likelihood, labels, grad_states, argnums, **options)
 
 
 def _check(name, given, known):
