@@ -1085,7 +1085,7 @@ def _in_numpy(run, otherwise):
             if any(option is not None for option in params.values()):
                 return otherwise(*args, **params)
             params = {}
-        return jnp.asarray(run(*map(np.asarray, args), **params))
+        return jax.device_put(run(*map(np.asarray, args), **params))
 
     return impl
 

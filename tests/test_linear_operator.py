@@ -193,3 +193,21 @@ def test_misuse(row):
     trigger, error, message = ROWS[row]
     with unchanged(w, z), pytest.raises(error, match=message):
         trigger()
+
+
+def test_nothing_at_all():
+    nothing = ParamState(jnp.zeros(0), name="nothing")
+    for H in (
+        T.hvp(lambda: (nothing.value**2).sum(), nothing).operator(),
+        T.linearize(lambda: nothing.value, grad_states=nothing)[1],
+    ):
+        assert H.shape == (0, 0) and H.trace() == 0.0 and H.diagonal().shape == (0,) and H.dense().shape == (0, 0)
+
+
+def test_a_key_with_a_dot():
+    x, y = ParamState(jnp.array([1.0]), name="x"), ParamState(jnp.array([2.0]), name="y")
+    _, J = T.linearize(lambda: 2 * x.value + 3 * y.value, grad_states={"a": {"c": x}, "a.b": y})
+    assert J["", "a.b"].tolist() == [[3.0]] and J["", "a.c"].tolist() == [[2.0]]
+    _, J = T.linearize(lambda: 2 * x.value + 3 * y.value, grad_states={"a": {"b": x}, "a.b": y})
+    with pytest.raises(StateValueError, match=r"'a.b' names 2 things"):
+        J["", "a.b"]

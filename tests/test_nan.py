@@ -1047,3 +1047,62 @@ def test_a_prepared_call_raises_and_leaves_every_state(donates):
     with unchanged(total, rate), pytest.raises(NonFiniteError, match="the first NaN appears in the forward pass"):
         prepared(jnp.array(-1.0))
     assert jnp.array_equal(prepared(jnp.array(4.0)), good) and total.value == 8.0
+
+
+def test_a_trace_that_jax_has_kept_is_still_checked():
+    """And nothing that may have to be kept is given away."""
+    total = State(jnp.array(0.0), name="total")
+    inner = jax.jit(T.grad(lambda x: jnp.sqrt(x).sum(), debug_nan=True))
+    inner(jnp.ones(3))
+
+    def step(x):
+        total.value = total.value + inner(x).sum()
+
+    step = T.jit(step, donate_states=True)
+    step(jnp.ones(3))
+    with unchanged(total), pytest.raises(NonFiniteError, match="backward"):
+        step(jnp.zeros(3))
+    assert total.value == 1.5
+
+
+def test_arrays_are_not_kept_within_another_transform():
+    refs = []
+    for i in range(3):
+        x = jnp.full(5, i + 1.0)
+        refs.append(weakref.ref(x))
+        T.grad(lambda x=x: T.grad(lambda x: (b.value * x).sum(), debug_nan=True)(x).sum(), b)()
+        del x
+    gc.collect()
+    assert not any(ref() is not None for ref in refs)
+
+
+def test_a_state_that_the_first_call_makes():
+    class Lazy:
+        h: Any = None
+
+    def loss(x):
+        if Lazy.h is None:
+            Lazy.h = State(jnp.zeros(2), name="h")
+        return jnp.sqrt(x * Lazy.h.value).sum()  # <- here
+
+    error = raised(T.grad(loss, debug_nan=True), jnp.ones(2))
+    assert error.line == marked(loss)
+
+
+def test_the_search_is_not_heard():
+    called = []
+
+    def f(x):
+        jax.debug.callback(lambda: called.append(1))
+        return jnp.sqrt(T.tap("h", x)).sum() + jnp.log(x * 0).sum() + (1 / (x * 0)).sum()
+
+    with T.taps() as seen:
+        raised(T.grad(f, debug_nan=True), jnp.zeros(3))
+        jax.effects_barrier()
+    assert len(called) <= 2 and len(seen["h"]) == 1
+
+
+def test_beside_the_check_of_jax():
+    with jax.debug_nans(True):
+        error = raised(T.jit(T.grad(lambda x: jnp.sqrt(x).sum(), debug_nan=True)), jnp.zeros(2))
+    assert error.phase == "backward"

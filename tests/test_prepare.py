@@ -601,7 +601,7 @@ REPLACED = {
     "swapped": (swapped, r"Chain\.a was replaced; Chain\.b was replaced.*"),
     "a layer more": (grown, r"changed by `append`.*now uses"),
     "a layer less": (lambda m: m.layers.pop(), r"changed by `pop`.*no longer uses"),
-    "the same layer twice": (lambda m: m.layers.append(m.layers[0]), r"uses its States in another way"),
+    "the same layer twice": (lambda m: m.layers.append(m.layers[0]), r"is another program"),
     "deleted": (lambda m: delattr(m, "a"), r"Chain\.a was deleted.*now raises AttributeError"),
 }
 
@@ -667,3 +667,40 @@ def test_a_changed_state_after_a_replacement_elsewhere_is_told_by_the_table():
     model.b.value = jnp.ones((3, 3))
     with pytest.raises(StateTypeError, match=r"❌ State 'b' +float32\[3\] → float32\[3,3\]"):
         prepared(X)
+
+
+class Scaled(nn.Module):
+    """A weight, and an array that is no State and so a constant of what is compiled."""
+
+    def __init__(self, w, scale):
+        super().__init__()
+        self.w, self.scale = w, scale
+
+    def update(self):
+        return self.w.value * self.scale
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, jnp.asarray], ids=["numpy", "jax"])
+def test_a_constant_of_a_module_that_is_replaced_is_never_silently_stale(wrap):
+    holder = nn.Module()
+    holder.part = Scaled(ParamState(jnp.ones(2)), wrap(np.full(2, 2.0, np.float32)))
+    prepared = T.prepare(lambda: holder.part())
+    assert prepared().tolist() == [2.0, 2.0]
+    holder.part = Scaled(holder.part.w, wrap(np.full(2, 2.0, np.float32)))  # another array, the same numbers
+    assert prepared().tolist() == [2.0, 2.0]
+    holder.part = Scaled(holder.part.w, wrap(np.full(2, 9.0, np.float32)))
+    with pytest.raises(StateValueError, match=r"stale.*part was replaced.*is another program"):
+        prepared()
+
+
+def test_what_was_replaced_elsewhere_is_looked_at_under_the_same_options():
+    model, other = nn.Module(), nn.Module()
+    model.w, other.w = ParamState(jnp.ones(2)), ParamState(jnp.ones(2))
+    prepared = T.prepare(lambda: model.w.value @ model.w.value)
+    other.w = ParamState(jnp.zeros(3))
+    with (
+        jax.default_matmul_precision("highest"),
+        pytest.raises(StateValueError, match=r"w was replaced.*jax_default_matmul_precision: None → highest"),
+    ):
+        prepared()
+    assert prepared() == 2.0

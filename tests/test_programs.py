@@ -1,6 +1,6 @@
 """Random programs with States agree with the same programs in pure JAX; see ``programs``.
 
-The environment variable ``BRAINSTATE_PROGRAMS`` says how many are run without XLA, 4000 unless it is set; one for
+The environment variable ``BRAINSTATE_PROGRAMS`` says how many are run without XLA, 3000 unless it is set; one for
 every fifty of these is run compiled as well. They take about five minutes on one core.
 """
 
@@ -16,7 +16,7 @@ from brainstate import State
 from brainstate import transform as T
 from programs import compare, generate, interpreted
 
-COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "4000"))
+COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "3000"))
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 turn = itertools.count(1)
 

@@ -122,3 +122,12 @@ def test_over_one_axis_of_a_mesh_and_within_over_the_other():
     out = jit(run)(jnp.ones((2, 4)))
     assert jnp.array_equal(w.value, 2 * jnp.arange(8.0).reshape(2, 4)) and count.value == 2.0
     assert jnp.array_equal(out, 10 * (1 + w.value))
+
+
+def test_an_axis_that_is_not_mapped():
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("d", "e"))
+    w = State(jnp.ones(4), name="w")
+    for axes, spec in (({"d"}, P("e")), ((), P("q"))):
+        with pytest.raises(StateValueError, match=r"State 'w' with .* is none of the axes that are mapped, d"):
+            specs = {"in_specs": P("d"), "out_specs": P("d"), "state_specs": {spec: w}}
+            shard_map(lambda x: x * w.value.sum(), mesh=mesh, axis_names=axes, **specs)(jnp.ones(4))

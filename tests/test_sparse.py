@@ -302,7 +302,7 @@ def test_hessian_patterns_of_random_programs_miss_nothing(batch, double):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(6))
+@pytest.mark.parametrize("batch", range(4))
 def test_patterns_of_longer_programs_miss_nothing(batch, double):
     compare(drawn(2000 + 20 * batch, 20, length=8), values=2)
     compare(drawn(3000 + 10 * batch, 10, length=3, without=FORWARD_ONLY), hessian=True, values=2)

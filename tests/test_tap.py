@@ -440,3 +440,14 @@ def test_misuse_of_listeners():
         grad(lambda x: jnp.sum(tap("g", x)))(XS)
     with pytest.raises(KeyError, match=r"no cotangent came to a tap named 'h'; there are \['g'\]"):
         seen["h"]
+
+
+def test_listeners_leave_in_the_order_of_their_coming():
+    first, second = taps(), taps()
+    with first:
+        second.__enter__()
+        with pytest.raises(StateValueError, match="left before others that were opened later"):
+            first.__exit__(None, None, None)
+        grad(lambda x: tap("h", x**2).sum())(jnp.ones(2))
+        second.__exit__(None, None, None)
+    assert len(first["h"]) == len(second["h"]) == 1

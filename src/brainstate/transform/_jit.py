@@ -31,13 +31,13 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves
 
-from .._carry import ABSENT, tracing
+from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, launch, outside
 from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
 from ._choice import owns_states
-from ._nan import waiting
+from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._signature import signature_of, state_part
 
@@ -69,13 +69,16 @@ class _Program:
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged, may_fail = tracing(lambda: self._stage(values, args, kwargs))
+            staged, fails = tracing(lambda: self._stage(values, args, kwargs))
+            if not fails and holds_check(staged.closed):
+                fails = True
+                may_fail()  # what is around may as well
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
             anew = before and before.isdisjoint((*staged.reads, *staged.writes))
             self.newborn = () if anew else tuple(staged.born)
-            if may_fail and not self.waits:
+            if fails and not self.waits:
                 # The States keep their values if it fails, so nothing is given away.
                 self.waits, self.jitted, self.gives[:] = True, waiting(self.jitted), [False] * len(self.gives)
                 raise Restart(staged)

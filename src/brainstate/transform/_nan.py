@@ -30,6 +30,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from .._carry import Carried, may_fail
 from .._compat import varying_axes
@@ -38,7 +40,7 @@ from .._scope import Scope, commit, eager, gather, is_tracer, stage
 from ._origins import Given, Origin, Value, inexact, origins, site_of
 from ._remedies import likely, shown
 
-__all__ = ["Watch", "unwrapped", "waiting", "watched"]
+__all__ = ["Watch", "holds_check", "unwrapped", "waiting", "watched"]
 
 _MANY = 6  # names in a message
 
@@ -68,7 +70,9 @@ def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
         out = watch.call(*args, **kwargs)
         writes = scope.close()
     if any(map(bool, _checks(out, writes))):
-        raise _diagnosis(watch, args, kwargs) from None
+        born = {s: v for s, v in zip(writes.states, writes.values, strict=True) if s in scope.born}
+        with Scope(watch.transform, born):  # a lazy State is not made a second time
+            raise _diagnosis(watch, args, kwargs) from None
     commit(writes)
     return out
 
@@ -212,7 +216,8 @@ class _Program:
         }
         flags = [n in self.derivative for n in range(len(self.jaxpr.outvars))]
         try:
-            found = origins(self.jaxpr, inputs, given, flags, faulty)
+            with jax.debug_nans(False), jax.debug_infs(False):  # this is the search for what they would stop at
+                found = origins(self.jaxpr, inputs, given, flags, faulty)
         except Exception as problem:
             return NonFiniteError(
                 f"{self.name}: the result is not finite, and its program cannot be run operation by operation here "
@@ -327,6 +332,29 @@ _spread = [False]  # whether the call that has its turn is on several devices
 _turn = threading.RLock()  # held by a call that looks there afterwards
 
 
+# An identity that marks a check in a program, for one that JAX has traced before and takes from its caches.
+_check = Primitive("finite_check")
+_check.def_impl(lambda bad: bad)
+_check.def_abstract_eval(lambda bad: bad)
+batching.defvectorized(_check)
+mlir.register_lowering(_check, lambda _, bad: [bad])
+_checks_traced = [False]
+
+
+def holds_check(closed) -> bool:
+    """Tell whether a program, or one that it calls, checks at run time that something is finite."""
+
+    def holds(part):
+        eqns = getattr(getattr(part, "jaxpr", part), "eqns", ())
+        return any(eqn.primitive is _check or any(map(holds, _programs(eqn.params))) for eqn in eqns)
+
+    return _checks_traced[0] and holds(closed)
+
+
+def _programs(params):
+    return [x for x in jax.tree.leaves(list(params.values())) if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+
+
 def _in_program(watch, args, kwargs) -> tuple:
     staged = _staged(watch, args, kwargs)
     program, inputs = _Program.of(watch, staged, args, kwargs)
@@ -345,9 +373,10 @@ def _gate(program, bad, inputs):
     """Return False; or at run time, if ``bad`` is true, raise what the search finds (leave it and return True)."""
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
-    places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf)]
+    # Every array is an operand: what a callback refers to, JAX's caches keep.
+    places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf) or isinstance(leaf, jax.Array | np.ndarray)]
     operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
-    kept = [None if is_tracer(leaf) else leaf for leaf in leaves]
+    kept = [None if i in set(places) else leaf for i, leaf in enumerate(leaves)]
     several = any(varying_axes(leaves[i]) for i in places)  # in a shard_map
 
     def on_host(bad, *operands):
@@ -375,6 +404,8 @@ def _gate(program, bad, inputs):
         return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), bool), bad, *operands, vmap_method="expand_dims")
 
     may_fail()
+    _checks_traced[0] = True
+    bad = _check.bind(bad)
     return jax.lax.cond(bad, fails, lambda *_: jnp.zeros((), bool), bad, operands)
 
 

@@ -263,6 +263,8 @@ class LinearOperator:
         return self._estimate(lambda z, product: z @ product, (), samples, key)
 
     def _diagonal(self, chunk_size):
+        if not self.shape[1]:
+            return jnp.zeros((0,), self.dtype)
         return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[1]), chunk_size)
 
     def _sampled(self, chunk_size, samples, key) -> bool:

@@ -32,6 +32,7 @@ from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
+from ._retraces import options
 from ._signature import Part, Row, argument_names, argument_parts, compare, state_part
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
@@ -95,7 +96,7 @@ class Prepared(Ready):
         functools.update_wrapper(self, transform, updated=())
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
-        self._jitted, self._generation = jitted, generation()
+        self._jitted, self._generation, self._options = jitted, generation(), options()
         self._statics = _Statics(jitted.statics(len(args)), args, kwargs)
         self._check_arguments(args, kwargs)
         program, self._traced = jitted.traced(args, kwargs)
@@ -209,13 +210,21 @@ class Prepared(Ready):
         if not all(row.same for row in rows):
             raise self._mismatch(rows)
         stale = f"prepared {self._label} is stale ({replaced}): "
+        changed = [
+            f"{name}: {was} → {options()[name]}" for name, was in self._options.items() if was != options()[name]
+        ]
+        if changed:
+            raise StateValueError(
+                f"{replaced}, and prepared {self._label} has to be traced to see whether it is still right, under the "
+                f"options that it was prepared with ({'; '.join(changed)}). Call it once outside of this context."
+            )
         again = f"Prepare it again: prepare({self._label}, ...)."
         try:
             program, traced = self._jitted.afresh().traced(*self._example)
         except Exception as error:
             raise StateValueError(f"{stale}the function now raises {type(error).__name__}: {error}. {again}") from error
         before, after = (*self._states, *self._written), (*_in_order(program)[0], *program.written)
-        if (before, _text(self._traced)) != (after, _text(traced)):
+        if before != after or not _same_program(self._traced.jaxpr, traced.jaxpr):
             raise StateValueError(f"{stale}the function {_change(before, after)}. {again}")
         self._generation = now
 
@@ -284,8 +293,24 @@ def _abstract(leaf):
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, weak_type=aval.weak_type)
 
 
-def _text(traced) -> str:
-    return re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # functions in it are written with their addresses
+def _same_program(before, after) -> bool:
+    """Tell whether two traces are of one program, what it holds of arrays and Python functions included."""
+    was, now = str(before), str(after)
+    if was != now:  # functions are written with their addresses: those that trace it are made anew, callbacks count
+        was, now = (re.sub(r"0x[0-9a-f]+", "", text) for text in (was, now))
+        if was != now or "callback" in was:
+            return False
+    pairs = zip(_constants(before), _constants(after), strict=True)
+    return all(a is b or (_abstract(a) == _abstract(b) and np.array_equal(a, b)) for a, b in pairs)
+
+
+def _constants(program) -> list:
+    """Return the arrays that a program holds, and those that it calls."""
+    found = list(getattr(program, "consts", ()))
+    for eqn in getattr(program, "jaxpr", program).eqns:
+        inner = [x for x in jax.tree.leaves(list(eqn.params.values())) if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+        found += [constant for part in inner for constant in _constants(part)]
+    return found
 
 
 def _label(transform) -> str:
@@ -303,7 +328,7 @@ def _change(before, after) -> str:
     gone = [s.describe() for s in dict.fromkeys(before) if s not in after]
     new = [s.describe() for s in dict.fromkeys(after) if s not in before]
     if not gone and not new:
-        return "uses its States in another way"
+        return "is another program"
     parts = [f"no longer uses {', '.join(gone[:3])}"] * bool(gone) + [f"now uses {', '.join(new[:3])}"] * bool(new)
     return " and ".join(parts)
 

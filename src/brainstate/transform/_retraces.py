@@ -24,7 +24,7 @@ from .._scope import is_tracer
 from ._signature import NOTHING, Part, Row, argument_names, argument_parts, compare
 from ._tap import listeners
 
-__all__ = ["Journal", "Record", "Retrace", "Retraces"]
+__all__ = ["Journal", "Record", "Retrace", "Retraces", "options"]
 
 _KEPT = 32  # records
 
@@ -117,7 +117,7 @@ class Journal:
         """Note that ``fun`` is about to be traced for these States and arguments."""
         arguments = argument_parts(argument_names(fun, len(args)), args, kwargs, lambda _, arg: _is_static(arg))
         self._count += 1
-        record = Record(self._count, arguments, inputs, _options())
+        record = Record(self._count, arguments, inputs, options())
         record.causes = tuple(self._causes(record))
         self._why = ""
         self._records.append(record)
@@ -165,7 +165,7 @@ class Journal:
         return [
             f"{part.name} became an input: {self._origin(key)}"
             if key not in old.inputs
-            else f"{part.name} is now {part.form}"
+            else f"{part.name} is now {part.form or 'not donated'}"
             for key, part in new.inputs.items()
             if key not in old.inputs or part.form != old.inputs[key].form
         ]
@@ -188,6 +188,6 @@ def _words(row: Row) -> str:
     return f"{row.name}: {was} → {now}"
 
 
-def _options() -> dict[str, str]:
+def options() -> dict[str, str]:
     options = {f"the JAX option {name}": str(getattr(jax.config, name, None)) for name in _OPTIONS}
     return options | {"the mesh": str(jax.sharding.get_abstract_mesh()), "listeners to taps": str(listeners())}

@@ -128,6 +128,12 @@ class Sharded:
     def _types(self, state, leaves):
         """Return the types that the leaves of ``state`` have inside."""
         spec = self.spec_of(state)
+        unknown = {n for part in spec if part for n in (part if isinstance(part, tuple) else (part,))} - {*self.axes}
+        if unknown:
+            raise StateValueError(
+                f"state_specs declares {state.describe()} with {spec}, and {', '.join(sorted(unknown))} is none of the "
+                f"axes that are mapped, {', '.join(self.axes)}."
+            )
         try:
             return [self._shard_type(leaf, spec, self._per_device(state)) for leaf in leaves]
         except ValueError as error:

@@ -9,6 +9,7 @@ going on into the value of a State that holds a container, ``"cell.kernel.0"``; 
 int names the argument at that position.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -174,10 +175,16 @@ class Space:
     def _walk(self, tree, path, whole):
         if not path and jax.tree.leaves(tree):
             return tree
+        found = []
         for key, child in _children(tree):
             if path == key or path.startswith(f"{key}."):
-                return self._walk(child, path[len(key) + 1 :], whole)
-        raise self._unknown(whole)
+                with contextlib.suppress(StateValueError):
+                    found.append(self._walk(child, path[len(key) + 1 :], whole))
+        if len(found) > 1:
+            raise StateValueError(f"{whole!r} names {len(found)} things, since a key has a dot in it: rename that key.")
+        if not found:
+            raise self._unknown(whole)
+        return found[0]
 
     def _unknown(self, path) -> StateValueError:
         numbers = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)

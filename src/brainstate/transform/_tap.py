@@ -221,12 +221,13 @@ class taps(Mapping):
     def __init__(self):
         self._records: dict[str, list[Record]] = {}
         self._leave: ExitStack | None = None
+        self._slot: int | None = None
 
     def __enter__(self) -> "taps":
         if self._leave is not None:
             raise StateValueError("these taps are open already: make new ones with taps() to listen twice.")
         with _lock, ExitStack() as stack:
-            slot = next(n for n in itertools.count() if n not in _open)
+            slot = self._slot = next(n for n in itertools.count() if n not in _open)
             _open[slot] = self
             stack.callback(_open.pop, slot)
             stack.callback(jax.effects_barrier)  # what was started arrives before the slot is free
@@ -235,6 +236,8 @@ class taps(Mapping):
         return self
 
     def __exit__(self, *exc) -> None:
+        if _slots.value[-1:] != (self._slot,):
+            raise StateValueError("these taps are left before others that were opened later: leave those first.")
         leave, self._leave = self._leave, None
         assert leave is not None
         leave.close()
