@@ -700,7 +700,11 @@ def test_what_was_replaced_elsewhere_is_looked_at_under_the_same_options():
     other.w = ParamState(jnp.zeros(3))
     with (
         jax.default_matmul_precision("highest"),
-        pytest.raises(StateValueError, match=r"w was replaced.*jax_default_matmul_precision: None → highest"),
+        pytest.raises(
+            StateValueError, match=r"w was replaced.*under other options .*jax_default_matmul_precision: None → highest"
+        ),
     ):
         prepared()
+    with jax.default_device(jax.devices()[0]):  # an option that makes no other program of it
+        assert prepared() == 2.0
     assert prepared() == 2.0

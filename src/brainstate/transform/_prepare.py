@@ -210,15 +210,15 @@ class Prepared(Ready):
         if not all(row.same for row in rows):
             raise self._mismatch(rows)
         stale = f"prepared {self._label} is stale ({replaced}): "
-        changed = [
-            f"{name}: {was} → {options()[name]}" for name, was in self._options.items() if was != options()[name]
-        ]
-        if changed:
-            raise StateValueError(
-                f"{replaced}, and prepared {self._label} has to be traced to see whether it is still right, under the "
-                f"options that it was prepared with ({'; '.join(changed)}). Call it once outside of this context."
-            )
         again = f"Prepare it again: prepare({self._label}, ...)."
+        around, present = [], options()
+        for name, was in self._options.items():
+            if was != present[name]:
+                around.append(f"{name}: {was} → {present[name]}")
+        if around:  # then it is not known which of both it is
+            again = (
+                f"But it was prepared under other options ({'; '.join(around)}): call it once under those, or {again}"
+            )
         try:
             program, traced = self._jitted.afresh().traced(*self._example)
         except Exception as error:
