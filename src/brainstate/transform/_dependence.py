@@ -10,7 +10,6 @@ Integers and booleans that are constants of the program are seen: with known ind
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from .._compat import scan_inputs
 from ._dependence_rules import RULES, Value, everything, known_result, over_all
 from ._index_sets import EMPTY, Deps, identity, joined, reduced, same_sizes, united
-from ._interpret import interpret
+from ._interpret import held, interpret, opened, within
 
 __all__ = ["dependencies", "primitives"]
 
@@ -46,7 +45,7 @@ def dependencies(closed: ClosedJaxpr, unasked: int) -> list[tuple[np.ndarray, np
         Value(identity(int(start), v.aval.shape, width) if size else None)
         for start, size, v in zip(starts, sizes, asked, strict=False)
     ]
-    if any(_mutable(jaxpr) for jaxpr in _within(closed.jaxpr)):  # a dependency could pass unseen through memory
+    if any(_mutable(opened(jaxpr)) for jaxpr in within(closed)):  # a dependency could pass unseen through memory
         union = over_all(values)
         outs = [Value(union and union.moved(np.broadcast_to(union.ids, v.aval.shape))) for v in closed.jaxpr.outvars]
     else:
@@ -56,25 +55,7 @@ def dependencies(closed: ClosedJaxpr, unasked: int) -> list[tuple[np.ndarray, np
 
 def primitives(jaxpr: Jaxpr) -> set[str]:
     """Return the names of all primitives in a program and in the programs within."""
-    return {eqn.primitive.name for inner in _within(jaxpr) for eqn in inner.eqns}
-
-
-def _inner(eqn) -> Iterator[Jaxpr]:
-    """Yield the programs among the parameters of an equation."""
-    for parameter in eqn.params.values():
-        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(part, ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, Jaxpr):
-                yield part
-
-
-def _within(jaxpr) -> Iterator[Jaxpr]:
-    """Yield a program and all programs within."""
-    yield jaxpr
-    for eqn in jaxpr.eqns:
-        for inner in _inner(eqn):
-            yield from _within(inner)
+    return {eqn.primitive.name for inner in within(jaxpr) for eqn in opened(inner).eqns}
 
 
 def _mutable(jaxpr):
@@ -251,7 +232,7 @@ def _cost(jaxpr):
     total = 0
     for eqn in jaxpr.eqns:
         steps = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += 1 + steps * sum(map(_cost, _inner(eqn)))
+        total += 1 + steps * sum(_cost(opened(inner)) for inner in held(eqn))
     return total
 
 

@@ -1,12 +1,12 @@
 """Running a traced program one equation after the other, with a rule that says what an equation does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ["bind", "inlined", "interpret", "program", "subprogram"]
+__all__ = ["bind", "held", "inlined", "interpret", "opened", "program", "subprogram", "within"]
 
 
 def bind(eqn, values) -> list:
@@ -26,6 +26,27 @@ def interpret(jaxpr, consts, args, rule: Callable, lift: Callable = lambda value
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, rule(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def opened(jaxpr: Any) -> Jaxpr:
+    """Return a program, closed or not, without its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def held(eqn) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """Yield the programs among the parameters of an equation."""
+    for parameter in eqn.params.values():
+        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield part
+
+
+def within(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """Yield a program and all programs within."""
+    yield jaxpr
+    for eqn in opened(jaxpr).eqns:
+        for inner in held(eqn):
+            yield from within(inner)
 
 
 def subprogram(eqn):

@@ -164,10 +164,10 @@ class _Program:
 
         def giving(values, /, *args, **kwargs):
             given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
-            leaves = tree_leaves((given, kept, args, kwargs))
             if not outside():  # the transform around may fail yet, and then the States are as they were
-                given = jax.tree.map(_copy, given)
-            elif len(set(map(id, leaves))) < len(leaves):
+                return compiled(jax.tree.map(_copy, given), kept, *args, **kwargs)
+            leaves = tree_leaves((given, kept, args, kwargs))
+            if len(set(map(id, leaves))) < len(leaves):
                 given = owned(given, (kept, args, kwargs))
             return compiled(given, kept, *args, **kwargs)
 

@@ -37,6 +37,7 @@ from .._carry import Carried, may_fail
 from .._compat import varying_axes
 from .._errors import NonFiniteError
 from .._scope import Scope, commit, eager, gather, is_tracer, stage
+from ._interpret import opened, within
 from ._origins import Given, Origin, Value, inexact, origins, site_of
 from ._remedies import likely, shown
 
@@ -343,16 +344,9 @@ _checks_traced = [False]
 
 def holds_check(closed) -> bool:
     """Tell whether a program, or one that it calls, checks at run time that something is finite."""
-
-    def holds(part):
-        eqns = getattr(getattr(part, "jaxpr", part), "eqns", ())
-        return any(eqn.primitive is _check or any(map(holds, _programs(eqn.params))) for eqn in eqns)
-
-    return _checks_traced[0] and holds(closed)
-
-
-def _programs(params):
-    return [x for x in jax.tree.leaves(list(params.values())) if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+    if not _checks_traced[0]:
+        return False
+    return any(eqn.primitive is _check for inner in within(closed) for eqn in opened(inner).eqns)
 
 
 def _in_program(watch, args, kwargs) -> tuple:

@@ -30,7 +30,7 @@ import numpy as np
 from jax.extend.core import Literal, jaxpr_as_fun
 
 from .._compat import scan_inputs
-from ._interpret import bind, interpret
+from ._interpret import bind, interpret, opened
 
 __all__ = ["Given", "Origin", "Site", "Value", "inexact", "origins", "site_of"]
 
@@ -198,10 +198,6 @@ def _stacked(values) -> Value:
 # ------------------------------------------------------------------------------------------ what the value needs
 
 
-def _open(jaxpr):
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
 def _inner(eqn):
     """Return the program that a call runs, or None if the operation is no call."""
     if eqn.primitive.name not in _calls:
@@ -211,7 +207,7 @@ def _inner(eqn):
 
 def _needed(jaxpr, wanted) -> tuple[dict, list[bool]]:
     """Return {id of an operation: which results are needed}, and which inputs are, for the ``wanted`` outputs."""
-    jaxpr = _open(jaxpr)
+    jaxpr = opened(jaxpr)
     alive = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(v, Literal)}
     needs = {}
     for eqn in reversed(jaxpr.eqns):
@@ -309,7 +305,7 @@ class _Search:
 
     def _call(self, eqn, ins, wanted, where):
         inner = _inner(eqn)
-        return self.run(_open(inner), self._constants(inner), ins, wanted, where)
+        return self.run(opened(inner), self._constants(inner), ins, wanted, where)
 
     def _cond(self, eqn, ins, wanted, where):
         branches = eqn.params["branches"]

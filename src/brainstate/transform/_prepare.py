@@ -30,6 +30,7 @@ from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
+from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
 from ._retraces import options
@@ -211,10 +212,8 @@ class Prepared(Ready):
             raise self._mismatch(rows)
         stale = f"prepared {self._label} is stale ({replaced}): "
         again = f"Prepare it again: prepare({self._label}, ...)."
-        around, present = [], options()
-        for name, was in self._options.items():
-            if was != present[name]:
-                around.append(f"{name}: {was} → {present[name]}")
+        pairs = ((name, was, now) for (name, was), now in zip(self._options.items(), options().values(), strict=True))
+        around = [f"{name}: {was} → {now}" for name, was, now in pairs if was != now]
         if around:  # then it is not known which of both it is
             again = (
                 f"But it was prepared under other options ({'; '.join(around)}): call it once under those, or {again}"
@@ -306,11 +305,7 @@ def _same_program(before, after) -> bool:
 
 def _constants(program) -> list:
     """Return the arrays that a program holds, and those that it calls."""
-    found = list(getattr(program, "consts", ()))
-    for eqn in getattr(program, "jaxpr", program).eqns:
-        inner = [x for x in jax.tree.leaves(list(eqn.params.values())) if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
-        found += [constant for part in inner for constant in _constants(part)]
-    return found
+    return [constant for inner in within(program) for constant in getattr(inner, "consts", ())]
 
 
 def _label(transform) -> str:
