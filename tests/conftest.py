@@ -29,6 +29,13 @@ def hostile():
 
 
 @pytest.fixture
+def double():
+    """Compute in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def no_leaks():
     """Refuse a tracer that survives its trace. Opt-in, since it switches off JAX's caches."""
     with jax.checking_leaks():

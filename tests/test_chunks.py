@@ -14,12 +14,6 @@ MATRICES = {"jacrev": T.jacrev, "jacfwd": T.jacfwd, "hessian": T.hessian}
 OF_JAX = {"jacrev": jax.jacrev, "jacfwd": jax.jacfwd, "hessian": jax.hessian}
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
 def same(got, expected):
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

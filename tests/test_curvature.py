@@ -18,19 +18,12 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import brainstate
+from _numbers import numbers
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, nn
 from brainstate import transform as T
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
-def numbers(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+pytestmark = pytest.mark.usefixtures("double")
 
 
 # ------------------------------------------------------------------------------------------ the model and its twin

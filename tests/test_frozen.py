@@ -44,12 +44,6 @@ def twin(values, x):
 
 
 @pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture
 def net():
     return Net()
 

@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from _numbers import numbers
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError
 from brainstate import transform as T
 
-
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
-def numbers(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class World:

@@ -22,12 +22,6 @@ from brainstate import transform as T
 N = 5
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
 def numbers(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed + 7 * len(shape)).normal(size=shape))
 

@@ -263,12 +263,6 @@ def compare(programs, *, hessian=False, values=None):
             np.testing.assert_allclose(got[name], expected[name], rtol=1e-8, atol=1e-9, err_msg=str(name))
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
 OPERATIONS = {**UNARY, **{name: lambda x, run=run: run(x, x[::-1] * c(0.5, x)) for name, run in BINARY.items()}}
 
 
