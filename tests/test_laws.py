@@ -680,24 +680,18 @@ def test_law_5_the_comparison_can_fail():
 # ------------------------------------------------------------------------- law 7: importing costs nothing
 
 IMPORT = """
-import sys, time
-t = time.perf_counter()
+import sys
 import jax
-jax_time, before = time.perf_counter() - t, set(sys.modules)
-t = time.perf_counter()
+before = set(sys.modules)
 import brainstate
-own_time = time.perf_counter() - t
-print(jax_time, own_time, *sorted(m for m in set(sys.modules) - before if m.split(".")[0] != "brainstate"))
+print(*sorted(m for m in set(sys.modules) - before if m.split(".")[0] != "brainstate"))
 """
 
 
-def test_law_7_importing_costs_little_beside_jax():
-    runs = [
-        subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True) for _ in range(4)
-    ]
-    lines = [run.stdout.split() for run in runs]
-    jax_time, own_time = (min(float(line[i]) for line in lines) for i in (0, 1))
-    assert own_time < 0.35 * jax_time, (own_time, jax_time)
-    extra = {name.split(".")[0] for name in lines[0][2:]}
+def test_law_7_importing_brings_little_beside_jax():
+    """How long it takes, `make bench` says."""
+    run = subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True)
+    modules = run.stdout.split()
+    extra = {name.split(".")[0] for name in modules}
     assert extra <= set(sys.stdlib_module_names) | {"jax", "jaxlib", "numpy"}, extra
-    assert len(lines[0][2:]) <= 40, lines[0][2:]
+    assert len(modules) <= 40, modules

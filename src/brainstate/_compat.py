@@ -9,7 +9,6 @@ import inspect
 import jax
 from jax.extend.core import (
     find_top_trace,
-    get_opaque_trace_state,
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
 )
 
@@ -20,7 +19,6 @@ __all__ = [
     "scan_inputs",
     "stages_within",
     "staging",
-    "trace_state",
     "varying_axes",
 ]
 
@@ -29,14 +27,9 @@ __all__ = [
 UNSPECIFIED = inspect.signature(jax.jit).parameters["in_shardings"].default
 
 
-#: ``trace_state()`` names the trace that takes the next operation; two names compare equal if it is the same one.
-#: Every read and write of a State asks it.
-trace_state = get_opaque_trace_state
-
-
-def current_trace():
-    """Return the trace that takes the next operation, to be made current again with ``set_current_trace``."""
-    return find_top_trace(())
+#: ``current_trace()`` is the trace that takes the next operation, to be made current again with ``set_current_trace``.
+#: Every read and write of a State asks it, so it is no function of Python's.
+current_trace = functools.partial(find_top_trace, ())
 
 
 def staging() -> bool:

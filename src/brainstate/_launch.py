@@ -13,13 +13,12 @@ import contextlib
 from typing import Any
 
 import jax
-from jax.extend.core import find_top_trace
 
 from ._carry import ABSENT, Writes
-from ._compat import current_trace, jit_disabled, trace_state
+from ._compat import current_trace, jit_disabled
 from ._errors import TraceContextError
 from ._scope import (
-    _EAGER,
+    AT_ONCE,
     Restart,
     _commit_lock,
     _generation,
@@ -28,20 +27,22 @@ from ._scope import (
     _step_lock,
     _thread,
     commit,
+    eager,
     gather,
     is_tracer,
     replaced_since,
 )
 
-__all__ = ["Launcher", "Ready", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
 
-with jax.ensure_compile_time_eval():
-    _AT_ONCE = current_trace()  # one object for all threads
+# Bound once: looking a method up on a lock costs as much as calling it.
+_begin_step, _end_step = _step_lock.acquire, _step_lock.release
+_begin_commit, _end_commit = _commit_lock.acquire, _commit_lock.release
 
 
 def outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
-    return _thread.scope is None and current_trace() is _AT_ONCE
+    return _thread.scope is None and eager()
 
 
 def launch(jitted, states, written, args, kwargs):
@@ -85,26 +86,29 @@ class Launcher:
             if not program.written or _thread.scope is not None:
                 out = launch(program.jitted, program.states, program.written, args, kwargs)
             else:
-                # What `launch` does, in this frame, and with half the price of `with`.
-                written = program.written
-                _step_lock.acquire()
+                # What `launch` does, in this frame, with loops that cost least for few States.
+                written, values, i = program.written, [], 0
+                _begin_step()
                 try:
-                    out, values = program.jitted([s._value for s in program.states], *args, **kwargs)
+                    for state in program.states:
+                        values.append(state._value)
+                    out, values = program.jitted(values, *args, **kwargs)
                     for value in values:
                         # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
                         if type(value) not in _plain:
-                            if trace_state() != _EAGER:
+                            if not eager():
                                 raise _raw_transform(written[0])
                             break
-                    _commit_lock.acquire()
+                    _begin_commit()
                     try:
-                        for state, value in zip(written, values):  # noqa: B905 (the list may have grown)
+                        for value in values:  # `written` may have grown in the meantime
                             if value is not ABSENT:
-                                state._value = value
+                                written[i]._value = value
+                            i += 1
                     finally:
-                        _commit_lock.release()
+                        _end_commit()
                 finally:
-                    _step_lock.release()
+                    _end_step()
             if not program.newborn:
                 return out
             program.adopt()
@@ -120,15 +124,20 @@ class Launcher:
         return self._retry(program, staged, args, kwargs)
 
 
+class Sealed(Exception):
+    """JAX was about to trace or compile a program that is ready."""
+
+
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``; ``_refused`` has the words for a
-    call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether ``_run`` gives away
-    values.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``. It may raise `Sealed`;
+    ``_run_any`` does the same, more slowly, for all that can be run, from then on. ``_refused`` has the words for a
+    call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether values are given away.
     """
 
     _run: Any
+    _run_any: Any
     _states: tuple
     _written: tuple
     _generation: int
@@ -140,29 +149,36 @@ class Ready:
         """Run the program on the present values of the States and commit what it writes."""
         if self._generation != _generation[0]:
             self._renew()
-        if _thread.scope is not None or find_top_trace(()) is not _AT_ONCE:
+        if _thread.scope is not None or current_trace() is not AT_ONCE:
             return self._call_within(args, kwargs)
         try:
             if not self._written:
                 with _commit_lock:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
-            _step_lock.acquire()
+            written, values, i = self._written, [], 0
+            _begin_step()
             try:
-                values = [s._value for s in self._states]
+                for state in self._states:
+                    values.append(state._value)
                 out, values = self._run(values, *args, **kwargs) if kwargs else self._run(values, *args)  # cheaper
-                _commit_lock.acquire()
+                _begin_commit()
                 try:
-                    for state, value in zip(self._written, values):  # noqa: B905 (costs time, and they agree)
-                        state._value = value
+                    for value in values:
+                        written[i]._value = value
+                        i += 1
                 finally:
-                    _commit_lock.release()
+                    _end_commit()
             finally:
-                _step_lock.release()
+                _end_step()
+        except Sealed:
+            self._run = self._run_any
         except Exception:
             self._refused(args, kwargs)
             raise
-        return out
+        else:
+            return out
+        return self(*args, **kwargs)
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform: right as long as nothing that goes in is traced."""
@@ -175,7 +191,7 @@ class Ready:
             if self._donates:  # if the transform fails later on, the States must be as they were
                 with jax.ensure_compile_time_eval():
                     values = jax.tree.map(jax.numpy.copy, values)
-            out, new = self._run(values, *args, **kwargs)
+            out, new = self._run_any(values, *args, **kwargs)
         except Exception:
             self._refused(args, kwargs)
             raise

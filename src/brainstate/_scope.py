@@ -46,10 +46,11 @@ from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
 from ._carry import Absent, Writes, awaited
-from ._compat import current_trace, stages_within, staging, trace_state
+from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
+    "AT_ONCE",
     "Cell",
     "Restart",
     "Scope",
@@ -78,7 +79,7 @@ _NOT_USERS = (
 )  # frames that a warning skips
 
 with jax.ensure_compile_time_eval():
-    _EAGER = trace_state()  # the trace that computes at once; one object for all threads
+    AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
 
 
 class _Thread(threading.local):
@@ -151,7 +152,7 @@ class Scope:
 
     def __init__(self, name, values=(), *, stages=False, frozen=False):
         self.name, self.stages, self.frozen = name, stages, frozen
-        self.parent = self.level = self.trace = None
+        self.parent = self.trace = None
         self.values, self.written = {}, {}  # both ordered; `written` is used as an ordered set
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
@@ -161,8 +162,7 @@ class Scope:
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
     def __enter__(self):
-        self.parent, self.level = _thread.scope, trace_state()
-        self.trace = current_trace()
+        self.parent, self.trace = _thread.scope, current_trace()
         _thread.scope = self
         return self
 
@@ -183,7 +183,7 @@ class Scope:
 
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
-        if trace_state() != self.level:
+        if current_trace() is not self.trace:
             raise TraceContextError(
                 f"{state.describe()} was written inside a raw JAX transform within brainstate.transform.{self.name}: "
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
@@ -260,10 +260,10 @@ def read(state):
     if scope is not None:
         value = scope.read(state)
         # A tracer of ours that a raw jit inside closes over is no constant of its program; a concrete array is.
-        if trace_state() != scope.level and stages_within(scope.trace) and not _has_tracer(value):
+        if current_trace() is not scope.trace and stages_within(scope.trace) and not _has_tracer(value):
             _warn_frozen(state)
         return value
-    if trace_state() != _EAGER and staging():
+    if current_trace() is not AT_ONCE and staging():
         _warn_frozen(state)
     try:
         return state._value
@@ -277,7 +277,7 @@ def write(state, value) -> None:
     if scope is not None:
         scope.write(state, value)
         return
-    if trace_state() != _EAGER:
+    if current_trace() is not AT_ONCE:
         raise _raw_transform(state)
     if type(value) not in _plain:
         _admit(state, value)
@@ -296,7 +296,7 @@ def create(state, value) -> None:
 
 def gather(states) -> list:
     """Return the values of ``states`` as inputs of a transform."""
-    if _thread.scope is not None or trace_state() != _EAGER:
+    if _thread.scope is not None or current_trace() is not AT_ONCE:
         return [read(s) for s in states]
     try:
         with _commit_lock:
@@ -327,7 +327,7 @@ def commit(writes: Writes) -> None:
     states, scope = writes.states, _thread.scope
     if not states:
         return
-    if scope is None and trace_state() != _EAGER:
+    if scope is None and current_trace() is not AT_ONCE:
         raise _raw_transform(states[0])
     if scope is not None:
         for state, value in zip(states, writes.values, strict=True):
@@ -343,7 +343,7 @@ def commit(writes: Writes) -> None:
 
 def eager() -> bool:
     """Tell whether an operation is computed at once now, and not recorded, mapped or differentiated."""
-    return trace_state() == _EAGER
+    return current_trace() is AT_ONCE
 
 
 def differentiated(state) -> bool:
@@ -356,7 +356,7 @@ def differentiated(state) -> bool:
 
 def frozen_here() -> bool:
     """Tell whether a read now would be compiled in as a constant: raw staging, and no scope open."""
-    return _thread.scope is None and trace_state() != _EAGER and staging()
+    return _thread.scope is None and current_trace() is not AT_ONCE and staging()
 
 
 def _stored(state, frozen=False):

@@ -39,6 +39,7 @@ from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_state
 from ._choice import owns_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
+from ._seal import Seal
 from ._signature import signature_of, state_part
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
@@ -47,8 +48,8 @@ __all__ = ["Jit", "compiled_form", "jit", "owned"]
 class _Program:
     """The compiled forms of a function for one state of the object graph, and the States they take and give."""
 
-    def __init__(self, fun, options, donates, journal):
-        self.fun, self.donates, self.journal = fun, donates, journal
+    def __init__(self, fun, options, donates, journal, seal):
+        self.fun, self.donates, self.journal, self.seal = fun, donates, journal, seal
         self.generation = generation()
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.gives = []  # donates: whether each of `states` is given away
@@ -62,6 +63,12 @@ class _Program:
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
+        if self.seal is None:
+            return self._pure(values, args, kwargs)
+        self.seal.check()
+        return self.seal.mark(self._pure(values, args, kwargs))
+
+    def _pure(self, values, args, kwargs):
         if jit_disabled():
             with Scope("jit") as scope:
                 out, writes = self.fun(*args, **kwargs), scope.close()
@@ -231,10 +238,10 @@ class _Ahead:
 class Jit(Launcher):
     """A compiled function with States; made by `jit`."""
 
-    def __init__(self, fun, options, donates):
+    def __init__(self, fun, options, donates, seal=None):
         if not callable(fun):
             raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
-        self._fun, self._options, self._donates = fun, options, donates
+        self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
@@ -274,9 +281,9 @@ class Jit(Launcher):
         """Whether the buffers of the States that are written are given away."""
         return self._donates
 
-    def afresh(self) -> "Jit":
-        """Return a `Jit` of the same function and options that has compiled nothing."""
-        return Jit(self._fun, self._options, self._donates)
+    def afresh(self, seal: Seal | None = None) -> "Jit":
+        """Return a `Jit` of the same function and options that has compiled nothing; what it will may be sealed."""
+        return Jit(self._fun, self._options, self._donates, seal)
 
     def traced(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Program, Any]:
         """Return the program, which knows its States now, and JAX's trace of it for these arguments."""
@@ -319,7 +326,7 @@ class Jit(Launcher):
     def _begin(self, why: str = "") -> _Program:
         """Begin a new program."""
         self._journal.begin(why)
-        self._program = _Program(self._fun, self._options, self._donates, self._journal)
+        self._program = _Program(self._fun, self._options, self._donates, self._journal, self._seal)
         return self._program
 
     def _ahead(self, step, args, kwargs):

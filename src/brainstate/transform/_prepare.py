@@ -2,7 +2,11 @@
 
 Preparing traces the function once and compiles it; a call then gathers the present values of the States, runs the
 program and commits (`Ready`). Nothing about the arguments is asked in Python: JAX refuses what does not fit, and only
-then the call is compared with what was prepared, leaf by leaf.
+then the call is compared with what was prepared, leaf by leaf. The program is called through ``jax.jit``, which is
+the fastest way, under a seal (`Seal`). What JAX would compile anew for may be fine all the same, such as a number for
+an array of its type; so what the seal stops goes to JAX's ``Compiled``, then and from then on. So does, from the
+beginning, what was prepared for arrays that are committed to a device: JAX does not lower again for another one, it
+only compiles.
 
 What JAX cannot see is that a State or Module was replaced on a Module. That some were, somewhere, is one comparison of
 a counter. Then the function is traced again, by itself and without being compiled: if it would be the same program
@@ -34,6 +38,7 @@ from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
 from ._retraces import options
+from ._seal import Seal
 from ._signature import Part, Row, argument_names, argument_parts, compare, state_part
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
@@ -97,20 +102,26 @@ class Prepared(Ready):
         functools.update_wrapper(self, transform, updated=())
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
-        self._jitted, self._generation, self._options = jitted, generation(), options()
+        seal = Seal()
+        self._jitted, self._generation, self._options = jitted.afresh(seal), generation(), options()
         self._statics = _Statics(jitted.statics(len(args)), args, kwargs)
         self._check_arguments(args, kwargs)
-        program, self._traced = jitted.traced(args, kwargs)
+        program, self._traced = self._jitted.traced(args, kwargs)
         self._compiled = self._traced.lower().compile()
+        seal.closed = True
         self._states, count = _in_order(program)
         self._written, self._donates = tuple(program.written), program.donates
         self._example = jax.tree.map(_abstract, (args, kwargs))
         self._expected = self._of_states(gather(self._states)), self._of_arguments(args, kwargs)
-        run = self._compiled.__call__  # bound: an instance that is called costs more
-        run = waiting(run) if program.waits else run
-        if self._donates:
-            run = _giving(run, count, all("" in part.leaves for side in self._expected for part in side.values()))
-        self._run = self._statics.around(run)
+        flat = all("" in part.leaves for side in self._expected for part in side.values())
+
+        def whole(run):
+            run = waiting(run) if program.waits else run
+            return _giving(run, count, flat) if self._donates else run
+
+        self._run_any = self._statics.around(whole(self._compiled.__call__))
+        inputs = (leaf for _, leaf in self._inputs(gather(self._states), args, kwargs))
+        self._run = self._run_any if any(map(_placed_at, inputs)) else whole(program.compiled)
 
     # -------------------------------------------------------------------------------------- what it is
 
@@ -219,7 +230,7 @@ class Prepared(Ready):
                 f"But it was prepared under other options ({'; '.join(around)}): call it once under those, or {again}"
             )
         try:
-            program, traced = self._jitted.afresh().traced(*self._example)
+            program, traced = self._jitted.afresh(Seal()).traced(*self._example)
         except Exception as error:
             raise StateValueError(f"{stale}the function now raises {type(error).__name__}: {error}. {again}") from error
         before, after = (*self._states, *self._written), (*_in_order(program)[0], *program.written)
@@ -328,6 +339,11 @@ def _change(before, after) -> str:
     return " and ".join(parts)
 
 
+def _placed_at(leaf) -> bool:
+    """Tell whether ``leaf`` says where it is computed with."""
+    return leaf.committed if isinstance(leaf, jax.Array) else getattr(leaf, "sharding", None) is not None
+
+
 def _placed(name, leaf, sharding) -> Row:
     """Compare where an array is with where it was prepared to be."""
     given = leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
@@ -414,4 +430,4 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
         raise StateValueError(
             "prepare: donate_states is an option of the jit that is prepared: jit(fun, donate_states=True)."
         )
-    return Prepared(transform, jitted.afresh(), args, kwargs)
+    return Prepared(transform, jitted, args, kwargs)
