@@ -131,9 +131,10 @@ class Sealed(Exception):
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``. It may raise `Sealed`;
-    ``_run_any`` does the same, more slowly, for all that can be run, from then on. ``_refused`` has the words for a
-    call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether values are given away.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
+    ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
+    has the words for a call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether
+    values are given away.
     """
 
     _run: Any
@@ -172,13 +173,17 @@ class Ready:
             finally:
                 _end_step()
         except Sealed:
-            self._run = self._run_any
+            fast, self._run = self._run, self._run_any
         except Exception:
             self._refused(args, kwargs)
             raise
         else:
             return out
-        return self(*args, **kwargs)
+        try:
+            return self(*args, **kwargs)
+        except BaseException:
+            self._run = fast
+            raise
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform: right as long as nothing that goes in is traced."""

@@ -143,7 +143,10 @@ class Prepared(Ready):
         return Memory(*(int(getattr(found, f"{part}_size_in_bytes")) for part in parts))
 
     def as_text(self, stage: Literal["jaxpr", "stablehlo", "hlo"] = "hlo") -> str:
-        """Return the program as text: as it was traced, as it was lowered, or as it was optimised by XLA."""
+        """Return the program as text: as it was traced, as it was lowered, or as it was optimised by XLA.
+
+        The ``seal`` in the first is nothing in the others: it tells that the program was lowered once more.
+        """
         if stage == "jaxpr":
             return str(self._traced.jaxpr)
         if stage == "stablehlo":
