@@ -73,6 +73,19 @@ def test_devices_draw_their_own_numbers_and_the_generator_advances_once(mesh, x)
     assert jnp.array_equal(after, brainstate.random.get_key_data())
 
 
+def test_a_seed_on_all_devices_is_kept(mesh, x):
+    """After a draw, as after none."""
+    rng, other = brainstate.random.RandomState(0), brainstate.random.RandomState(7)
+
+    def f(x):
+        y = rng.normal(size=2) + x[:, 0]
+        rng.seed(7)
+        return y
+
+    noise = shard_map(f, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(x) - x[:, 0]
+    assert len(np.unique(np.asarray(noise).round(4))) == 8 and jnp.array_equal(rng.value, other.value)
+
+
 def test_one_python_run(mesh, x, states):
     runs = []
 

@@ -359,6 +359,35 @@ def test_a_generator_with_a_key_per_lane():
     assert rng.value.shape == (3, 2) and len(set(z.tolist())) == 3
 
 
+@pytest.mark.parametrize("draw", [False, True])
+def test_a_seed_in_a_lane_is_kept(draw):
+    """It replaces what the lanes drew from, as it does outside; the other way round, the seed is drawn from."""
+    rng, other = R.RandomState(0), R.RandomState(7)
+
+    def f(x):
+        y = rng.normal() if draw else 0.0
+        rng.seed(7)
+        return y + 0 * x
+
+    y = T.vmap(f)(XS)
+    assert (rng.value == other.value).all() and len(set(y.tolist())) == (3 if draw else 1)
+    other.normal()
+    T.vmap(lambda x: (rng.seed(7), rng.normal() + x)[1])(XS)
+    assert (rng.value == other.value).all()
+
+
+def test_a_seed_for_each_lane_is_an_error():
+    rng = R.RandomState(0)
+
+    def f(x):
+        y = rng.normal()
+        rng.seed(x)
+        return y
+
+    with unchanged(rng), pytest.raises(BatchAxisError, match=r"RandomState.*was written with a value per lane"):
+        T.vmap(f)(jnp.arange(3))
+
+
 # ------------------------------------------------------------------------------------------ States made inside
 
 

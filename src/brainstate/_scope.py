@@ -484,6 +484,18 @@ class Staged:
         finally:
             _thread.given = outer
 
+    def replaces(self, state) -> bool:
+        """Tell whether what is written to ``state`` does not come from the value that was read."""
+        _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
+        wanted = set(map(id, jax.tree.leaves(dict(zip(writes.states, writes.values, strict=True))[state])))
+        for eqn in reversed(self.closed.eqns):
+            if wanted.isdisjoint(map(id, eqn.outvars)):
+                continue
+            if eqn.primitive is _state_read and eqn.params["state"] == id(state):
+                return False
+            wanted.update(map(id, eqn.invars))
+        return True
+
 
 def is_tracer(leaf) -> bool:
     """Tell whether ``leaf`` is a tracer."""

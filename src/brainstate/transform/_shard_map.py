@@ -75,7 +75,8 @@ class Sharded:
         """Run the function on all shards and commit what it writes."""
         staged = caught(lambda fun: self._mapped(fun, self.in_specs, self.out_specs)(*args), self._probe)
         lanes = self._lanes(staged)
-        reads, written = list(staged.reads), [s for s in staged.writes if s not in lanes]
+        after = {s: own[1] for s, own in lanes.items() if not staged.replaces(s)}  # a new seed is an ordinary write
+        reads, written = list(staged.reads), [s for s in staged.writes if s not in after]
 
         def body(values, shards):
             given = dict(zip(reads, values, strict=True))
@@ -94,7 +95,6 @@ class Sharded:
         except ValueError as error:
             self._explain(error, written)
             raise
-        after = {s: own[1] for s, own in lanes.items()}
         commit(Writes((*written, *after), [*new, *after.values()]))
         return out
 

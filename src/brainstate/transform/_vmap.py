@@ -200,7 +200,7 @@ class Mapped:
             own = state.lanes(read(state), size) if state in staged.reads and self.axis_in(state) is None else None
             if own is not None:
                 lanes[state] = own[0]
-                if self.axis_out(state) is None:
+                if self.axis_out(state) is None and not staged.replaces(state):  # a new seed is an ordinary write
                     after[state] = own[1]
         return lanes, after
 
