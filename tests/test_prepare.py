@@ -171,6 +171,12 @@ def test_a_prepared_method_keeps_its_instance_alive():
     assert prepared(X).shape == (2,) and prepared.__name__ == "step"
 
 
+def test_a_static_argument_is_given_as_it_was():
+    prepared = T.prepare(T.jit(lambda x, n: x * n, static_argnames="n"), X, 3)
+    with pytest.raises(StateTypeError, match="❌ static argument n +by position → by keyword"):
+        prepared(X, n=3)
+
+
 def test_static_arguments_are_given_in_each_call():
     model = Model()
     for mode in ("train", "test"):

@@ -63,6 +63,12 @@ ARGUMENTS = {
     "keyword": ({}, ((X, 1.0), {}), ((X,), {"y": 1.0}), ["argument y: by position → by keyword"]),
     "new keyword": ({}, ((X,), {}), ((X,), {"other": X}), ["argument other: not given → float32[3]"]),
     "static": ({"static_argnames": "mode"}, ((X,), {"mode": "a"}), ((X,), {"mode": "b"}), ["mode: str 'a' → str 'b'"]),
+    "static keyword": (
+        {"static_argnums": 1},
+        ((X, 1), {}),
+        ((X,), {"y": 1}),
+        ["static argument y: by position → by keyword"],
+    ),
     "static number": ({"static_argnums": 1}, ((X, 1), {}), ((X, 2), {}), ["static argument y: int 1 → int 2"]),
     "static that looks the same": (
         {"static_argnames": "mode"},

@@ -101,8 +101,8 @@ def _part(name, form, value, weak) -> Part:
     return Part(name, form, types, (str(treedef), _told_apart(treedef)))
 
 
-def _static_part(name, value) -> Part:
-    return Part(f"static argument {name}", "static", {"": _in_words(value)}, ("", _told_apart(value)))
+def _static_part(name, form, value) -> Part:
+    return Part(f"static argument {name}", form, {"": _in_words(value)}, ("", _told_apart(value)))
 
 
 def state_part(state: State, value: Any, form: str = "", weak: bool = True) -> Part:
@@ -115,7 +115,7 @@ def argument_parts(names: Iterable[str], args, kwargs, is_static: Callable, weak
     given = [(name, i, "by position", arg) for i, (name, arg) in enumerate(zip(names, args, strict=True))]
     given += [(name, name, "by keyword", arg) for name, arg in kwargs.items()]
     return {
-        name: _static_part(name, arg) if is_static(key, arg) else _part(f"argument {name}", form, arg, weak)
+        name: _static_part(name, form, arg) if is_static(key, arg) else _part(f"argument {name}", form, arg, weak)
         for name, key, form, arg in given
     }
 
@@ -135,7 +135,7 @@ def _rows(old: Part | None, new: Part | None) -> Iterator[Row]:
         for path, text in part.leaves.items():
             yield Row(part.name + path, text if old else NOTHING, text if new else NOTHING, False)
         return
-    if old.form != new.form and "static" not in (old.form, new.form):
+    if old.form != new.form and old.name == new.name:  # and not static in one of them only
         yield Row(new.name, old.form or "kept", new.form or "kept", False)
     restructured = old.leaves == new.leaves and old.structure != new.structure
     if restructured and old.structure[0] == new.structure[0]:
