@@ -357,10 +357,15 @@ def _in_program(watch, args, kwargs) -> tuple:
     checks = _checks(out, writes)
     if checks:
         fine = ~_gate(program, jnp.stack(checks).any(), inputs)
-        # NaN is seen only where nothing is raised; no compiler can know that it is what the derivative is anyway.
-        grads = jax.tree.map(lambda g: jnp.where(fine, g, np.asarray(np.nan, g.dtype)) if inexact(g) else g, grads)
+        # NaN is seen only where nothing is raised. It is added, as a compiler that knows the derivative to be NaN would
+        # drop a choice between the two, and the check with it; x + -0.0 is x, for every x.
+        grads = jax.tree.map(lambda g: g + _nan_unless(fine, g.dtype) if inexact(g) else g, grads)
     commit(writes)
     return (grads, *rest)
+
+
+def _nan_unless(fine, dtype):
+    return jnp.where(fine, -np.zeros((), dtype), np.asarray(np.nan, dtype))
 
 
 def _gate(program, bad, inputs):
