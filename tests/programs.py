@@ -23,7 +23,7 @@ Everything is float64 or int32, so that rounding does not hide a mistake; the sh
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -585,7 +585,11 @@ class Interpreter:
         return lax.add(fit(x, shape), 0.1 * spread)
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,  # they take half of the time that compiling a small program takes
+}
 
 
 @dataclass
@@ -748,10 +752,6 @@ class Stateful(Interpreter):
 class Functional(Interpreter):
     """Runs a program in pure JAX: `Place.env` is all there is, and every function takes and returns one."""
 
-    def __init__(self, compiled):
-        super().__init__()
-        self.compiled = compiled
-
     def snapshot(self, at):
         at.written.clear()
 
@@ -816,7 +816,6 @@ class Functional(Interpreter):
 
     def jit(self, stmt, at, x):
         call = self.function(stmt.bodies[0], at)
-        call = jax.jit(call) if self.compiled else call
         return [self.settle(at, call(at.env, lax.add(x, 0.1 * i))) for i in range(stmt["times"])]
 
     def checkpoint(self, stmt, at, x):
@@ -1225,8 +1224,8 @@ def _holding(run, avals, otherwise):
     return impl
 
 
-def interpreted(run) -> None:
-    """Call ``run`` and let NumPy compute, operation by operation, so that it compiles next to nothing.
+def interpreted(run):
+    """Return ``run()``, and let NumPy compute, operation by operation, so that it compiles next to nothing.
 
     Programs are traced, differentiated and mapped as ever; only the last step, XLA, is left out.
     """
@@ -1235,11 +1234,11 @@ def interpreted(run) -> None:
         primitive = getattr(primitives, f"{name}_p")
         mine[primitive] = _holding(rule, avals, primitive.impl)
     before = {primitive: primitive.impl for primitive in mine}
-    at_once = find_top_trace(())
+    at_once, results = find_top_trace(()), []
 
     def inside(x):
         with set_current_trace(at_once), np.errstate(all="ignore"):
-            run()
+            results.append(run())
         return x
 
     try:
@@ -1247,6 +1246,7 @@ def interpreted(run) -> None:
             primitive.def_impl(rule)
         # `jax.jit` compiles at once, and does not ask what implements it, unless there is a named axis.
         jax.vmap(inside, axis_name="interpreted")(np.zeros(1))
+        return results[0]
     finally:
         for primitive, rule in before.items():
             primitive.def_impl(rule)
@@ -1265,13 +1265,14 @@ def close(got, expected):
 
 
 def compare(program, compiled=False) -> str:
-    """Run ``program`` in both ways; return how it ended."""
-    functional, stateful = Functional(compiled), Stateful()
+    """Run ``program`` in both ways, that with States compiled or not; return how it ended."""
+    functional, stateful = Functional(), Stateful()
+    way = (lambda run: run()) if compiled else interpreted
     at = Place({name: name for name in START}, env=start())
     ends = Place(dict(stateful.states))
     for stmt in program:
-        expected = _outcome(functional, stmt, at)
-        got = _outcome(stateful, stmt, ends)
+        expected = interpreted(lambda stmt=stmt: _outcome(functional, stmt, at))
+        got = way(lambda stmt=stmt: _outcome(stateful, stmt, ends))
         assert_no_scope()
         assert got == expected
         before = stateful.before if stmt.bodies else []
