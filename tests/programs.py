@@ -588,8 +588,12 @@ class Interpreter:
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,  # they take half of the time that compiling a small program takes
 }
+try:  # half of the time that compiling a small program takes; newer JAX has no such option
+    jax.jit(lambda: 0, compiler_options={"xla_cpu_use_fusion_emitters": False})()
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+except jax.errors.JaxRuntimeError:
+    pass
 
 
 @dataclass
@@ -1147,7 +1151,7 @@ def _reduction(function):
 # The commonest operations in NumPy: JAX would compile each of them for each shape that a program happens to have.
 _OPERATIONS = {
     **{name: _plain(getattr(np, name)) for name in ("sin", "cos", "tanh", "exp", "log", "sqrt", "square", "sign")},
-    "erf_inv": _plain(lambda x: scipy.special.erfinv(x)),
+    "erf_inv": _plain(scipy.special.erfinv),
     "abs": _plain(np.abs),
     "add": _plain(np.add),
     "add_jaxvals": _plain(np.add),

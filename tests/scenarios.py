@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 import brainstate
 from brainstate import BatchState, HiddenState, ParamState, ShortTermState, State
 from brainstate import transform as T
+from programs import QUICK
 
 WRT = ("states", "arguments", "both")
 DTYPES = ("float32", "float64", "complex64")
@@ -423,13 +424,6 @@ class Context:
         return self.name
 
 
-_QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,  # they take half of the time that compiling a small program takes
-}
-
-
 def _scaled(args, scale):
     return jax.tree.map(lambda leaf: leaf * scale, args)
 
@@ -460,11 +454,11 @@ def _plain_reference(pure, values, args, _):
 
 
 def _compiled(run, args, _):
-    return T.jit(run, compiler_options=_QUICK)(*args)
+    return T.jit(run, compiler_options=QUICK)(*args)
 
 
 def _compiled_reference(pure, values, args, _):
-    return jax.jit(pure, compiler_options=_QUICK)(values, *args)
+    return jax.jit(pure, compiler_options=QUICK)(values, *args)
 
 
 COMPILED = Context("compiled", _compiled, _compiled_reference)  # where JAX without jit is slow, as in `shard_map`
