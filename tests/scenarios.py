@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 import brainstate
 from brainstate import BatchState, HiddenState, ParamState, ShortTermState, State
 from brainstate import transform as T
+from programs import QUICK
 
 WRT = ("states", "arguments", "both")
 DTYPES = ("float32", "float64", "complex64")
@@ -423,9 +424,6 @@ class Context:
         return self.name
 
 
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 def _scaled(args, scale):
     return jax.tree.map(lambda leaf: leaf * scale, args)
 
@@ -456,11 +454,11 @@ def _plain_reference(pure, values, args, _):
 
 
 def _compiled(run, args, _):
-    return T.jit(run, compiler_options=_QUICK)(*args)
+    return T.jit(run, compiler_options=QUICK)(*args)
 
 
 def _compiled_reference(pure, values, args, _):
-    return jax.jit(pure, compiler_options=_QUICK)(values, *args)
+    return jax.jit(pure, compiler_options=QUICK)(values, *args)
 
 
 COMPILED = Context("compiled", _compiled, _compiled_reference)  # where JAX without jit is slow, as in `shard_map`
@@ -486,6 +484,7 @@ class Column:
     name: str
     ours: Callable
     twin: Callable
+    lanes: Callable | None = None  # another twin, by `jax.vmap`, which needs no compiler
 
     def __str__(self):
         return self.name
@@ -710,13 +709,20 @@ def _shard_map_twin(twin, names, over):
     return mapped
 
 
+def _shard_map_lanes(twin, names, over):
+    def mapped(v, *args):
+        drawn, after = _random_lanes(v, over.devices)
+        own = _stacked(_kept(v, names), over.devices) | drawn
+        out, new = jax.vmap(lambda k, own: twin(v | own, *_scaled(args, k)))(_factors(args, over.devices), own)
+        return out, _first(new) | after
+
+    return mapped
+
+
 def _sharding(**over):
     over = _Over(**over)
-    return Column(
-        "shard_map",
-        functools.partial(_shard_map, over=over),
-        functools.partial(_shard_map_twin, over=over),
-    )
+    ways = _shard_map, _shard_map_twin, _shard_map_lanes
+    return Column("shard_map", *(functools.partial(way, over=over) for way in ways))
 
 
 COLUMNS = (
@@ -735,15 +741,20 @@ SHARD_MAP_TWICE = (
 )
 
 
-def nested(scenario, columns, inside=False):
-    """Return ``scenario`` with the ``columns`` around it, the first outermost, and inside them a gradient or not."""
+def nested(scenario, columns, inside=False, lanes=False):
+    """Return ``scenario`` with the ``columns`` around it, the first outermost, and inside them a gradient or not.
+
+    With ``lanes`` no `shard_map` is in the twin. That is only right without a derivative inside: JAX sums one with
+    respect to what all devices share over the devices.
+    """
     function, twin = scenario.function, scenario.twin
     states, args = scenario.prepare("float32")
     names = tuple(jax.eval_shape(twin, values_of(states), *args)[1])
     if inside:
         function, twin = _gradient_inside(scenario)
     for column in reversed(columns):
-        function, twin = column.ours(function, names), column.twin(twin, names)
+        other = (lanes and column.lanes) or column.twin
+        function, twin = column.ours(function, names), other(twin, names)
     return replace(scenario, function=function, twin=twin)
 
 

@@ -1,6 +1,7 @@
 """The scenario table: each function, operator, dtype and context against JAX on the hand-written twin."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,9 @@ def precision(dtype):
 )
 def test_agrees_with_jax_on_the_twin(scenario, operator, dtype, context):
     """Compare one cell; compiled where that is what the context is about."""
-    with precision(dtype), contextlib.nullcontext() if context.name == "jit" else interpreted():
-        compare(scenario, operator, context, dtype)
+    run = functools.partial(compare, scenario, operator, context, dtype)
+    with precision(dtype):
+        run() if context.name == "jit" else interpreted(run)
 
 
 # ------------------------------------------------------------------------------------------ finite differences
@@ -75,7 +77,7 @@ def central(scenario, states, args, run, h=1e-5):
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_agrees_with_finite_differences(scenario):
-    with jax.enable_x64(True), interpreted():
+    def run():
         states, args = scenario.prepare("float64")
         options = scenario.options(states)
         direction = jax.tree.leaves(probe(scenario.pack(values_of(states), args)))
@@ -93,3 +95,6 @@ def test_agrees_with_finite_differences(scenario):
             blocks = zip(treedef.flatten_up_to(row), direction, strict=True)
             curvature = sum(jnp.tensordot(block, d, d.ndim) for block, d in blocks)
             np.testing.assert_allclose(curvature, bend, rtol=1e-5, atol=1e-7)
+
+    with jax.enable_x64(True):
+        interpreted(run)
