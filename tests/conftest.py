@@ -1,4 +1,4 @@
-"""A hostile environment for the tests; documents and docstrings run under JAX's defaults, as a user would."""
+"""A hostile environment for the tests; documents and docstrings run under the defaults of JAX, if not of XLA."""
 
 import gc
 

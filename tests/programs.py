@@ -585,17 +585,6 @@ class Interpreter:
         return lax.add(fit(x, shape), 0.1 * spread)
 
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-try:  # half of the time that compiling a small program takes; newer JAX has no such option
-    jax.jit(lambda: 0, compiler_options={"xla_cpu_use_fusion_emitters": False})()
-    QUICK["xla_cpu_use_fusion_emitters"] = False
-except jax.errors.JaxRuntimeError:
-    pass
-
-
 @dataclass
 class Place:
     """Where a program is: the local names of one call of a function."""
@@ -667,8 +656,7 @@ class Stateful(Interpreter):
             return super().transform(stmt, at)
 
     def jit(self, stmt, at, x):
-        options = {"compiler_options": QUICK} if at.outermost else {}
-        call = T.jit(self.function(stmt.bodies[0], at), **options)
+        call = T.jit(self.function(stmt.bodies[0], at))
         return [call(lax.add(x, 0.1 * i)) for i in range(stmt["times"])]
 
     def checkpoint(self, stmt, at, x):

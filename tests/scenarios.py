@@ -24,7 +24,6 @@ from jax.sharding import PartitionSpec as P
 import brainstate
 from brainstate import BatchState, HiddenState, ParamState, ShortTermState, State
 from brainstate import transform as T
-from programs import QUICK
 
 WRT = ("states", "arguments", "both")
 DTYPES = ("float32", "float64", "complex64")
@@ -454,11 +453,11 @@ def _plain_reference(pure, values, args, _):
 
 
 def _compiled(run, args, _):
-    return T.jit(run, compiler_options=QUICK)(*args)
+    return T.jit(run)(*args)
 
 
 def _compiled_reference(pure, values, args, _):
-    return jax.jit(pure, compiler_options=QUICK)(values, *args)
+    return jax.jit(pure)(values, *args)
 
 
 COMPILED = Context("compiled", _compiled, _compiled_reference)  # where JAX without jit is slow, as in `shard_map`

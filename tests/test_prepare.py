@@ -173,7 +173,7 @@ def test_a_prepared_method_keeps_its_instance_alive():
 
 def test_a_static_argument_is_given_as_it_was():
     prepared = T.prepare(T.jit(lambda x, n: x * n, static_argnames="n"), X, 3)
-    with pytest.raises(StateTypeError, match="❌ static argument n +by position → by keyword"):
+    with pytest.raises(StateTypeError, match=r"❌ static argument n +by position → by keyword"):
         prepared(X, n=3)
 
 

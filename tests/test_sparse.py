@@ -5,8 +5,6 @@ every rule in it, compared at random points in double precision. What a pattern 
 places, so the sparse values are compared with the dense ones as well.
 """
 
-import functools
-
 import jax
 import jax.experimental.sparse as jsparse
 import jax.numpy as jnp
@@ -222,10 +220,6 @@ def places(matrix):
     return SparsityPattern.of(np.asarray(matrix) != 0)
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-quick = functools.partial(jax.jit, compiler_options=QUICK)
-
-
 def weighed(run):
     """Return a number in which everything that ``run`` returns enters in a way of its own."""
 
@@ -252,7 +246,7 @@ def compare(programs, *, hessian=False, values=None):
         got = {name: sparse(programs[name], pattern=patterns[name], dense=True)(x) for name in checked}
         return {name: dense(run)(x) for name, run in programs.items()}, got
 
-    expected, got = quick(everything)(point(1))
+    expected, got = jax.jit(everything)(point(1))
     for name, matrix in expected.items():
         # A zero that is computed as a difference is none in floating numbers.
         assert patterns[name].contains(places(np.abs(matrix) > 1e-13 * np.abs(matrix).max(initial=1))), name
@@ -314,7 +308,7 @@ def test_reverse_mode_of_each_operation(i, double):
             for name, run in runs.items()
         }
 
-    for name, (got, expected) in quick(everything)(point(1)).items():
+    for name, (got, expected) in jax.jit(everything)(point(1)).items():
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-9, err_msg=name)
 
 
@@ -407,7 +401,7 @@ def test_linear_primitives_are_exact(make, double):
         run, shape = make(lambda low, high, draws=draws: int(draws.integers(low, high)))
         x = jnp.asarray(draws.normal(size=shape))
         runs[seed] = run, x
-    matrices = quick(lambda xs: {seed: jax.jacfwd(run)(xs[seed]) for seed, (run, _) in runs.items()})(
+    matrices = jax.jit(lambda xs: {seed: jax.jacfwd(run)(xs[seed]) for seed, (run, _) in runs.items()})(
         {seed: x for seed, (_, x) in runs.items()}
     )
     for seed, (run, x) in runs.items():
@@ -494,7 +488,7 @@ def test_arrow_takes_two_colours_and_is_read_on_either_side(double):
 
     x = jnp.linspace(1.0, 2.0, 40)
     assert T.hessian_sparsity(arrow)(x).colors("symmetric") == 2
-    got, expected = quick(lambda x: (T.sparse_hessian(arrow, dense=True)(x), jax.hessian(arrow)(x)))(x)
+    got, expected = jax.jit(lambda x: (T.sparse_hessian(arrow, dense=True)(x), jax.hessian(arrow)(x)))(x)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
@@ -525,7 +519,7 @@ def test_a_long_scan_is_taken_as_a_whole(double):
         return jax.lax.scan(lambda h, t: (jnp.sin(h) * x[:2] + t, h), x[:2], jnp.tile(x, 5000))[0]
 
     pattern = T.jacobian_sparsity(run)(jnp.ones(4))
-    assert pattern.contains(places(quick(jax.jacfwd(run))(point(0)[:4])))
+    assert pattern.contains(places(jax.jit(jax.jacfwd(run))(point(0)[:4])))
 
 
 def test_indices_are_seen_and_traced_ones_are_not():
@@ -589,7 +583,7 @@ def test_products_are_as_many_as_colours():
         return primals[0], tangents[0]
 
     for n in (10, 1000):
-        quick(lambda x: T.sparse_jacobian(lambda x: tridiagonal(watched(x)), mode="forward")(x).data)(jnp.ones(n))
+        jax.jit(lambda x: T.sparse_jacobian(lambda x: tridiagonal(watched(x)), mode="forward")(x).data)(jnp.ones(n))
         jax.effects_barrier()
         assert len(lanes) == 3
         lanes.clear()
@@ -602,7 +596,7 @@ def test_cheaper_mode_is_chosen():
     assert _cheaper(pattern) == "reverse"
     assert _cheaper(T.jacobian_sparsity(tall)(jnp.ones(30))) == "forward"
     for fun in (wide, tall):
-        got, expected = quick(lambda x, f=fun: (T.sparse_jacobian(f, dense=True)(x), jax.jacrev(f)(x)))(jnp.ones(30))
+        got, expected = jax.jit(lambda x, f=fun: (T.sparse_jacobian(f, dense=True)(x), jax.jacrev(f)(x)))(jnp.ones(30))
         np.testing.assert_array_equal(got, expected)
 
 
@@ -745,7 +739,7 @@ def test_custom_vjp_is_followed_backwards(double):
     def loss(x):
         return (twice(x) ** 2).sum()
 
-    got, square, expected, expected_square = quick(
+    got, square, expected, expected_square = jax.jit(
         lambda x: (T.sparse_jacobian(fun)(x), T.sparse_hessian(loss)(x), jax.jacrev(fun)(x), jax.hessian(loss)(x))
     )(point(0))
     assert (got.nse, square.nse) == (12, 6)
@@ -758,9 +752,9 @@ def test_derivative_of_a_sparse_jacobian(double):
         return (jacobian(x) ** 2).sum()
 
     x, ours, dense = point(0), T.sparse_jacobian(tridiagonal, dense=True), jax.jacfwd(tridiagonal)
-    got, expected = (quick(jax.grad(lambda x, j=j: norm(j, x)))(x) for j in (ours, dense))
+    got, expected = (jax.jit(jax.grad(lambda x, j=j: norm(j, x)))(x) for j in (ours, dense))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
-    got, expected = quick(lambda x: (T.vmap(ours)(x), jax.vmap(dense)(x)))(jnp.stack([x, 2 * x]))
+    got, expected = jax.jit(lambda x: (T.vmap(ours)(x), jax.vmap(dense)(x)))(jnp.stack([x, 2 * x]))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
