@@ -1,12 +1,12 @@
 """The columns of the scenario table: transforms around each function, alone, in pairs and six deep.
 
 Result, States afterwards and the numbers drawn are those of the twin in pure JAX, and the function runs once. Cells
-with `shard_map` are compiled, and no others, see `programs.interpreted`.
+with `shard_map` are compiled, and no others, see `interpreted`.
 """
 
 import pytest
 
-from programs import interpreted
+from _interpreter import interpreted
 from scenarios import (
     CALL,
     COLUMNS,

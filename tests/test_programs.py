@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from _interpreter import interpreted
 from brainstate import State
 from brainstate import transform as T
-from programs import compare, generate, interpreted
+from programs import compare, generate
 
 COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "3000"))
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}

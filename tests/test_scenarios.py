@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from _interpreter import interpreted
 from brainstate import transform as T
-from programs import interpreted
 from scenarios import (
     OPERATORS,
     SCENARIOS,
