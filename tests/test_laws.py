@@ -155,7 +155,7 @@ def test_law_1_an_exception_anywhere_leaves_every_state(nest):
         with pytest.raises(Boom):
             transformed(x)
         assert same(before, world.snapshot()), k
-        assert seam._thread.scope is None and seam._thread.given is None
+        assert seam.innermost() is None and seam._thread.given is None
         if k % 5 == 1:  # usable again; the call compiles, so not at every point
             FUSE.set()
             jax.tree.map(np.testing.assert_array_equal, (transformed(x), world.snapshot()[0]), expected)
@@ -198,7 +198,7 @@ def test_law_1_no_state_holds_a_tracer(nest, no_leaks):
     for _ in range(2):
         transformed(jnp.array(0.5))
         for state in (*world.states, *world.born):
-            if seam._thread.scope is None:
+            if seam.innermost() is None:
                 assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state.value))
     assert int(world.p.value["n"]) == 2
 
@@ -304,7 +304,7 @@ def test_law_1_scopes_are_per_thread():
 
     def f(x):
         c.value = x
-        in_threads(lambda: seen.append((seam._thread.scope, float(c.value), float(w.value))))
+        in_threads(lambda: seen.append((seam.innermost(), float(c.value), float(w.value))))
         return w.value * x
 
     assert float(T.grad(f, w)(3.0)) == 3.0

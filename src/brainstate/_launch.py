@@ -22,13 +22,14 @@ from ._scope import (
     Restart,
     _commit_lock,
     _generation,
+    _open,
     _plain,
     _raw_transform,
     _step_lock,
-    _thread,
     commit,
     eager,
     gather,
+    innermost,
     is_tracer,
     replaced_since,
 )
@@ -42,7 +43,7 @@ _begin_commit, _end_commit = _commit_lock.acquire, _commit_lock.release
 
 def outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
-    return _thread.scope is None and eager()
+    return innermost() is None and eager()
 
 
 def launch(jitted, states, written, args, kwargs):
@@ -62,7 +63,7 @@ def launch(jitted, states, written, args, kwargs):
 
 
 def _stored_all(states) -> bool:
-    return _thread.scope is not None or all(hasattr(s, "_value") for s in states)
+    return innermost() is not None or all(hasattr(s, "_value") for s in states)
 
 
 class Launcher:
@@ -83,7 +84,7 @@ class Launcher:
         if program.generation != _generation[0]:
             program = self._begin("; ".join(replaced_since(program.generation)))
         try:
-            if not program.written or _thread.scope is not None:
+            if not program.written or (_open and innermost() is not None):
                 out = launch(program.jitted, program.states, program.written, args, kwargs)
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
@@ -150,7 +151,7 @@ class Ready:
         """Run the program on the present values of the States and commit what it writes."""
         if self._generation != _generation[0]:
             self._renew()
-        if _thread.scope is not None or current_trace() is not AT_ONCE:
+        if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
         try:
             if not self._written:
@@ -191,7 +192,7 @@ class Ready:
         try:
             if any(map(is_tracer, jax.tree.leaves((values, args, kwargs)))):
                 raise TypeError
-            if self._written and _thread.scope is None:
+            if self._written and innermost() is None:
                 raise _raw_transform(self._written[0])
             if self._donates:  # if the transform fails later on, the States must be as they were
                 with jax.ensure_compile_time_eval():

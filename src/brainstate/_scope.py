@@ -39,6 +39,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import jax
@@ -63,6 +64,7 @@ __all__ = [
     "frozen_here",
     "gather",
     "generation",
+    "innermost",
     "invalidate",
     "is_tracer",
     "read",
@@ -84,11 +86,11 @@ with jax.ensure_compile_time_eval():
 
 class _Thread(threading.local):
     def __init__(self):
-        self.scope: Any = None  # the innermost open Scope
         self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
 
 
 _thread = _Thread()
+_open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
 
@@ -162,12 +164,15 @@ class Scope:
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
     def __enter__(self):
-        self.parent, self.trace = _thread.scope, current_trace()
-        _thread.scope = self
+        self.parent, self.trace = innermost(), current_trace()
+        _open[get_ident()] = self
         return self
 
     def __exit__(self, *exc):
-        _thread.scope = self.parent
+        if self.parent is None:
+            del _open[get_ident()]
+        else:
+            _open[get_ident()] = self.parent
         # Nothing may keep a finished trace alive.
         self.trace, self.used = None, tuple(self.values)
         self.values, self.lent = {}, {}
@@ -254,9 +259,14 @@ class Scope:
 # ------------------------------------------------------------------------------------------------ reading, writing
 
 
+def innermost():
+    """Return the innermost scope that is open in this thread, or None."""
+    return _open.get(get_ident()) if _open else None
+
+
 def read(state):
     """Return the value of ``state``: from the innermost scope, else from the State itself."""
-    scope = _thread.scope
+    scope = _open.get(get_ident()) if _open else None
     if scope is not None:
         value = scope.read(state)
         # A tracer of ours that a raw jit inside closes over is no constant of its program; a concrete array is.
@@ -273,7 +283,7 @@ def read(state):
 
 def write(state, value) -> None:
     """Set the value of ``state``: in the innermost scope, else in the State itself."""
-    scope = _thread.scope
+    scope = _open.get(get_ident()) if _open else None
     if scope is not None:
         scope.write(state, value)
         return
@@ -286,8 +296,9 @@ def write(state, value) -> None:
 
 def create(state, value) -> None:
     """Give a new State its first value; unlike `write`, also under a raw transform if it is concrete."""
-    if _thread.scope is not None:
-        _thread.scope.write(state, value)
+    scope = innermost()
+    if scope is not None:
+        scope.write(state, value)
         return
     if type(value) not in _plain:
         _admit(state, value)
@@ -296,7 +307,7 @@ def create(state, value) -> None:
 
 def gather(states) -> list:
     """Return the values of ``states`` as inputs of a transform."""
-    if _thread.scope is not None or current_trace() is not AT_ONCE:
+    if innermost() is not None or current_trace() is not AT_ONCE:
         return [read(s) for s in states]
     try:
         with _commit_lock:
@@ -324,7 +335,7 @@ class Restart(Exception):
 
 def commit(writes: Writes) -> None:
     """Hand written values to the enclosing scope, or to the States, all together."""
-    states, scope = writes.states, _thread.scope
+    states, scope = writes.states, innermost()
     if not states:
         return
     if scope is None and current_trace() is not AT_ONCE:
@@ -348,7 +359,7 @@ def eager() -> bool:
 
 def differentiated(state) -> bool:
     """Tell whether a derivative in progress in this thread is with respect to ``state``."""
-    scope = _thread.scope
+    scope = innermost()
     while scope is not None and state not in scope.given:
         scope = scope.parent
     return scope is not None
@@ -356,7 +367,7 @@ def differentiated(state) -> bool:
 
 def frozen_here() -> bool:
     """Tell whether a read now would be compiled in as a constant: raw staging, and no scope open."""
-    return _thread.scope is None and current_trace() is not AT_ONCE and staging()
+    return innermost() is None and current_trace() is not AT_ONCE and staging()
 
 
 def _stored(state, frozen=False):
@@ -387,7 +398,7 @@ def _admit(state, value) -> None:
             f"`other.value`, or keep the States in a Module, list or dict."
         )
     tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
-    if tracers and _thread.scope is None:
+    if tracers and innermost() is None:
         raise _raw_transform(state)
     if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
         _plain.add(type(value))
