@@ -255,11 +255,11 @@ def _giving(compiled, count, flat):
     """
 
     def run(values, /, *args, **kwargs):
-        held = [*values, *args, *kwargs.values()]
+        states, others = values, (*args, *kwargs.values()) if kwargs else args
         if not flat:
-            held = tree_leaves(held)
-        given, kept = values[:count], values[count:]
-        if len(set(map(id, held))) < len(held):
+            states, others = tree_leaves(values), tree_leaves(others)
+        given, kept, seen = values[:count], values[count:], set(map(id, states))
+        if len(seen) < len(states) or not seen.isdisjoint(map(id, others)):
             given = owned(given, (kept, args, kwargs))
         return compiled(given, kept, *args, **kwargs)
 
