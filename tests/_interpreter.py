@@ -211,7 +211,8 @@ _OPERATIONS = {
 }
 _PRIMITIVES = {getattr(primitives, f"{name}_p"): run for name, run in _OPERATIONS.items()}
 _NUMPY = {primitive.name: run for primitive, run in _PRIMITIVES.items()}
-_NUMPY |= {getattr(primitives, f"{name}_p").name: run for name, (run, _) in _HOLDERS.items()}
+_PROGRAMS = {getattr(primitives, f"{name}_p"): holder for name, holder in _HOLDERS.items()}
+_NUMPY |= {primitive.name: run for primitive, (run, _) in _PROGRAMS.items()}
 _NUMPY |= {"random_wrap": lambda x, **_: x.view(np.uint64)[..., 0], "random_unwrap": _halves}
 
 
@@ -239,16 +240,16 @@ def _holding(run, avals, otherwise):
     return impl
 
 
+_IMPLEMENTATIONS = {primitive: _in_numpy(primitive, run) for primitive, run in _PRIMITIVES.items()}
+_IMPLEMENTATIONS |= {primitive: _holding(*holder, primitive.impl) for primitive, holder in _PROGRAMS.items()}
+
+
 def interpreted(run):
     """Return ``run()``, and let NumPy compute, operation by operation, so that it compiles next to nothing.
 
     Programs are traced, differentiated and mapped as ever; only the last step, XLA, is left out.
     """
-    mine = {primitive: _in_numpy(primitive, rule) for primitive, rule in _PRIMITIVES.items()}
-    for name, (rule, avals) in _HOLDERS.items():
-        primitive = getattr(primitives, f"{name}_p")
-        mine[primitive] = _holding(rule, avals, primitive.impl)
-    before = {primitive: primitive.impl for primitive in mine}
+    before = {primitive: primitive.impl for primitive in _IMPLEMENTATIONS}
     at_once, results = find_top_trace(()), []
 
     def inside(x):
@@ -257,7 +258,7 @@ def interpreted(run):
         return x
 
     try:
-        for primitive, rule in mine.items():
+        for primitive, rule in _IMPLEMENTATIONS.items():
             primitive.def_impl(rule)
         # `jax.jit` compiles at once, and does not ask what implements it, unless there is a named axis.
         jax.vmap(inside, axis_name="interpreted")(np.zeros(1))

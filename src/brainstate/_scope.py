@@ -498,7 +498,7 @@ class Staged:
     def replaces(self, state) -> bool:
         """Tell whether what is written to ``state`` does not come from the value that was read."""
         _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
-        wanted = set(map(id, jax.tree.leaves(dict(zip(writes.states, writes.values, strict=True))[state])))
+        wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
         for eqn in reversed(self.closed.eqns):
             if wanted.isdisjoint(map(id, eqn.outvars)):
                 continue

@@ -112,7 +112,8 @@ class Prepared(Ready):
         self._states, count = _in_order(program)
         self._written, self._donates = tuple(program.written), program.donates
         self._example = jax.tree.map(_abstract, (args, kwargs))
-        self._expected = self._of_states(gather(self._states)), self._of_arguments(args, kwargs)
+        values = gather(self._states)
+        self._expected = self._of_states(values), self._of_arguments(args, kwargs)
         flat = all("" in part.leaves for side in self._expected for part in side.values())
 
         def whole(run):
@@ -120,8 +121,8 @@ class Prepared(Ready):
             return _giving(run, count, flat) if self._donates else run
 
         self._run_any = self._statics.around(whole(self._compiled.__call__))
-        inputs = (leaf for _, leaf in self._inputs(gather(self._states), args, kwargs))
-        self._run = self._run_any if any(map(_placed_at, inputs)) else whole(program.compiled)
+        placed = any(_place(leaf) is not None for _, leaf in self._inputs(values, args, kwargs))
+        self._run = self._run_any if placed else whole(program.compiled)
 
     # -------------------------------------------------------------------------------------- what it is
 
@@ -342,14 +343,14 @@ def _change(before, after) -> str:
     return " and ".join(parts)
 
 
-def _placed_at(leaf) -> bool:
-    """Tell whether ``leaf`` says where it is computed with."""
-    return leaf.committed if isinstance(leaf, jax.Array) else getattr(leaf, "sharding", None) is not None
+def _place(leaf):
+    """Return where ``leaf`` says that it is computed with, or None."""
+    return leaf.sharding if getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)) else None
 
 
 def _placed(name, leaf, sharding) -> Row:
     """Compare where an array is with where it was prepared to be."""
-    given = leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
+    given = _place(leaf)
     same = given is None or sharding is None or given.is_equivalent_to(sharding, leaf.ndim)
     return Row(name, str(sharding), str(sharding if same else given), same)
 
