@@ -5,7 +5,7 @@ A State is shared by the lanes unless it is declared to have an axis. What happe
 ===================================  =====================================================================
 declared in ``out_states``           its lanes are stacked along the axis, or reduced (mean, sum, last)
 declared in ``in_states`` only       keeps its axis
-a random generator                   each lane draws from a key of its own; the generator advances once
+a random generator                   each lane draws from a key of its own; it advances once, or is seeded
 undeclared, same value in all lanes  that value
 undeclared, a value per lane         `BatchAxisError`, which names the State and the declarations that would do
 created inside, outlives the call    as if declared with axis 0
