@@ -595,12 +595,38 @@ TRANSFORMS: dict[str, Any] = {
     "fisher": lambda on: lambda x: T.fisher(lambda x: root_of(x)[None], "gaussian", argnums=0, debug_nan=on)(x, x),
     "jvp": lambda on: lambda x: T.jvp(root_of, (x,), (jnp.ones_like(x),), debug_nan=on),
     "per_example_grad": lambda on: T.per_example_grad(root_of, b, 0, debug_nan=on),
+    "per_example_norms": lambda on: T.per_example_norms(root_of, b, 0, debug_nan=on, per_leaf=True),
+    "sparse_jacobian": lambda on: lambda x: T.sparse_jacobian(root_of, b, 0, debug_nan=on)(x)[1].data,
+    "sparse_jacobian dense": lambda on: T.sparse_jacobian(root_of, b, 0, dense=True, mode="forward", debug_nan=on),
+    "sparse_hessian": lambda on: lambda x: T.sparse_hessian(root_of, argnums=0, debug_nan=on)(x).data,
+    "taylor": lambda on: lambda x: T.taylor(root_of, (x,), (jnp.ones_like(x),), 2, debug_nan=on),
+    "vjp": lambda on: lambda x: T.vjp(root_of, x, grad_states=b, debug_nan=on)[1](1.0),
+    "linearize": lambda on: lambda x: T.linearize(root_of, x, debug_nan=on)[1](jnp.ones_like(x)),
+    "linearize transposed": lambda on: lambda x: T.linearize(root_of, x, debug_nan=on)[1].T @ jnp.ones(()),
+    "operator of hvp": lambda on: lambda x: T.hvp(root_of, argnums=0, debug_nan=on).operator(x).dense(),
+    "operator of ggn": lambda on: (
+        lambda x: T.ggn(root_of, lambda out, x: out**2, argnums=0, debug_nan=on).operator(x).diagonal()
+    ),
+    "operator of fisher": lambda on: (
+        lambda x: (
+            T.fisher(lambda x: root_of(x)[None], "gaussian", argnums=0, debug_nan=on).operator(x) @ jnp.ones_like(x)
+        )
+    ),
     "GradientTransform": lambda on: T.GradientTransform(root_of, jax.grad, b, 0, debug_nan=on),
     "decorator": lambda on: T.grad(grad_states=b, argnums=0, debug_nan=on)(root_of),
 }
 
 
 SLOW = ("hessian", "jacfwd in chunks", "jacobian", "fwd_grad", "laplacian")
+ALONG = ("jvp", "taylor", "linearize")  # whose derivative is none with respect to something
+NO_DERIVATIVE = {"check_grads", "explain", "jacobian_sparsity", "hessian_sparsity"}
+
+
+def test_no_transform_is_left_out():
+    takes = {name: inspect.signature(getattr(T, name)).parameters for name in T.__all__ if callable(getattr(T, name))}
+    assert {name for name, of in takes.items() if "grad_states" in of and "debug_nan" not in of} == NO_DERIVATIVE
+    watched = {name for name, of in takes.items() if "debug_nan" in of}
+    assert watched <= set(TRANSFORMS)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TRANSFORMS])
@@ -612,7 +638,7 @@ def test_every_transform_takes_it(name):
     for call in (make(True), T.jit(make(True))):
         error = raised(call, jnp.array([1.0, 0.0]))
         assert (error.line, error.phase) == (marked(root_of), "backward")
-        assert "argument 0" in error.reached or name == "jvp"
+        assert "argument 0" in error.reached or name in ALONG
 
 
 def test_methods():
@@ -672,6 +698,7 @@ def test_the_line_is_that_of_the_user_and_not_inside_a_layer(compiled):
     net = Net()
     weight = net.second.outer.weight
     weight.value = jnp.full_like(weight.value, 3e38)
+    net.second.inner.bias.value = jnp.full(3, 99.0)  # so that h is 1, whatever the weights are
     derivative = T.grad(lambda x: net(x).sum(), net, debug_nan=True)
     error = raised(T.jit(derivative) if compiled else derivative, jnp.full((2, 3), 9.0))
     source, first = inspect.getsourcelines(Block.update)

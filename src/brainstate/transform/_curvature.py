@@ -31,9 +31,9 @@ from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
-from ._gradient import Target, differentiable, names_of, pick, place
+from ._gradient import Target, differentiable, pick, place
 from ._nan import Watch, watched
-from ._operator import LinearOperator
+from ._operator import LinearOperator, watched_operator
 from ._space import Space, positions
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
@@ -104,9 +104,7 @@ class Product:
             return out[:last], *out[last:]
 
         def inputs(args, kwargs):
-            kwargs = {key: value for key, value in kwargs.items() if key != _VECTOR}
-            diff, call, _ = self._target.open(args, kwargs)
-            return names_of(call, diff)[0], jax.tree.structure(diff)
+            return self._target.inputs(args, {key: value for key, value in kwargs.items() if key != _VECTOR})
 
         first, value, *aux = watched(Watch(repr(self), derivative_first, inputs), args, {**kwargs, _VECTOR: v})
         result = [*first, *((value,) if self.return_value else ()), *aux]
@@ -114,12 +112,25 @@ class Product:
 
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what a call returns, with a `LinearOperator` in the place of the product."""
+        if self._watched is not None:
+            return self._operator_watched(self._watched, args, kwargs)
 
         def whole(point):
             found = self._linearise(point)
             return LinearOperator(found.product, point.space), found
 
         return self._at(whole, args, kwargs)
+
+    def _operator_watched(self, run, args, kwargs):
+        last = 1 + self.return_grad
+
+        def parts(*args, **kwargs):
+            operator, *out = run.operator(*args, **kwargs)
+            return operator, tuple(out[: last - 1]), *out[last - 1 :]
+
+        operator, more, value, *aux = watched_operator(repr(self), parts, self._target.inputs, args, kwargs)
+        result = operator, *more, *((value,) if self.return_value else ()), *aux
+        return result if len(result) > 1 else operator
 
     def _at(self, then, args, kwargs):
         """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
@@ -144,7 +155,7 @@ class Product:
         return found.product(v), found
 
     def __repr__(self) -> str:
-        return f"{self.name}({getattr(self.fun, '__qualname__', self.fun)!s})"
+        return repr(self._target)
 
 
 def _of_diff(pure, call, rest, kwargs, diff):
@@ -229,7 +240,8 @@ def hvp(
         ``h(v, *args)``, where ``v`` has the structure of the gradient. It returns the product in that structure, or a
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
         `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
-        along ``v``, linear over the reals, and there is no operator. ``debug_nan`` watches calls, not operators.
+        along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
+        operator makes is watched; it is staged for that, and runs the function a second time, abstractly.
 
     Raises
     ------
@@ -377,7 +389,7 @@ def ggn(
         ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if it is convex in the
         output. It depends on what is differentiated through the output only.
     grad_states, argnums, check_states, debug_nan
-        See `GradientTransform`; they are about ``model_fn``, and ``debug_nan`` about calls, not operators.
+        See `GradientTransform`; they are about ``model_fn``. For ``debug_nan`` and operators see `hvp`.
     has_aux, return_value, return_grad : bool
         Return the aux of ``model_fn``, the loss, and its gradient as well.
 

@@ -163,7 +163,7 @@ def fisher(
         What the output stands for: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
         logits; ``"gaussian"``, the mean, with unit variance. Further axes are independent parts of one example.
     grad_states, argnums, has_aux, check_states, debug_nan
-        See `GradientTransform`; ``debug_nan`` is about calls, not operators.
+        See `GradientTransform`, and for ``debug_nan`` and operators `hvp`.
     kind : str
         ``"exact"``, the expectation in closed form; ``"sampled"``, with labels drawn from the model's own
         distribution; ``"empirical"``, with the labels of ``targets``.

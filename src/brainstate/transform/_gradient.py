@@ -267,6 +267,14 @@ class Target:
             rest,
         )
 
+    def inputs(self, args, kwargs) -> tuple[list[str], Any]:
+        """Return the name of each array that a call differentiates, and the structure ``G``."""
+        diff, call, _ = self.open(args, kwargs)
+        return names_of(call, diff)[0], jax.tree.structure(diff)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({getattr(self.fun, '__qualname__', self.fun)!s})"
+
     def pure(self, diff, call, /, *rest, **kwargs):
         """Run the function with ``diff`` in place; JAX traces this."""
         picked, values = diff, {}
@@ -456,7 +464,7 @@ class GradientTransform:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
         if self._watched is not None:
-            watch = Watch(repr(self), self._watched, self._inputs)
+            watch = Watch(repr(self), self._watched, self._pure.inputs)
             derivative, value, *aux = watched(watch, args, kwargs)
             result = (derivative, *((value,) if self.return_value else ()), *aux)
             return result if len(result) > 1 else derivative
@@ -491,10 +499,5 @@ class GradientTransform:
             debug_nan,
         )
 
-    def _inputs(self, args, kwargs):
-        """Return the name of each array that a call differentiates, and the structure ``G``."""
-        diff, call, _ = self._pure.open(args, kwargs)
-        return names_of(call, diff)[0], jax.tree.structure(diff)
-
     def __repr__(self) -> str:
-        return f"{self._pure.name}({getattr(self.target, '__qualname__', self.target)!s})"
+        return repr(self._pure)

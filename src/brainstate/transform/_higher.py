@@ -20,7 +20,7 @@ from ._derivatives import derivative
 from ._draws import Estimate, with_key
 from ._gradient import Target, differentiable
 from ._interpret import program
-from ._products import direction, positions
+from ._products import direction, positions, watched_along
 from ._series import Series, push_series
 
 __all__ = ["laplacian", "taylor"]
@@ -208,6 +208,7 @@ def taylor(
     grad_states: Any = None,
     state_directions: Any = None,
     has_aux: bool = False,
+    debug_nan: bool = False,
 ) -> tuple:
     """Taylor coefficients of ``t -> fun(x + t v)`` at 0, where ``x`` are arguments and States.
 
@@ -231,6 +232,8 @@ def taylor(
         A direction for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
     has_aux : bool
         Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `GradientTransform`.
 
     Returns
     -------
@@ -255,6 +258,9 @@ def taylor(
     if type(order) is not int or order < 1:
         kind = StateValueError if type(order) is int else StateTypeError
         raise kind(f"taylor: order={order!r}: give the number of coefficients, an int from 1 up.")
+    if debug_nan:
+        inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
+        return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
     target = Target(fun, "taylor", grad_states, positions("taylor", primals), has_aux=has_aux)
     diff, call, rest = target.open(tuple(primals), {})
     along = direction("taylor", "directions", diff, directions, grad_states, state_directions)

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ._lines import at_line
+
 __all__ = ["bind", "held", "inlined", "interpret", "opened", "program", "subprogram", "within"]
 
 
@@ -75,4 +77,5 @@ def inlined(closed, leaves):
 
 def _inline(eqn, values):
     inner = subprogram(eqn)
-    return bind(eqn, values) if inner is None else interpret(inner.jaxpr, inner.consts, values, _inline)
+    with at_line(eqn):
+        return bind(eqn, values) if inner is None else interpret(inner.jaxpr, inner.consts, values, _inline)

@@ -11,7 +11,7 @@ import jax
 
 from .._scope import commit
 from ._gradient import Target
-from ._operator import LinearOperator
+from ._operator import LinearOperator, watched_operator
 from ._space import Outputs, Space, positions
 
 __all__ = ["linearize"]
@@ -23,6 +23,7 @@ def linearize(
     grad_states: Any = None,
     argnums: int | tuple[int, ...] | list[int] | None = None,
     has_aux: bool = False,
+    debug_nan: bool = False,
 ) -> tuple:
     """Evaluate ``fun`` and return its derivative there as a linear map of State and argument tangents.
 
@@ -36,6 +37,8 @@ def linearize(
         What has a tangent; see `GradientTransform`. Negative positions count from the end.
     has_aux : bool
         Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `vjp`, for each product with the map or its transpose, of all its methods.
 
     Returns
     -------
@@ -61,9 +64,22 @@ def linearize(
     """
     numbers = positions("linearize", grad_states, argnums, negative=True)
     target = Target(fun, "linearize", grad_states, numbers, has_aux=has_aux)
+    out, jacobian, aux = (_watched_linearize if debug_nan else _linearize)(target, primals)
+    return (out, jacobian, aux) if has_aux else (out, jacobian)
+
+
+def _linearize(target, primals):
     diff, call, rest = target.open(primals, {})
     out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
     _, aux, writes = carried.tree()
     commit(writes)
-    jacobian = LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out))
-    return (out, jacobian, aux) if has_aux else (out, jacobian)
+    return out, LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)), aux
+
+
+def _watched_linearize(target, primals):
+    def run(*primals):
+        out, jacobian, aux = _linearize(target, primals)
+        return jacobian, (), out, aux
+
+    jacobian, _, out, aux = watched_operator(repr(target), run, target.inputs, primals, {})
+    return out, jacobian, aux

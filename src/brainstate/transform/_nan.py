@@ -24,7 +24,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -36,12 +36,13 @@ from jax.interpreters import batching, mlir
 from .._carry import Carried, may_fail
 from .._compat import varying_axes
 from .._errors import NonFiniteError
-from .._scope import Scope, commit, eager, gather, is_tracer, stage
+from .._scope import Scope, Staged, commit, eager, gather, is_tracer, stage
 from ._interpret import opened, within
-from ._origins import Given, Origin, Value, inexact, origins, site_of
+from ._lines import site_of
+from ._origins import Given, Origin, Value, inexact, origins
 from ._remedies import likely, shown
 
-__all__ = ["Watch", "holds_check", "unwrapped", "waiting", "watched"]
+__all__ = ["Program", "Untraceable", "Watch", "checks", "guarded", "holds_check", "unwrapped", "waiting", "watched"]
 
 _MANY = 6  # names in a message
 
@@ -50,17 +51,29 @@ _MANY = 6  # names in a message
 class Watch:
     """A derivative that has to be finite: ``call(*args, **kwargs)`` returns ``(derivative, value, *aux)``.
 
-    ``inputs(args, kwargs)`` returns the names of what is differentiated, and the structure of a gradient.
+    ``inputs(args, kwargs)`` returns the names of what is differentiated, and the structure of a gradient. ``of_map``
+    says that the derivative is a pair: the product with a linear map, and what else is a derivative.
     """
 
     name: str
     call: Callable
     inputs: Callable = lambda args, kwargs: ([], None)
+    of_map: bool = False
 
     @property
     def transform(self) -> str:
         """The name without that of the function."""
         return self.name.partition("(")[0]
+
+    def staged(self, args, kwargs) -> Staged:
+        """Stage the call; tracers, and what is no array yet, become inputs."""
+        return stage(
+            lambda *a, **k: Carried.of(self.call(*a, **k)), args, kwargs, name=self.transform, dynamic=_is_input
+        )
+
+
+def _is_input(leaf) -> bool:
+    return is_tracer(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
@@ -70,7 +83,7 @@ def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
     with Scope(watch.transform) as scope:
         out = watch.call(*args, **kwargs)
         writes = scope.close()
-    if any(map(bool, _checks(out, writes))):
+    if any(map(bool, checks(out, writes))):
         born = {s: v for s, v in zip(writes.states, writes.values, strict=True) if s in scope.born}
         with Scope(watch.transform, born):  # a lazy State is not made a second time
             raise _diagnosis(watch, args, kwargs) from None
@@ -88,7 +101,7 @@ def _has_nan(x):
     return jnp.isnan(x).any()
 
 
-def _checks(out, writes) -> list:
+def checks(out, writes) -> list:
     """Return what is true if the result must not be used.
 
     That is NaN anywhere, or an infinity in the derivative or in a value that is one number. Elsewhere an infinity is
@@ -108,19 +121,17 @@ def _checks(out, writes) -> list:
 
 def _diagnosis(watch, args, kwargs) -> NonFiniteError:
     try:
-        staged = _staged(watch, args, kwargs)
+        staged = watch.staged(args, kwargs)
     except Exception as problem:  # the function has just run well, so it is being abstract that it cannot do
         return _by_python(watch, args, kwargs, problem)
-    program, inputs = _Program.of(watch, staged, args, kwargs)
+    program, inputs = Program.of(watch, staged, args, kwargs)
     return program.search(*inputs)
 
 
 def _by_python(watch, args, kwargs, problem) -> NonFiniteError:
     """Say what a run with JAX's own check finds: the first NaN, which is not always the one that matters."""
     head = f"{watch.name}: the result is not finite."
-    python = isinstance(problem, jax.errors.ConcretizationTypeError)
-    what = "it looks at values in Python" if python else _first_line(problem)
-    why = f"The function cannot be traced ({type(problem).__name__}: {what})"
+    why = _reason(problem)
     for check, what in ((jax.debug_nans, "NaN"), (jax.debug_infs, "Inf")):
         try:
             with check(True), Scope(watch.transform):
@@ -146,15 +157,35 @@ def _by_python(watch, args, kwargs, problem) -> NonFiniteError:
     return NonFiniteError(f"{head}\n  {why}, and a run with jax.debug_nans and jax.debug_infs finds nothing.")
 
 
+def _reason(problem) -> str:
+    python = isinstance(problem, jax.errors.ConcretizationTypeError)
+    what = "it looks at values in Python" if python else _first_line(problem)
+    return f"The function cannot be traced ({type(problem).__name__}: {what})"
+
+
 # ------------------------------------------------------------------------------------------ a program that is searched
 
 
-def _staged(watch, args, kwargs):
-    return stage(lambda *a, **k: Carried.of(watch.call(*a, **k)), args, kwargs, name=watch.transform)
+class Untraceable:
+    """Stands for the `Program` of what cannot be traced: there is nothing to search."""
+
+    def __init__(self, name: str, problem: Exception):
+        self._text = (
+            f"{name}: the result is not finite.\n  {_reason(problem)}, so that no operation is known. Use jnp.where or "
+            f"brainstate.transform.cond in place of Python's if to have it."
+        )
+
+    def without_product(self) -> "Untraceable":
+        """Return what stands for that one."""
+        return self
+
+    def search(self, *inputs: Any) -> NonFiniteError:
+        """Return what can be said."""
+        return NonFiniteError(self._text)
 
 
-@dataclass(frozen=True)
-class _Program:
+@dataclass(frozen=True, eq=False)
+class Program:
     """One call as a traced program, with names for what goes in and comes out.
 
     It outlives the trace, in JAX's caches too, and so it holds no State and no tracer.
@@ -169,20 +200,23 @@ class _Program:
     value: set[int]
     reached: list[tuple[str, int]]  # what is differentiated, and an output that is its derivative
     others: list[tuple[str, set[int]]]  # what else comes out
+    product: set[int]  # of the derivative, what is a product with a linear map
+    ignored: frozenset[int] = frozenset()  # outputs of which nothing is asked
 
     @classmethod
-    def of(cls, watch, staged, args, kwargs) -> tuple["_Program", tuple]:
+    def of(cls, watch, staged, args, kwargs) -> tuple["Program", tuple]:
         """Return the program of what was staged, and its inputs: constants, leaves of States, arguments."""
         leaves = [(_argument(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs))]
         known = {id(leaf): label for label, leaf in leaves}
         labels = [known.get(id(c)) for c in staged.closed.consts] + [leaves[i][0] for i in staged.places]
-        fixed = [(label, leaf) for label, leaf in leaves if inexact(leaf) and not is_tracer(leaf)]
+        fixed = [(label, leaf) for label, leaf in leaves if inexact(leaf) and not _is_input(leaf)]
         suspects = [label for label, leaf in fixed if not np.isfinite(np.asarray(leaf)).all()]
         reads = list(staged.reads)
         values = [jax.tree.leaves(value) for value in gather(reads)]
         states = [(id(s), i, s.describe()) for s, v in zip(reads, values, strict=True) for i in range(len(v))]
         carried, writes = staged.out_tree.unflatten(range(staged.out_tree.num_leaves))
         derivative, value, *aux = carried.tree()
+        product = derivative[0] if watch.of_map else ()
         others = [("the value", value), ("aux", aux)]
         others += [(s.describe(), v) for s, v in zip(writes.states, writes.values, strict=True)]
         jaxpr = staged.closed.jaxpr
@@ -196,9 +230,14 @@ class _Program:
             _numbers(value),
             _reached(derivative, *watch.inputs(args, kwargs)),
             [(name, _numbers(part)) for name, part in others],
+            _numbers(product),
         )
         dynamic = [leaves[i][1] for i in staged.places]
         return program, ([*staged.closed.consts], [leaf for v in values for leaf in v], dynamic)
+
+    def without_product(self) -> "Program":
+        """Return the program that is searched for what comes out beside the product."""
+        return replace(self, ignored=frozenset(self.product))
 
     def search(self, constants, states, dynamic, lane=()) -> NonFiniteError:
         """Run the program on these inputs, operation by operation, and return what is found."""
@@ -207,7 +246,8 @@ class _Program:
 
         def faulty(outs):
             outputs[:] = outputs or outs
-            return [out for n, out in enumerate(outs) if out.nan or (out.inf and n in strict)]
+            asked = [(n, out) for n, out in enumerate(outs) if n not in self.ignored]
+            return [out for n, out in asked if out.nan or (out.inf and n in strict)]
 
         named = zip([*constants, *dynamic], self.labels, strict=True)
         inputs = [Value.of(leaf, [Given(label)]) for leaf, label in named]
@@ -228,7 +268,7 @@ class _Program:
         return self._report(found, outputs, lane)
 
     def _report(self, found, outputs, lane) -> NonFiniteError:
-        bad = {n for n, out in enumerate(outputs) if not out.finite}
+        bad = {n for n, out in enumerate(outputs) if not out.finite} - self.ignored
         reached = tuple(dict.fromkeys(name for name, n in self.reached if n in bad))
         also = [] if reached or not bad & self.derivative else ["the derivative"]
         also += [name for name, numbers in self.others if numbers & bad]
@@ -258,11 +298,16 @@ def _reached(derivative, names, structure) -> list[tuple[str, int]]:
     """Return the pairs (what is differentiated, an output); the structure of a gradient may stand in another one."""
     if structure is None:
         return []
+    derivative = jax.tree.map(lambda part: jax.tree.leaves(part)[0], derivative, is_leaf=_is_sparse)
     parts = jax.tree.leaves(derivative, is_leaf=lambda part: jax.tree.structure(part) == structure)
     if any(jax.tree.structure(part) != structure for part in parts):
         return []
     pairs = [pair for part in parts for pair in zip(names, jax.tree.leaves(part), strict=True)]
     return [(name, n) for name, n in pairs if type(n) is int]
+
+
+def _is_sparse(part) -> bool:
+    return hasattr(type(part), "nse")  # a matrix: its numbers are the first of its leaves
 
 
 def _numbers(tree) -> set[int]:
@@ -276,7 +321,8 @@ def _first_line(problem) -> str:
 def _argument(path) -> str:
     place = path[1]
     name = getattr(place, "idx", getattr(place, "key", place))
-    return f"argument {name!r}{jax.tree_util.keystr(path[2:])}"
+    what = name if str(name).startswith("the ") else f"argument {name!r}"  # a name that no parameter has
+    return f"{what}{jax.tree_util.keystr(path[2:])}"
 
 
 # ------------------------------------------------------------------------------------------ what is said
@@ -339,29 +385,34 @@ _check.def_impl(lambda bad: bad)
 _check.def_abstract_eval(lambda bad: bad)
 batching.defvectorized(_check)
 mlir.register_lowering(_check, lambda _, bad: [bad])
-_checks_traced = [False]
+_traced_checks = [False]
 
 
 def holds_check(closed) -> bool:
     """Tell whether a program, or one that it calls, checks at run time that something is finite."""
-    if not _checks_traced[0]:
+    if not _traced_checks[0]:
         return False
     return any(eqn.primitive is _check for inner in within(closed) for eqn in opened(inner).eqns)
 
 
 def _in_program(watch, args, kwargs) -> tuple:
-    staged = _staged(watch, args, kwargs)
-    program, inputs = _Program.of(watch, staged, args, kwargs)
+    staged = watch.staged(args, kwargs)
+    program, inputs = Program.of(watch, staged, args, kwargs)
     carried, writes = staged(dict(zip(staged.reads, gather(staged.reads), strict=True)), args, kwargs)
-    out = grads, *rest = carried.tree()
-    checks = _checks(out, writes)
-    if checks:
-        fine = ~_gate(program, jnp.stack(checks).any(), inputs)
-        # NaN is seen only where nothing is raised. It is added, as a compiler that knows the derivative to be NaN would
-        # drop a choice between the two, and the check with it; x + -0.0 is x, for every x.
-        grads = jax.tree.map(lambda g: g + _nan_unless(fine, g.dtype) if inexact(g) else g, grads)
+    grads, *rest = carried.tree()
+    grads = guarded(program, inputs, grads, checks((grads, *rest), writes))
     commit(writes)
     return (grads, *rest)
+
+
+def guarded(program, inputs, result, bad: list) -> Any:
+    """Return ``result`` of a program that is being traced, with a search when it runs, if any of ``bad`` is true."""
+    if not bad:
+        return result
+    fine = ~_gate(program, jnp.stack(bad).any(), inputs)
+    # NaN is seen only where nothing is raised. It is added, as a compiler that knows the derivative to be NaN would
+    # drop a choice between the two, and the check with it; x + -0.0 is x, for every x.
+    return jax.tree.map(lambda x: x + _nan_unless(fine, x.dtype) if inexact(x) else x, result)
 
 
 def _nan_unless(fine, dtype):
@@ -403,7 +454,7 @@ def _gate(program, bad, inputs):
         return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), bool), bad, *operands, vmap_method="expand_dims")
 
     may_fail()
-    _checks_traced[0] = True
+    _traced_checks[0] = True
     bad = _check.bind(bad)
     return jax.lax.cond(bad, fails, lambda *_: jnp.zeros((), bool), bad, operands)
 

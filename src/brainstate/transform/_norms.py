@@ -25,6 +25,7 @@ from jax.extend.core import Literal
 from .._errors import StateTypeError
 from ._derivatives import is_scalar, shapes_of
 from ._interpret import bind, inlined, interpret, program
+from ._lines import at_line
 
 __all__ = ["check_loss", "norms_transform"]
 
@@ -123,10 +124,11 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
                 inputs[i] = leaf
 
             def rule(eqn, values):
-                if id(eqn) not in zeros:
-                    return bind(eqn, values)
-                factors[id(eqn)] = values
-                return [bind(eqn, values)[0] + zeros[id(eqn)]]
+                with at_line(eqn):
+                    if id(eqn) not in zeros:
+                        return bind(eqn, values)
+                    factors[id(eqn)] = values
+                    return [bind(eqn, values)[0] + zeros[id(eqn)]]
 
             value, *aux = interpret(closed.jaxpr, closed.consts, inputs, rule)
             return value, (factors, aux)
@@ -136,7 +138,9 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
         along, grads = pull(jnp.ones_like(value))
         dtype = _wide(leaves)
         squares = {i: _square(g, dtype) for i, g in zip(others, grads, strict=True)}
-        squares |= {i: p.square(factors[id(p.eqn)], along[id(p.eqn)], dtype) for i, p in products.items()}
+        for i, product in products.items():
+            with at_line(product.eqn):
+                squares[i] = product.square(factors[id(product.eqn)], along[id(product.eqn)], dtype)
         in_order = [squares[i] for i in range(len(leaves))]
         norm = treedef.unflatten(map(jnp.sqrt, in_order)) if per_leaf else jnp.sqrt(sum(in_order))
         return norm, out_tree.unflatten([value, *aux])[1]

@@ -10,6 +10,7 @@ The estimates probe with signs ``z``, +1 or -1 with equal chance: ``E[z zᵀ] = 
 Saad 2007, "An estimator for the diagonal of a matrix"; the division by ``z * z`` that they need is one by 1 here).
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,11 @@ from jax.tree_util import Partial
 from .._errors import StateTypeError, StateValueError
 from ._chunks import check_chunk_size
 from ._draws import Estimate, first_key
+from ._guard import Way, watched_map
+from ._nan import Watch, waiting
 from ._space import Space, promoted
 
-__all__ = ["LinearOperator"]
+__all__ = ["LinearOperator", "watched_operator"]
 
 _CHUNK = 32
 
@@ -36,7 +39,8 @@ class LinearOperator:
     A vector ``v`` is a pytree in the structure of what is differentiated (``G`` of the table in `GradientTransform`),
     and the product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of
     length ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States
-    do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for each operator.
+    do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for each operator. With
+    ``debug_nan``, each product that is not finite is a `NonFiniteError`, whoever asks for it: ``H @ v``, ``H.trace()``.
 
     Attributes
     ----------
@@ -67,18 +71,20 @@ class LinearOperator:
     (LinearOperator(2 x 3, float32), [1.0, 2.0], [3.0, 0.0, 1.0])
     """
 
-    def __init__(self, linear: Callable, columns: Space, rows: Space | None = None):
+    def __init__(self, linear: Callable, columns: Space, rows: Space | None = None, guards: tuple = ()):
         self._linear, self._columns = linear, columns
         self._symmetric, self._rows = rows is None, rows or columns
+        self._guards = guards  # with debug_nan: of products, and of those with the transpose
 
     def tree_flatten(self) -> tuple:
-        """Return the linear map, which JAX goes through, and what is static."""
-        return (self._linear,), (self._columns, None if self._symmetric else self._rows)
+        """Return the linear map and its guards, which JAX goes through, and what is static."""
+        return (self._linear, self._guards), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
     def tree_unflatten(cls, spaces: tuple, children: tuple) -> "LinearOperator":
         """Undo `tree_flatten`."""
-        return cls(children[0], *spaces)
+        (linear, guards), (columns, rows) = children, spaces
+        return cls(linear, columns, rows, guards)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,7 +107,8 @@ class LinearOperator:
         if self._symmetric:
             return self
         self._require_real()
-        return LinearOperator(Partial(_transposed, self._columns, self._linear), self._rows, self._columns)
+        linear = Partial(_transposed, self._columns, self._linear)
+        return LinearOperator(linear, self._rows, self._columns, self._guards[::-1])
 
     def __repr__(self) -> str:
         return f"LinearOperator({self.shape[0]} x {self.shape[1]}, {self.dtype})"
@@ -124,7 +131,7 @@ class LinearOperator:
                 return self._flat(v)
             layout = f"{self._columns.dtype}[{self.shape[1]}]"
             self._columns.check(f"the vector given to an operator (a flat one is {layout})", v)
-        return self._linear(v)
+        return self._product(v)
 
     def __call__(self, v: Any) -> Any:
         """Return ``matvec(v)``: an operator is a function, as what ``jax.linearize`` returns."""
@@ -149,7 +156,14 @@ class LinearOperator:
 
     def _flat(self, v):
         self._require_real()
-        return self._rows.ravel(self._linear(self._columns.unravel(v)))
+        return self._rows.ravel(self._product(self._columns.unravel(v)))
+
+    def _product(self, v):
+        return self._guards[0](v, self._linear(v)) if self._guards else self._linear(v)
+
+    def _done(self, compute):
+        """Return ``compute()``, a program of many products; only when it has ended if one of them may raise."""
+        return waiting(lambda _: compute())(self) if self._guards else compute()
 
     def _require_real(self):
         for space in (self._columns, self._rows):
@@ -215,7 +229,8 @@ class LinearOperator:
         chunks = max(1, math.ceil(count / (chunk_size or _CHUNK)))
         size = math.ceil(count / chunks)
         # Chunks of one size, a few numbers past the end among them: a remainder would be a program of its own.
-        return jax.lax.map(entry, span.start + jnp.arange(chunks * size), batch_size=size)[:count]
+        numbers = span.start + jnp.arange(chunks * size)
+        return self._done(lambda: jax.lax.map(entry, numbers, batch_size=size)[:count])
 
     def _unit(self, i):
         return (jnp.arange(self.shape[1]) == i).astype(self._columns.dtype)
@@ -297,8 +312,24 @@ class LinearOperator:
         zero = jnp.zeros(shape, self.dtype)
         keys = jax.random.split(first_key(key), samples)
         counts = jnp.arange(1, samples + 1).astype(self.dtype)
-        (mean, squares), _ = jax.lax.scan(step, (zero, zero), (counts, keys))
+        (mean, squares), _ = self._done(lambda: jax.lax.scan(step, (zero, zero), (counts, keys)))
         return Estimate(mean, jnp.sqrt(squares / (samples * (samples - 1))))
+
+
+def watched_operator(name, run: Callable, inputs: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Return what `watched_map` does for a ``run`` whose map is an operator, which then is watched in all it does."""
+
+    def ways(operator, _):
+        if operator._symmetric:
+            return [Way(LinearOperator.matvec, operator.structure, "the vector", inputs)]
+        found = [Way(LinearOperator.matvec, operator.structure, "the vector", Watch.inputs)]
+        with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
+            found.append(Way(lambda operator, v: operator.T @ v, operator.T.structure, "the vector", inputs))
+        return found
+
+    (operator, *rest), guards = watched_map(name, run, ways, args, kwargs)
+    rows = None if operator._symmetric else operator._rows
+    return LinearOperator(operator._linear, operator._columns, rows, guards), *rest
 
 
 def _transposed(columns, linear, v):

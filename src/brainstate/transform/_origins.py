@@ -18,10 +18,8 @@ Forward or backward is read from the flow of data: forward is what the value of 
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +29,10 @@ from jax.extend.core import Literal, jaxpr_as_fun
 
 from .._compat import scan_inputs
 from ._interpret import bind, interpret, opened
+from ._lines import Site, called_at, frames_of, site_of
 
-__all__ = ["Given", "Origin", "Site", "Value", "inexact", "origins", "site_of"]
+__all__ = ["Given", "Origin", "Value", "inexact", "origins"]
 
-_OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
-_LAYERS = _OURS + "nn" + os.sep
-_LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 _KEYS = jax.dtypes.extended
 _DETAILED = 32  # iterations of one loop that are looked into; what goes on after them is only passed on
 _TRIALS = 16  # causes that are tried one by one
@@ -56,46 +52,6 @@ _calls, _elementwise = frozenset(_CALLS.split()), frozenset(_ELEMENTWISE.split()
 def inexact(leaf) -> bool:
     """Tell whether ``leaf`` is an array or number of a floating or complex type."""
     return type(leaf) in (float, complex) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-# ------------------------------------------------------------------------------------------ lines of the user
-
-
-class Site(NamedTuple):
-    """A line of the user, and the line of a layer of ours that it led to, if any."""
-
-    file: str
-    line: int
-    function: str
-    layer: str | None
-
-
-def site_of(frames) -> Site | None:
-    """Return the innermost of ``frames`` (file, line, function), innermost first, that is neither ours nor JAX's."""
-    layer = None
-    for file, line, function in frames:
-        if file.startswith(_LAYERS):
-            layer = layer or f"{file}:{line}, in {function}"
-        elif not file.startswith((_OURS, _JAX)):
-            return Site(file, line, function, layer)
-    return None
-
-
-def _frames(eqn):
-    traceback = eqn.source_info.traceback
-    return [(f.file_name, f.line_num, f.function_name) for f in traceback.frames] if traceback else []
-
-
-def _called(frames) -> str | None:
-    """Return the name of the public function of a library that the user's line calls, if the frames show it."""
-    name = None
-    for file, _, function in frames:
-        if not file.startswith((_OURS, _JAX)):
-            break
-        short = function.rpartition(".")[2]
-        if file.startswith(_LIBRARIES) and not short.startswith("_") and "<" not in function:
-            name = short
-    return name
 
 
 # ------------------------------------------------------------------------------------------ values and causes
@@ -295,7 +251,7 @@ class _Search:
         if _inner(eqn) is not None:
             enter = self._call
         if enter is not None and eqn.params.get("length", 1):
-            frames = _frames(eqn)
+            frames = frames_of(eqn)
             called = eqn.params.get("name") if _inner(eqn) is not None else None
             return enter(eqn, ins, wanted, replace(where, site=site_of(frames) or where.site, called=called))
         phases = ["forward" if want else "backward" for want in wanted]
@@ -377,13 +333,13 @@ class _Search:
     def _placed(self, cause, eqn, where):
         if not isinstance(cause, Given) or cause.name or cause.site:
             return cause
-        site = site_of(_frames(eqn)) or where.site
+        site = site_of(frames_of(eqn)) or where.site
         return self.constants.setdefault((id(cause), site), Given(None, site, cause))
 
     def _origin(self, eqn, ins, out, phase, where) -> Origin:
-        frames = _frames(eqn)
+        frames = frames_of(eqn)
         site = site_of(frames)
-        place = where if site is None else replace(where, site=site, called=_called(frames))
+        place = where if site is None else replace(where, site=site, called=called_at(frames))
         pairs = zip(ins, eqn.invars, strict=True)
         operands = [_typed(v.array, atom) for v, atom in pairs if not jnp.issubdtype(atom.aval.dtype, _KEYS)]
         makers = [v.maker.primitive.name if v.maker else "" for v in ins]

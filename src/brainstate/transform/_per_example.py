@@ -174,6 +174,7 @@ def per_example_norms(
     in_states: Any = None,
     out_states: Any = None,
     per_leaf: bool = False,
+    debug_nan: bool = False,
 ) -> Any:
     """Norm of the gradient of the loss of each example, without the gradients of linear layers.
 
@@ -185,7 +186,9 @@ def per_example_norms(
 
     Parameters
     ----------
-    fun, grad_states, argnums, in_axes, has_aux, return_value, check_states, chunk_size, in_states, out_states
+    fun, grad_states, argnums, in_axes, has_aux, return_value, check_states, chunk_size
+        As in `per_example_grad`.
+    in_states, out_states, debug_nan
         As in `per_example_grad`.
     per_leaf : bool
         Return a norm for each array that is differentiated, in place of one over all of them.
@@ -211,6 +214,6 @@ def per_example_norms(
     """
     check_chunk_size("per_example_norms", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
-    options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     mapping = ("per_example_norms", in_axes, in_states, out_states, chunk_size)
     return _examples(fun, _per_example_norms_transform, options, {"per_leaf": per_leaf}, mapping)

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
-from ._gradient import Target, check_argnums, pick
+from ._gradient import Target, check_argnums, differentiable, pick
+from ._guard import Way, watched_map
 from ._nan import Watch, watched
 from ._space import layout
 
-__all__ = ["direction", "jvp", "positions", "vjp"]
+__all__ = ["direction", "jvp", "positions", "vjp", "watched_along"]
 
 
 def vjp(
@@ -24,6 +27,7 @@ def vjp(
     grad_states: Any = None,
     argnums: int | tuple[int, ...] | list[int] | None = 0,
     has_aux: bool = False,
+    debug_nan: bool = False,
 ) -> tuple:
     """Evaluate ``fun`` and return its pullback, with respect to States, arguments, or both.
 
@@ -39,6 +43,9 @@ def vjp(
         The arguments to differentiate; negative positions count from the end. None: States only.
     has_aux : bool
         Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `GradientTransform`, for the value at once and for each product of the pullback when it is made. The
+        function runs a second time, abstractly.
 
     Returns
     -------
@@ -69,6 +76,11 @@ def vjp(
     except StateTypeError as error:
         raise StateValueError(str(error)) from None
     target = Target(fun, "vjp", grad_states, numbers, has_aux=has_aux)
+    out, pull, aux = (_watched_vjp if debug_nan else _vjp)(target, primals)
+    return (out, pull, aux) if has_aux else (out, pull)
+
+
+def _vjp(target, primals):
     diff, call, rest = target.open(primals, {})
     out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
     _, aux, writes = carried.tree()
@@ -78,7 +90,29 @@ def vjp(
         """Return the cotangents of what is differentiated for the cotangent of the output."""
         return pull(cotangent)[0]
 
-    return (out, pullback, aux) if has_aux else (out, pullback)
+    return out, pullback, aux
+
+
+def _watched_vjp(target, primals):
+    def run(*primals):
+        out, pull, aux = _vjp(target, primals)
+        return pull, (), out, aux
+
+    def ways(_, out):
+        cotangent = jax.tree.map(_cotangent, out)
+        return [Way(lambda pull, v: pull(v), cotangent, "the cotangent", target.inputs)]
+
+    (pull, _, out, aux), (guard,) = watched_map(repr(target), run, ways, primals, {})
+
+    def pullback(cotangent):
+        """Return the cotangents of what is differentiated, which are finite, for the cotangent of the output."""
+        return guard(cotangent, pull(cotangent))
+
+    return out, pullback, aux
+
+
+def _cotangent(leaf):
+    return leaf if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
 def _check_tangents(name, what, primals, tangents) -> None:
@@ -178,7 +212,8 @@ def jvp(
     ([3.0, 6.0], [4.0, 2.0])
     """
     if debug_nan:
-        return _watched_jvp(fun, primals, tangents, state_tangents, {"grad_states": grad_states, "has_aux": has_aux})
+        inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
+        return watched_along(jvp, fun, inputs, {"grad_states": grad_states, "has_aux": has_aux})
     target = Target(fun, "jvp", grad_states, positions("jvp", primals), has_aux=has_aux)
     diff, call, rest = target.open(tuple(primals), {})
     along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
@@ -188,12 +223,13 @@ def jvp(
     return (out, tangent, aux) if has_aux else (out, tangent)
 
 
-def _watched_jvp(fun, primals, tangents, state_tangents, options):
-    def tangent_first(**inputs):
-        out, tangent, *aux = jvp(fun, **inputs, **options)
-        return tangent, out, *aux
+def watched_along(transform, fun, inputs, options) -> tuple:
+    """Return ``transform(fun, **inputs, **options)``, a value and its derivative along something, if it is finite."""
 
-    inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
-    watch = Watch(f"jvp({getattr(fun, '__qualname__', fun)!s})", tangent_first)
-    tangent, out, *aux = watched(watch, (), inputs)
-    return out, tangent, *aux
+    def derivative_first(**inputs):
+        out, derivative, *aux = transform(fun, **inputs, **options)
+        return derivative, out, *aux
+
+    watch = Watch(f"{transform.__name__}({getattr(fun, '__qualname__', fun)!s})", derivative_first)
+    derivative, out, *aux = watched(watch, (), inputs)
+    return out, derivative, *aux

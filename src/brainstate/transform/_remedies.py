@@ -9,8 +9,8 @@ __all__ = ["likely", "shown"]
 _EPS = "keep away from there: add a small number before, as in jnp.sqrt(x + eps)"
 _SAFE = "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result"
 _TRAP = (
-    "the value at this line is masked later (jnp.where and the like), but its derivative is not: zero times infinity "
-    "is NaN"
+    "the derivative here is infinite, and it is multiplied by zero: the value is masked later (jnp.where and the "
+    "like), or nothing goes this way. Zero times infinity is NaN"
 )
 _NORM = (
     "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",

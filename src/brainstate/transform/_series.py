@@ -24,6 +24,7 @@ from .._compat import scan_inputs
 from .._errors import StateTypeError, StateValueError
 from ._gradient import differentiable
 from ._interpret import bind, interpret, subprogram
+from ._lines import at_line
 
 __all__ = ["NESTED", "Series", "push_series"]
 
@@ -55,6 +56,10 @@ class _Rule:
         return interpret(closed.jaxpr, map(Series, closed.consts), inputs, self, Series)
 
     def __call__(self, eqn, inputs):
+        with at_line(eqn):
+            return self._step(eqn, inputs)
+
+    def _step(self, eqn, inputs):
         primals = [x.primal for x in inputs]
         name = eqn.primitive.name
         if all(x.terms is None for x in inputs):

@@ -98,24 +98,29 @@ def _outputs(name, program, diff):
 
 
 def _along(fun, diff):
-    """Return the derivative of ``fun`` at ``diff`` as a function of the tangent."""
-    return lambda tangent: jax.jvp(fun, (diff,), (tangent,))[1]
+    """Return a function of the tangent: the derivative at ``diff`` of ``fun``, which has aux; value and aux."""
+
+    def product(tangent):
+        value, slope, aux = jax.jvp(fun, (diff,), (tangent,), has_aux=True)
+        return slope, (value, aux)
+
+    return product
 
 
 def _gradient(name, program):
-    """Return the gradient of the value of ``program``, which has to be a real number."""
+    """Return the gradient of the value of ``program``, which has to be a real number; it returns the aux as well."""
 
     def value(diff):
-        out = program.value(diff)
+        out, aux = program(diff)
         if not is_scalar(out):
             raise StateTypeError(
                 f"{name} is for functions that return one number; the output has shape {shapes_of(out)}. Use "
                 f"sparse_jacobian for the derivatives of an array."
             )
         _outputs(name, program, diff)
-        return out
+        return out, aux
 
-    return jax.grad(value)
+    return jax.grad(value, has_aux=True)
 
 
 # ------------------------------------------------------------------------------------------ detection
@@ -136,11 +141,11 @@ def _detect(name, program, diff, mode):
     if mode == "reverse":
         turned = _pattern_of(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
         return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
-    return _pattern_of(lambda d, t: _along(program.value, d)(t), diff, diff, _sizes(out))
+    return _pattern_of(lambda d, t: _along(program, d)(t)[0], diff, diff, _sizes(out))
 
 
 def _detect_hessian(gradient, diff):
-    return _pattern_of(lambda d, t: _along(gradient, d)(t), diff, diff, _sizes(diff)).symmetrized()
+    return _pattern_of(lambda d, t: _along(gradient, d)(t)[0], diff, diff, _sizes(diff)).symmetrized()
 
 
 def _possible(name, program, mode) -> str:
@@ -169,17 +174,23 @@ def _cheaper(pattern) -> str:
 # ------------------------------------------------------------------------------------------ products and their places
 
 
-def _products(linear, like, pattern, kind) -> list:
-    """Apply ``linear`` to the sum of the unit vectors of each colour; return the leaves, one row a colour."""
+def _products(along, like, pattern, kind) -> tuple[list, Any]:
+    """Apply ``along`` to the sum of the unit vectors of each colour.
+
+    It returns a product and what does not depend on the vector. Returned are the leaves of the products, one row a
+    colour, and the rest.
+    """
     colors, count = pattern.coloring(kind), pattern.colors(kind)
     leaves, treedef = jax.tree.flatten(like)
     if count == 0:
-        return [jnp.zeros((0, leaf.size), leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(linear, like))]
+        product, rest = along(jax.tree.map(jnp.zeros_like, like))
+        return [jnp.zeros((0, leaf.size), leaf.dtype) for leaf in jax.tree.leaves(product)], rest
     seeds = []
     for leaf, part in zip(leaves, np.split(colors, np.cumsum(_sizes(like))[:-1]), strict=True):
         hot = (part == np.arange(count)[:, None]).reshape(count, *leaf.shape)
         seeds.append(jnp.asarray(hot, leaf.dtype))
-    return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(jax.vmap(linear)(treedef.unflatten(seeds)))]
+    products, rest = jax.vmap(along, out_axes=(0, None))(treedef.unflatten(seeds))
+    return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(products)], rest
 
 
 class _Blocks:
@@ -256,7 +267,7 @@ def _given(name, pattern, outs, ins) -> SparsityPattern:
     return pattern
 
 
-def _probe(name, linear, like, blocks, data):
+def _probe(name, along, like, blocks, data):
     """Compare one more product with what the entries give: a given pattern that misses some is an error."""
     if any(map(is_tracer, jax.tree.leaves((data, like)))):
         return
@@ -264,7 +275,7 @@ def _probe(name, linear, like, blocks, data):
     rng = np.random.default_rng(0)
     leaves, treedef = jax.tree.flatten(like)
     probe = [np.asarray(rng.uniform(1, 2, leaf.shape), leaf.dtype) for leaf in leaves]
-    true = jax.tree.leaves(linear(treedef.unflatten(map(jnp.asarray, probe))))
+    true = jax.tree.leaves(along(treedef.unflatten(map(jnp.asarray, probe)))[0])
     got, size = ([np.zeros(leaf.size) for leaf in true] for _ in range(2))
     for (i, j), entries in data.items():
         _, rows, cols = blocks.places[i, j]
@@ -287,11 +298,12 @@ def _probe(name, linear, like, blocks, data):
 # ------------------------------------------------------------------------------------------ the transforms
 
 
-def _evaluate(name, linear, like, blocks, dense, probe):
-    data, rows = blocks.result(_products(linear, like, blocks.pattern, blocks.kind), dense)
+def _evaluate(name, along, like, blocks, dense, probe):
+    products, rest = _products(along, like, blocks.pattern, blocks.kind)
+    data, rows = blocks.result(products, dense)
     if probe:
-        _probe(name, linear, like, blocks, data)
-    return rows
+        _probe(name, along, like, blocks, data)
+    return rows, rest
 
 
 def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, check_pattern):
@@ -307,13 +319,13 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
             found = _detect(name, program, diff, chosen)
         chosen = _cheaper(found) if chosen == "auto" else chosen
         if chosen == "forward":
-            out, aux = program(diff)
+            out = jax.eval_shape(program.value, diff)
             blocks = _Blocks(found, "column", out, diff)
-            rows = _evaluate(name, _along(program.value, diff), diff, blocks, dense, given and check_pattern)
+            rows, (_, aux) = _evaluate(name, _along(program, diff), diff, blocks, dense, given and check_pattern)
         else:
             out, pull, aux = jax.vjp(program, diff, has_aux=True)
             blocks = _Blocks(found, "row", out, diff)
-            rows = _evaluate(name, lambda ct: pull(ct)[0], out, blocks, dense, given and check_pattern)
+            rows, _ = _evaluate(name, lambda ct: (pull(ct)[0], None), out, blocks, dense, given and check_pattern)
         inner, outer = jax.tree.structure(diff), jax.tree.structure(out)
         return outer.unflatten([inner.unflatten(row) for row in rows]), aux
 
@@ -329,9 +341,9 @@ def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pa
         gradient, given = _gradient(name, program), pattern is not None
         found = _given(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
         blocks = _Blocks(found, "symmetric", diff, diff)
-        rows = _evaluate(name, _along(gradient, diff), diff, blocks, dense, given and check_pattern)
+        rows, (_, aux) = _evaluate(name, _along(gradient, diff), diff, blocks, dense, given and check_pattern)
         structure = jax.tree.structure(diff)
-        return structure.unflatten([structure.unflatten(row) for row in rows]), program(diff)[1]
+        return structure.unflatten([structure.unflatten(row) for row in rows]), aux
 
     return wrapped
 
@@ -384,6 +396,7 @@ def sparse_jacobian(
     mode: str = "auto",
     dense: bool = False,
     check_pattern: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Jacobian of which only what can be other than zero is computed, in as many products as its pattern has colours.
 
@@ -392,7 +405,7 @@ def sparse_jacobian(
     fun : callable, optional
         The function; it returns a real array or a pytree of these. It is traced abstractly, as under ``jit``, once a
         call. Left out: a decorator is returned.
-    grad_states, argnums, has_aux, return_value, check_states
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`. What is differentiated is real.
     pattern : SparsityPattern, sparse or dense matrix, optional
         The places that may be other than zero, of all outputs and all inputs (see `SparsityPattern`), with its
@@ -427,7 +440,7 @@ def sparse_jacobian(
     >>> J.shape, J.nse, J.data[:4].tolist()
     ((9999, 10000), 19998, [-2.0, 1.0, -4.0, 1.0])
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "mode": mode, "dense": bool(dense), "check_pattern": bool(check_pattern)}
     return derivative(_sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
 
@@ -443,6 +456,7 @@ def sparse_hessian(
     pattern: Any = None,
     dense: bool = False,
     check_pattern: bool = True,
+    debug_nan: bool = False,
 ) -> Any:
     """Hessian of which only what can be other than zero is computed, by forward over reverse mode.
 
@@ -453,7 +467,7 @@ def sparse_hessian(
     ----------
     fun : callable, optional
         The function; it returns a real number. As in `sparse_jacobian`.
-    grad_states, argnums, has_aux, return_value, check_states, dense, check_pattern
+    grad_states, argnums, has_aux, return_value, check_states, dense, check_pattern, debug_nan
         As in `sparse_jacobian`.
     pattern : SparsityPattern, sparse or dense matrix, optional
         As in `sparse_jacobian`, and symmetric.
@@ -476,7 +490,7 @@ def sparse_hessian(
     >>> H.shape, H.nse, H.data[:4].tolist()
     ((10000, 10000), 29997, [2.0, 2.0, 2.0, 2.0])
     """
-    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states}
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "dense": bool(dense), "check_pattern": bool(check_pattern)}
     return derivative(_sparse_hessian_transform, fun, grad_states, argnums, params, **options)
 

@@ -1,0 +1,139 @@
+"""``debug_nan=True`` where a transform returns a linear map: a pullback, or a `LinearOperator`.
+
+Its products come later, when the States may have moved on, and perhaps in another program. So the whole, function and
+product, is staged when the map is made, for a vector that is yet to come, and kept with the inputs that it had then:
+that is a `Guard`. A product that is not finite is found by the search that `_nan` makes, with its vector filled in.
+
+The function runs twice for that, and twice more for a Jacobian with its transpose, once in numbers and then abstractly.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .._scope import Scope, commit, eager, frozen_here
+from ._nan import Program, Untraceable, Watch, checks, guarded
+from ._origins import inexact
+
+__all__ = ["Guard", "Way", "watched_map"]
+
+
+class Way(NamedTuple):
+    """A way to multiply with a linear map: ``product(map, v)`` for a ``v`` like ``vector``.
+
+    ``what`` are the words for ``v``, and ``inputs`` that of `Watch`.
+    """
+
+    product: Callable
+    vector: Any
+    what: str
+    inputs: Callable
+
+
+def watched_map(name, run: Callable, ways: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Return what ``run(*args, **kwargs)`` does, and a `Guard` for each way, and commit what it writes.
+
+    That is ``(map, gradient or (), value, *aux)``, and ``ways(map, value)`` are the ways to multiply. Raises if what
+    comes out beside the map is not finite.
+    """
+    transform = name.partition("(")[0]
+    with Scope(transform, frozen=frozen_here()) as scope:
+        linear, more, value, *aux = run(*args, **kwargs)
+        writes = scope.close()
+    born = {s: v for s, v in zip(writes.states, writes.values, strict=True) if s in scope.born}
+    with Scope(transform, born, frozen=frozen_here()):  # a lazy State is not made a second time
+        guards = [Guard.of(name, run, way, args, kwargs) for way in ways(linear, value)]
+    (more, value), failed = guards[0].besides((more, value), aux, writes)
+    commit(writes)
+    return (linear, more, value, *aux), tuple(guard.after(failed) for guard in guards)
+
+
+def _unknown(leaf):
+    if _is_unknown(leaf) or not inexact(leaf):
+        return leaf
+    aval = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _is_unknown(leaf) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+@jax.tree_util.register_pytree_node_class
+class Guard:
+    """Watches the products with a linear map; for JAX a pytree of the inputs of its program.
+
+    ``failed`` holds what is true if already that which came out beside the map was not finite: in a traced program it
+    is possible that nobody uses it, and then nothing is raised for it.
+    """
+
+    def __init__(self, program, treedef, leaves, failed: Sequence = ()):
+        self._program, self._treedef, self._leaves, self._failed = program, treedef, leaves, failed
+
+    @classmethod
+    def of(cls, name, run, way, args, kwargs) -> "Guard":
+        """Stage the function and its product in one, for a vector that is yet to come."""
+
+        def product_first(*args, **kwargs):
+            v = kwargs.pop(way.what)
+            linear, more, value, *aux = run(*args, **kwargs)
+            return (way.product(linear, v), more), value, *aux
+
+        def inputs(args, kwargs):
+            return way.inputs(args, {key: value for key, value in kwargs.items() if key != way.what})
+
+        watch = Watch(name, product_first, inputs, of_map=True)
+        kwargs = {**kwargs, way.what: jax.tree.map(_unknown, way.vector)}
+        try:
+            program, parts = Program.of(watch, watch.staged(args, kwargs), args, kwargs)
+        except Exception as problem:
+            # It has just run well, so it is being abstract that it cannot do: no matter as long as all is finite.
+            program, parts = Untraceable(name, problem), ([], [], [])
+        leaves, treedef = jax.tree.flatten(parts)
+        return cls(program, treedef, leaves)
+
+    def tree_flatten(self) -> tuple:
+        """Return the inputs, and what is static."""
+        unknown = tuple((i, leaf) for i, leaf in enumerate(self._leaves) if _is_unknown(leaf))
+        known = [leaf for leaf in self._leaves if not _is_unknown(leaf)]
+        return (known, self._failed), (self._program, self._treedef, unknown)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, children: tuple) -> "Guard":
+        """Undo `tree_flatten`."""
+        program, treedef, unknown = static
+        known, failed = children
+        leaves = list(known)
+        for i, leaf in unknown:
+            leaves.insert(i, leaf)
+        return cls(program, treedef, leaves, failed)
+
+    def __call__(self, v: Any, product: Any) -> Any:
+        """Return ``product``, which is that with ``v``; raise if it is not finite."""
+        vector = [leaf for leaf in jax.tree.leaves(v) if inexact(leaf)]
+        return self._judged(self._program, vector, product, [*checks((product, ()), ()), *self._failed])
+
+    def besides(self, found: tuple, aux: Any, writes: Any) -> tuple[tuple, list]:
+        """Return ``found``, a gradient and a value, which came out beside the map; raise if they are not finite.
+
+        Returns also what is true if that will be raised when the program runs.
+        """
+        zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in self._leaves if _is_unknown(leaf)]
+        bad = checks((*found, *aux), writes)
+        found = self._judged(self._program.without_product(), zeros, found, bad)
+        return found, [] if eager() else bad
+
+    def after(self, failed: Sequence) -> "Guard":
+        """Return a guard that also raises if one of ``failed`` is true."""
+        return Guard(self._program, self._treedef, self._leaves, failed)
+
+    def _judged(self, program, vector, found, bad):
+        given = iter(vector)
+        inputs = self._treedef.unflatten([next(given) if _is_unknown(leaf) else leaf for leaf in self._leaves])
+        if not eager():
+            return guarded(program, inputs, found, bad)
+        if any(map(bool, bad)):
+            raise program.search(*inputs)
+        return found
