@@ -302,6 +302,35 @@ def test_operators_go_through_jit():
     np.testing.assert_allclose(made.shape, (2, 2))
 
 
+def test_maps_that_are_made_in_lanes():
+    def slope(x):
+        seen.value = seen.value * 2.0
+        return T.linearize(root_of, x, debug_nan=True)[1] @ jnp.ones(())
+
+    np.testing.assert_allclose(T.vmap(slope)(jnp.array([2.0, 8.0])), jnp.array([0.5, 0.25]), rtol=1e-6)
+    error = raised(T.jit(T.vmap(slope)), jnp.array([2.0, 0.0]))
+    assert error.lane == (1,) and error.line == marked(root_of)
+
+
+def test_derivatives_of_what_is_watched():
+    def cubic(x):
+        return T.vjp(lambda y: b.value * y**3, x, debug_nan=True)[1](1.0)
+
+    for derivative in (T.grad(cubic), T.jacfwd(cubic), T.jit(T.grad(cubic))):
+        np.testing.assert_allclose(derivative(2.0), 6.0 * b.value * 2.0, rtol=1e-6)
+
+
+def test_taps_are_heard_once():
+    def tapped(x):
+        return T.vjp(lambda y: jnp.sqrt(T.tap("h", y)), x, debug_nan=True)[1](1.0)
+
+    for number, call in enumerate((tapped, T.jit(tapped)), 1):
+        with T.taps() as heard:
+            call(4.0)
+            jax.effects_barrier()
+        assert len(heard["h"]) == 1, number
+
+
 def test_solvers_take_them():
     h = T.hvp(lambda x: (x**4).sum() + (x**2).sum(), debug_nan=True).operator(jnp.arange(3.0))
     found, _ = jax.scipy.sparse.linalg.cg(h, jnp.ones(3), tol=1e-6)
@@ -410,13 +439,15 @@ def test_a_model():
     net.first.bias.value = jnp.ones(4)
     _, pull = T.vjp(net, jnp.ones(3), grad_states=net, argnums=None, debug_nan=True)
     error = raised(pull, jnp.array([1.0, jnp.nan]))
-    assert error.inputs == ("the cotangent",) and any("'first', 'weight'" in name for name in error.reached)
+    assert str(error).startswith("vjp(Net): the cotangent already holds NaN") and error.inputs == ("the cotangent",)
+    assert any("'first', 'weight'" in name for name in error.reached)
 
 
 def test_wrong_vectors_are_refused_as_always():
     _, pull = T.vjp(lambda x: x * w.value, 2.0, debug_nan=True)
-    with unchanged(*STATES), pytest.raises((TypeError, ValueError)):
-        pull(jnp.ones(7))
+    for wrong in (jnp.ones(7), 1, None, "text"):
+        with unchanged(*STATES), pytest.raises((TypeError, ValueError), match=r"VJP function|JAX type"):
+            pull(wrong)
     _, jacobian = T.linearize(lambda x: x * w.value, 2.0, debug_nan=True)
     with pytest.raises(ValueError, match="the vector given to an operator"):
         jacobian(jnp.ones(7))

@@ -35,6 +35,7 @@ __all__ = [
     "Target",
     "check_argnums",
     "differentiable",
+    "function_name",
     "names_of",
     "pick",
     "place",
@@ -218,6 +219,11 @@ def names_of(call, diff: Any) -> tuple[list[str], list]:
     return names, owners + [None] * (len(names) - len(owners))
 
 
+def function_name(fun) -> str:
+    """Name a function, or the kind of a callable object."""
+    return getattr(fun, "__qualname__", type(fun).__name__)
+
+
 class Target:
     """A function with States as a pure function of what is differentiated.
 
@@ -273,7 +279,7 @@ class Target:
         return names_of(call, diff)[0], jax.tree.structure(diff)
 
     def __repr__(self) -> str:
-        return f"{self.name}({getattr(self.fun, '__qualname__', self.fun)!s})"
+        return f"{self.name}({function_name(self.fun)})"
 
     def pure(self, diff, call, /, *rest, **kwargs):
         """Run the function with ``diff`` in place; JAX traces this."""

@@ -4,7 +4,7 @@ Its products come later, when the States may have moved on, and perhaps in anoth
 product, is staged when the map is made, for a vector that is yet to come, and kept with the inputs that it had then:
 that is a `Guard`. A product that is not finite is found by the search that `_nan` makes, with its vector filled in.
 
-The function runs twice for that, and twice more for a Jacobian with its transpose, once in numbers and then abstractly.
+The function runs once more for that, abstractly, and once again for a Jacobian, whose transpose is a second map.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
-from ._gradient import Target, check_argnums, differentiable, pick
+from ._gradient import Target, check_argnums, differentiable, function_name, pick
 from ._guard import Way, watched_map
 from ._nan import Watch, watched
 from ._space import layout
@@ -230,6 +230,6 @@ def watched_along(transform, fun, inputs, options) -> tuple:
         out, derivative, *aux = transform(fun, **inputs, **options)
         return derivative, out, *aux
 
-    watch = Watch(f"{transform.__name__}({getattr(fun, '__qualname__', fun)!s})", derivative_first)
+    watch = Watch(f"{transform.__name__}({function_name(fun)})", derivative_first)
     derivative, out, *aux = watched(watch, (), inputs)
     return out, derivative, *aux
