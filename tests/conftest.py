@@ -5,6 +5,10 @@ import gc
 import jax
 import pytest
 
+from brainstate import random
+
+random.seed(0)  # of what a file draws when it is imported
+
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
@@ -26,6 +30,12 @@ def hostile():
     """Refuse implicit promotion of dtypes and ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Give every test the same numbers, whatever ran before it."""
+    random.seed(0)
 
 
 @pytest.fixture
