@@ -34,6 +34,19 @@ hot = State(jnp.array([1.0, 1.0]), name="hot")
 seen = State(jnp.array(0.0), name="seen")
 
 STATES = (w, b, neg, tree, hot, seen)
+VALUES = [state.value for state in STATES]
+
+
+def as_at_the_start():
+    """Undo what a test has written."""
+    for state, value in zip(STATES, VALUES, strict=True):
+        state.value = value
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    as_at_the_start()
+
 
 # ------------------------------------------------------------------------------------------ planted programs
 

@@ -17,6 +17,12 @@ from brainstate import random as R
 from brainstate import transform as T
 from test_nan import ROWS, STATES, b, marked, raised, seen, tree, w
 
+
+@pytest.fixture(autouse=True)
+def anew():
+    planted.as_at_the_start()
+
+
 # ------------------------------------------------------------------------------------------ every planted program
 
 
@@ -337,18 +343,107 @@ def test_solvers_take_them():
     np.testing.assert_allclose(found, 1.0 / (12.0 * jnp.arange(3.0) ** 2 + 2.0), rtol=1e-4)
 
 
-def test_a_state_that_the_first_call_makes():
+def test_a_state_that_the_first_call_makes_and_writes():
     class Lazy:
         h: Any = None
 
     def loss(x):
         if Lazy.h is None:
             Lazy.h = State(jnp.zeros(2), name="h")
-        return jnp.sqrt(x * Lazy.h.value)  # <- here
+        y = jnp.sqrt(x * Lazy.h.value)  # <- here
+        Lazy.h.value = Lazy.h.value + 1.0
+        return y
 
     _, pull = T.vjp(loss, jnp.ones(2), debug_nan=True)
-    assert Lazy.h.value.tolist() == [0.0, 0.0]
+    assert Lazy.h.value.tolist() == [1.0, 1.0]
     assert raised(pull, jnp.ones(2)).line == marked(loss)
+    Lazy.h = None
+    error = raised(T.grad(lambda x: loss(x).sum(), debug_nan=True), jnp.ones(2))
+    assert error.line == marked(loss)
+
+
+def test_arrays_that_are_given_away_or_changed_in_place():
+    weight, x = ParamState(jnp.array([1.0, 4.0]), name="weight"), np.zeros(2, np.float32)
+
+    def double():
+        weight.value = weight.value * 2.0
+
+    _, jacobian = T.linearize(lambda: jnp.sqrt(weight.value), grad_states=weight, debug_nan=True)
+    _, pull = T.vjp(root_of, x, grad_states=b, debug_nan=True)
+    T.jit(double, donate_states=True)()
+    np.testing.assert_allclose(jacobian.dense(), [[0.5, 0.0], [0.0, 0.25]], rtol=1e-6)
+    np.testing.assert_allclose(jacobian @ jnp.ones(2), [0.5, 0.25], rtol=1e-6)
+    assert "nan" in str(raised(jacobian, jnp.array([jnp.nan, 0.0]))).lower()
+    x[:] = 1.0
+    assert raised(pull, jnp.ones(2)).line == marked(root_of)
+
+
+def test_keys_of_random_numbers():
+    key = State(jax.random.key(3), name="key")
+
+    def noisy(x):
+        return jnp.sqrt(x) * jax.random.uniform(jax.random.split(key.value)[0])  # <- here
+
+    def dense(x):
+        return T.linearize(noisy, x, debug_nan=True)[1].dense()
+
+    grad = T.grad(noisy, debug_nan=True)
+    norms = T.per_example_norms(lambda x: noisy(x) * b.value, b, debug_nan=True)
+    for call, x in ((dense, 0.0), (T.jit(dense), 0.0), (T.jit(grad), 0.0), (T.vmap(grad), jnp.zeros(2))):
+        with unchanged(key), pytest.raises((RuntimeError, ValueError), match=f"py:{marked(noisy)}, in"):
+            jax.block_until_ready(call(x))
+    assert jnp.isfinite(norms(jnp.ones(2))).all()
+    assert raised(norms, -jnp.ones(2)).line == marked(noisy)
+
+
+def test_an_estimate_that_fails_draws_nothing():
+    h = T.hvp(lambda x: (x**1.5).sum(), debug_nan=True).operator(jnp.array([0.0, 1.0]))
+    for estimate in (h.trace, h.diagonal):
+        assert raised(lambda estimate=estimate: estimate(samples=3)).phase == "backward"
+
+
+def test_results_that_are_numbers_of_python():
+    def fun(x):
+        return {"a": x, "n": 3.0}
+
+    for call in (lambda f: f, T.jit):
+        assert call(lambda x: T.vjp(fun, x, debug_nan=True)[0])(2.0) == fun(2.0)
+        assert call(lambda x: T.linearize(fun, x, debug_nan=True)[1](jnp.array(1.0)))(2.0) == {"a": 1.0, "n": 0.0}
+
+
+@pytest.mark.parametrize("name", ["vjp", "linearize", "sparse_jacobian", "grad"])
+def test_a_program_on_several_devices_does_not_hang(name):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    spec = jax.sharding.PartitionSpec("d")
+    root = T.shard_map(jnp.sqrt, mesh=mesh, in_specs=spec, out_specs=spec)
+    call = {
+        "vjp": lambda x: T.vjp(root, x, debug_nan=True)[1](jnp.ones(2)),
+        "linearize": lambda x: T.linearize(root, x, debug_nan=True)[1].dense(),
+        "sparse_jacobian": T.sparse_jacobian(root, dense=True, debug_nan=True),
+        "grad": T.grad(lambda x: root(x).sum(), debug_nan=True),
+    }[name]
+    assert "the result is not finite" in str(raised(T.jit(call), jnp.array([1.0, 0.0])))
+
+
+def test_on_each_device():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def lane(x):
+        return T.vjp(root_of, x, debug_nan=True)[1](x * 0.0 + 1.0)
+
+    mapped = T.jit(T.shard_map(lane, mesh=mesh, in_specs=spec, out_specs=spec))
+    np.testing.assert_allclose(mapped(jnp.array([2.0, 8.0])), [0.5, 0.25], rtol=1e-6)
+    assert raised(mapped, jnp.array([2.0, 0.0])).line == marked(root_of)
+
+
+def test_a_watched_derivative_in_a_series():
+    def cubic(x):
+        return T.vjp(lambda y: y**3, x, debug_nan=True)[1](1.0)
+
+    for inner in (cubic, T.grad(lambda x: x**3, debug_nan=True)):
+        value, terms = T.taylor(inner, (2.0,), (1.0,), 2)
+        assert (value, *terms) == (12.0, 12.0, 3.0)
 
 
 def test_no_state_and_no_tracer_is_kept():

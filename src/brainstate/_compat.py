@@ -5,6 +5,7 @@ Features are found by presence, never by version number. Everything here is publ
 
 import functools
 import inspect
+from typing import Any
 
 import jax
 from jax.extend.core import (
@@ -16,6 +17,7 @@ __all__ = [
     "UNSPECIFIED",
     "current_trace",
     "jit_disabled",
+    "nans_checked",
     "scan_inputs",
     "stages_within",
     "staging",
@@ -57,6 +59,12 @@ def _recording() -> type:
 def jit_disabled() -> bool:
     """Tell whether ``jax.disable_jit`` is on."""
     return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def nans_checked() -> bool:
+    """Tell whether ``jax.debug_nans`` or ``jax.debug_infs`` is on."""
+    config: Any = jax.config
+    return bool(config.jax_debug_nans or config.jax_debug_infs)
 
 
 def varying_axes(value) -> tuple:

@@ -159,6 +159,7 @@ class Scope:
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
+        self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
         self.unused, self.given = set(values), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
@@ -299,6 +300,10 @@ def create(state, value) -> None:
     scope = innermost()
     if scope is not None:
         scope.write(state, value)
+        while scope is not None:
+            if scope.firsts is not None:
+                scope.firsts[state] = value
+            scope = scope.parent
         return
     if type(value) not in _plain:
         _admit(state, value)

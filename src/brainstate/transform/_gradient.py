@@ -406,8 +406,8 @@ class GradientTransform:
     Raises
     ------
     NonFiniteError
-        With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops and maps, JAX raises
-        an error of its own that ends in the same text.
+        With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops, maps and other
+        derivatives that are not compiled, JAX raises an error of its own that ends in the same text.
     StateTypeError, StateValueError
         When built, for unusable arguments; when called, for what the call shows. No State has changed then.
 

@@ -7,14 +7,15 @@ that is a `Guard`. A product that is not finite is found by the search that `_na
 The function runs once more for that, abstractly, and once again for a Jacobian, whose transpose is a second map.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from .._scope import Scope, commit, eager, frozen_here
-from ._nan import Program, Untraceable, Watch, checks, guarded
+from .._scope import Scope, commit, eager, frozen_here, is_tracer
+from ._nan import Program, Untraceable, Watch, checks, guarded, made
 from ._origins import inexact
 
 __all__ = ["Guard", "Way", "watched_map"]
@@ -40,21 +41,31 @@ def watched_map(name, run: Callable, ways: Callable, args: tuple, kwargs: dict) 
     """
     transform = name.partition("(")[0]
     with Scope(transform, frozen=frozen_here()) as scope:
+        scope.firsts = weakref.WeakKeyDictionary()
         linear, more, value, *aux = run(*args, **kwargs)
         writes = scope.close()
-    born = {s: v for s, v in zip(writes.states, writes.values, strict=True) if s in scope.born}
-    with Scope(transform, born, frozen=frozen_here()):  # a lazy State is not made a second time
+    with Scope(transform, made(scope, writes), frozen=frozen_here()):
         guards = [Guard.of(name, run, way, args, kwargs) for way in ways(linear, value)]
     (more, value), failed = guards[0].besides((more, value), aux, writes)
     commit(writes)
     return (linear, more, value, *aux), tuple(guard.after(failed) for guard in guards)
 
 
-def _unknown(leaf):
+def _placeholder(leaf):
+    """Return what stands for ``leaf`` of a vector while it is unknown; in a program, a tracer of its very type."""
+    return leaf * 0 if is_tracer(leaf) and inexact(leaf) else _type_of(leaf)
+
+
+def _type_of(leaf):
     if _is_unknown(leaf) or not inexact(leaf):
         return leaf
     aval = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _own(leaf):
+    """Return an array that stays as it is when a State gives its own away, or the user changes his in place."""
+    return leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) and not is_tracer(leaf) else leaf
 
 
 def _is_unknown(leaf) -> bool:
@@ -85,14 +96,19 @@ class Guard:
             return way.inputs(args, {key: value for key, value in kwargs.items() if key != way.what})
 
         watch = Watch(name, product_first, inputs, of_map=True)
-        kwargs = {**kwargs, way.what: jax.tree.map(_unknown, way.vector)}
+        kwargs = {**kwargs, way.what: jax.tree.map(_placeholder, way.vector)}
+        mine = jax.tree.leaves({key: jax.tree.map(lambda _, key=key: key == way.what, kwargs[key]) for key in kwargs})
+        mine = [False] * len(jax.tree.leaves(args)) + mine
         try:
-            program, parts = Program.of(watch, watch.staged(args, kwargs), args, kwargs)
+            staged = watch.staged(args, kwargs)
+            program, (constants, states, given) = Program.of(watch, staged, args, kwargs)
+            pairs = zip(staged.places, given, strict=True)
+            parts = constants, states, [_type_of(leaf) if mine[i] else leaf for i, leaf in pairs]
         except Exception as problem:
             # It has just run well, so it is being abstract that it cannot do: no matter as long as all is finite.
             program, parts = Untraceable(name, problem), ([], [], [])
         leaves, treedef = jax.tree.flatten(parts)
-        return cls(program, treedef, leaves)
+        return cls(program, treedef, list(map(_own, leaves)))
 
     def tree_flatten(self) -> tuple:
         """Return the inputs, and what is static."""

@@ -23,6 +23,7 @@ import linecache
 import logging
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from .._carry import Carried, may_fail
-from .._compat import varying_axes
+from .._compat import nans_checked, varying_axes
 from .._errors import NonFiniteError
 from .._scope import Scope, Staged, commit, eager, gather, is_tracer, stage
 from ._interpret import opened, within
@@ -42,7 +43,18 @@ from ._lines import site_of
 from ._origins import Given, Origin, Value, inexact, origins
 from ._remedies import likely, shown
 
-__all__ = ["Program", "Untraceable", "Watch", "checks", "guarded", "holds_check", "unwrapped", "waiting", "watched"]
+__all__ = [
+    "Program",
+    "Untraceable",
+    "Watch",
+    "checks",
+    "guarded",
+    "holds_check",
+    "made",
+    "unwrapped",
+    "waiting",
+    "watched",
+]
 
 _MANY = 6  # names in a message
 
@@ -81,14 +93,25 @@ def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
     if not eager():
         return _in_program(watch, args, kwargs)
     with Scope(watch.transform) as scope:
+        scope.firsts = weakref.WeakKeyDictionary()
         out = watch.call(*args, **kwargs)
         writes = scope.close()
     if any(map(bool, checks(out, writes))):
-        born = {s: v for s, v in zip(writes.states, writes.values, strict=True) if s in scope.born}
-        with Scope(watch.transform, born):  # a lazy State is not made a second time
+        with Scope(watch.transform, made(scope, writes)):
             raise _diagnosis(watch, args, kwargs) from None
     commit(writes)
     return out
+
+
+def made(scope, writes) -> dict:
+    """Return {State: value} of the States that a call made which runs again: it makes them no second time.
+
+    The value is that of the beginning, since the call may have written another one; if it was no number then, what
+    there is.
+    """
+    last = dict(zip(writes.states, writes.values, strict=True))
+    firsts = {state: scope.firsts.get(state, last[state]) for state in scope.born}
+    return {s: last[s] if any(map(is_tracer, jax.tree.leaves(first))) else first for s, first in firsts.items()}
 
 
 @jax.jit
@@ -170,10 +193,9 @@ class Untraceable:
     """Stands for the `Program` of what cannot be traced: there is nothing to search."""
 
     def __init__(self, name: str, problem: Exception):
-        self._text = (
-            f"{name}: the result is not finite.\n  {_reason(problem)}, so that no operation is known. Use jnp.where or "
-            f"brainstate.transform.cond in place of Python's if to have it."
-        )
+        self._text = f"{name}: the result is not finite.\n  {_reason(problem)}, so that no operation is known."
+        if isinstance(problem, jax.errors.ConcretizationTypeError):
+            self._text += " Use jnp.where or brainstate.transform.cond in place of Python's if to have it."
 
     def without_product(self) -> "Untraceable":
         """Return what stands for that one."""
@@ -375,7 +397,7 @@ def _of_origin(name, origin: Origin, others, lines, facts) -> NonFiniteError:
 _raised: collections.deque = collections.deque(maxlen=16)  # by callbacks, for `waiting` to find again
 # Of several devices the others would wait for ever for one whose callback raises: it leaves the error here instead.
 _left: collections.deque = collections.deque(maxlen=16)
-_spread = [False]  # whether the call that has its turn is on several devices
+_awaited = [False]  # whether a call that has its turn looks there
 _turn = threading.RLock()  # held by a call that looks there afterwards
 
 
@@ -412,7 +434,11 @@ def guarded(program, inputs, result, bad: list) -> Any:
     fine = ~_gate(program, jnp.stack(bad).any(), inputs)
     # NaN is seen only where nothing is raised. It is added, as a compiler that knows the derivative to be NaN would
     # drop a choice between the two, and the check with it; x + -0.0 is x, for every x.
-    return jax.tree.map(lambda x: x + _nan_unless(fine, x.dtype) if inexact(x) else x, result)
+    return jax.tree.map(lambda x: x + _nan_unless(fine, jax.typeof(x).dtype) if inexact(x) else x, result)
+
+
+def _is_key(leaf) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _nan_unless(fine, dtype):
@@ -423,9 +449,11 @@ def _gate(program, bad, inputs):
     """Return False; or at run time, if ``bad`` is true, raise what the search finds (leave it and return True)."""
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
-    # Every array is an operand: what a callback refers to, JAX's caches keep.
+    # Every array is an operand: what a callback refers to, JAX's caches keep. Keys would arrive as bare numbers.
     places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf) or isinstance(leaf, jax.Array | np.ndarray)]
     operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
+    keys = {i: jax.random.key_impl(leaf) for i, leaf in zip(places, operands, strict=True) if _is_key(leaf)}
+    operands = [jax.random.key_data(leaf) if i in keys else leaf for i, leaf in zip(places, operands, strict=True)]
     kept = [None if i in set(places) else leaf for i, leaf in enumerate(leaves)]
     several = any(varying_axes(leaves[i]) for i in places)  # in a shard_map
 
@@ -437,14 +465,16 @@ def _gate(program, bad, inputs):
         lane = tuple(int(i) for i in np.argwhere(np.broadcast_to(bad, sizes))[0])
         filled = list(kept)
         for i, operand in zip(places, operands, strict=True):
-            filled[i] = operand[tuple(min(n, size - 1) for n, size in zip(lane, operand.shape, strict=False))]
+            part = operand[tuple(min(n, size - 1) for n, size in zip(lane, operand.shape, strict=False))]
+            filled[i] = jax.random.wrap_key_data(jnp.asarray(part), impl=keys[i]) if i in keys else part
         parts = (filled[start:end] for start, end in itertools.pairwise([0, *ends]))
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
-        if several or _spread[0]:
+        if several or _awaited[0]:
             _left.append(error)
-            logging.getLogger(__name__).error("%s", error)
+            if not _awaited[0]:
+                logging.getLogger(__name__).error("%s", error)
             return np.ones(sizes, bool)
         _raised.append(copy.copy(error))  # not with the frames of this call
         raise error
@@ -480,14 +510,15 @@ def waiting(jitted: Callable) -> Callable:
         if not eager():
             may_fail()
             return jitted(*args, **kwargs)
-        spread = any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in jax.tree.leaves((args, kwargs)))
-        with _turn if jax.device_count() > 1 else contextlib.nullcontext(), unwrapped():
+        # Which devices a program uses, nobody can tell beforehand. JAX's own check would see the NaN that is returned.
+        several = jax.device_count() > 1 and not nans_checked()
+        with _turn if several else contextlib.nullcontext(), unwrapped():
             _left.clear()
-            before, _spread[0] = _spread[0], spread
+            before, _awaited[0] = _awaited[0], several
             try:
                 out = jax.block_until_ready(jitted(*args, **kwargs))
             finally:
-                _spread[0] = before
+                _awaited[0] = before
             if _left:
                 raise _left.popleft()
             return out

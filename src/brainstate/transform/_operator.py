@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 
 from .._errors import StateTypeError, StateValueError
 from ._chunks import check_chunk_size
-from ._draws import Estimate, first_key
+from ._draws import Estimate, with_key
 from ._guard import Way, watched_map
 from ._nan import Watch, waiting
 from ._space import Space, promoted
@@ -163,7 +163,7 @@ class LinearOperator:
 
     def _done(self, compute):
         """Return ``compute()``, a program of many products; only when it has ended if one of them may raise."""
-        return waiting(lambda _: compute())(self) if self._guards else compute()
+        return waiting(compute)() if self._guards else compute()
 
     def _require_real(self):
         for space in (self._columns, self._rows):
@@ -310,9 +310,13 @@ class LinearOperator:
             return (mean, squares + deviation * (value - mean)), None
 
         zero = jnp.zeros(shape, self.dtype)
-        keys = jax.random.split(first_key(key), samples)
         counts = jnp.arange(1, samples + 1).astype(self.dtype)
-        (mean, squares), _ = self._done(lambda: jax.lax.scan(step, (zero, zero), (counts, keys)))
+
+        def run(key):
+            inputs = counts, jax.random.split(key, samples)
+            return self._done(lambda: jax.lax.scan(step, (zero, zero), inputs)[0])
+
+        mean, squares = with_key("operator", key, run)
         return Estimate(mean, jnp.sqrt(squares / (samples * (samples - 1))))
 
 

@@ -62,7 +62,7 @@ class _Rule:
     def _step(self, eqn, inputs):
         primals = [x.primal for x in inputs]
         name = eqn.primitive.name
-        if all(x.terms is None for x in inputs):
+        if name == "stop_gradient" or all(x.terms is None for x in inputs):
             return [Series(out) for out in bind(eqn, primals)]
         if (inner := subprogram(eqn)) is not None:
             return self.run(inner, inputs)
