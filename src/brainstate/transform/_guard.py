@@ -97,8 +97,9 @@ class Guard:
 
         watch = Watch(name, product_first, inputs, of_map=True)
         kwargs = {**kwargs, way.what: jax.tree.map(_placeholder, way.vector)}
-        mine = jax.tree.leaves({key: jax.tree.map(lambda _, key=key: key == way.what, kwargs[key]) for key in kwargs})
-        mine = [False] * len(jax.tree.leaves(args)) + mine
+        mine = jax.tree.map(lambda _: False, (args, kwargs))
+        mine[1][way.what] = jax.tree.map(lambda _: True, kwargs[way.what])
+        mine = jax.tree.leaves(mine)
         try:
             staged = watch.staged(args, kwargs)
             program, (constants, states, given) = Program.of(watch, staged, args, kwargs)
