@@ -975,9 +975,12 @@ def walk(block) -> Iterator[Any]:
 
 def retraces(block):
     """Tell whether a second call may be traced again: a State is new, or is no Python number any more."""
-    python = {"name": "p", "other": "p"}
+
+    def python(name):
+        return name == "p" or str(name).startswith("alias")  # of any State
+
     return any(
-        node.op in ("keep", "lazy") or any(getattr(node, field, "") == value for field, value in python.items())
+        node.op in ("keep", "lazy") or any(python(getattr(node, field, "")) for field in ("name", "other"))
         for node in walk(block)
     )
 
