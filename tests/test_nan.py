@@ -862,6 +862,15 @@ def test_raw_jit_shows_the_whole_text():
         jax.block_until_ready(jax.jit(T.grad(jnp.sqrt, debug_nan=True))(0.0))
 
 
+def assert_let_go(run):
+    """Nothing keeps a tracer of ``run()``, nor that to which it returns a weak reference."""
+    with jax.checking_leaks():
+        run()
+    alive = run()
+    gc.collect()
+    assert alive() is None
+
+
 def test_no_tracer_and_no_state_is_kept():
     def run():
         weight = ParamState(jnp.ones(2))
@@ -874,11 +883,7 @@ def test_no_tracer_and_no_state_is_kept():
         slope(jnp.ones(2))
         return weakref.ref(weight)
 
-    with jax.checking_leaks():
-        run()
-    alive = run()
-    gc.collect()
-    assert alive() is None
+    assert_let_go(run)
 
 
 def test_lanes():

@@ -1,6 +1,5 @@
 """debug_nan where the derivative is a map that is applied later, and where a program is rewritten on its way."""
 
-import gc
 import inspect
 import weakref
 from typing import Any
@@ -373,7 +372,7 @@ def test_arrays_that_are_given_away_or_changed_in_place():
     T.jit(double, donate_states=True)()
     np.testing.assert_allclose(jacobian.dense(), [[0.5, 0.0], [0.0, 0.25]], rtol=1e-6)
     np.testing.assert_allclose(jacobian @ jnp.ones(2), [0.5, 0.25], rtol=1e-6)
-    assert "nan" in str(raised(jacobian, jnp.array([jnp.nan, 0.0]))).lower()
+    assert raised(jacobian, jnp.array([jnp.nan, 0.0])).inputs == ("the vector",)
     x[:] = 1.0
     assert raised(pull, jnp.ones(2)).line == marked(root_of)
 
@@ -459,11 +458,7 @@ def test_no_state_and_no_tracer_is_kept():
         slope(jnp.ones(2))
         return weakref.ref(weight)
 
-    with jax.checking_leaks():
-        run()
-    alive = run()
-    gc.collect()
-    assert alive() is None
+    planted.assert_let_go(run)
 
 
 # ------------------------------------------------------------------------------------------ functions of all kinds

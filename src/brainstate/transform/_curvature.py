@@ -32,7 +32,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
-from ._nan import Watch, watched
+from ._nan import Watch, leaving_out, watched
 from ._operator import LinearOperator, watched_operator
 from ._space import Space, positions
 
@@ -103,10 +103,8 @@ class Product:
             out = run(kwargs.pop(_VECTOR), *args, **kwargs)
             return out[:last], *out[last:]
 
-        def inputs(args, kwargs):
-            return self._target.inputs(args, {key: value for key, value in kwargs.items() if key != _VECTOR})
-
-        first, value, *aux = watched(Watch(repr(self), derivative_first, inputs), args, {**kwargs, _VECTOR: v})
+        watch = Watch(repr(self), derivative_first, leaving_out(_VECTOR, self._target.inputs))
+        first, value, *aux = watched(watch, args, {**kwargs, _VECTOR: v})
         result = [*first, *((value,) if self.return_value else ()), *aux]
         return tuple(result) if len(result) > 1 else result[0]
 

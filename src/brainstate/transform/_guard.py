@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .._scope import Scope, commit, eager, frozen_here, is_tracer
-from ._nan import Program, Untraceable, Watch, checks, guarded, made
+from ._nan import Program, Untraceable, Watch, checks, guarded, leaving_out, made
 from ._origins import inexact
 
 __all__ = ["Guard", "Way", "watched_map"]
@@ -92,10 +92,7 @@ class Guard:
             linear, more, value, *aux = run(*args, **kwargs)
             return (way.product(linear, v), more), value, *aux
 
-        def inputs(args, kwargs):
-            return way.inputs(args, {key: value for key, value in kwargs.items() if key != way.what})
-
-        watch = Watch(name, product_first, inputs, of_map=True)
+        watch = Watch(name, product_first, leaving_out(way.what, way.inputs), of_map=True)
         kwargs = {**kwargs, way.what: jax.tree.map(_placeholder, way.vector)}
         mine = jax.tree.map(lambda _: False, (args, kwargs))
         mine[1][way.what] = jax.tree.map(lambda _: True, kwargs[way.what])

@@ -50,6 +50,7 @@ __all__ = [
     "checks",
     "guarded",
     "holds_check",
+    "leaving_out",
     "made",
     "unwrapped",
     "waiting",
@@ -82,6 +83,11 @@ class Watch:
         return stage(
             lambda *a, **k: Carried.of(self.call(*a, **k)), args, kwargs, name=self.transform, dynamic=_is_input
         )
+
+
+def leaving_out(name: str, inputs: Callable) -> Callable:
+    """Return ``inputs`` of a `Watch` for calls that are given ``name`` besides."""
+    return lambda args, kwargs: inputs(args, {key: value for key, value in kwargs.items() if key != name})
 
 
 def _is_input(leaf) -> bool:

@@ -135,9 +135,8 @@ def _pattern_of(linear, diff, along, sizes) -> SparsityPattern:
     return SparsityPattern(rows, np.concatenate([cols for _, cols in outs]), (int(starts[-1]), sum(_sizes(along))))
 
 
-def _detect(name, program, diff, mode):
-    """Return the pattern of a Jacobian, from a program that JAX can make in that mode."""
-    out = _outputs(name, program, diff)
+def _detect(program, diff, out, mode):
+    """Return the pattern of a Jacobian with outputs like ``out``, from a program that JAX can make in that mode."""
     if mode == "reverse":
         turned = _pattern_of(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
         return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
@@ -312,14 +311,10 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
 
     def wrapped(diff, /, *rest, **kwargs):
         diff, program = _opened(name, fun, diff, rest, kwargs)
-        chosen = _possible(name, program, mode)
-        if given := pattern is not None:
-            found = _given(name, pattern, _outputs(name, program, diff), diff)
-        else:
-            found = _detect(name, program, diff, chosen)
+        chosen, given, out = _possible(name, program, mode), pattern is not None, _outputs(name, program, diff)
+        found = _given(name, pattern, out, diff) if given else _detect(program, diff, out, chosen)
         chosen = _cheaper(found) if chosen == "auto" else chosen
         if chosen == "forward":
-            out = jax.eval_shape(program.value, diff)
             blocks = _Blocks(found, "column", out, diff)
             rows, (_, aux) = _evaluate(name, _along(program, diff), diff, blocks, dense, given and check_pattern)
         else:
@@ -354,7 +349,7 @@ def _jacobian_sparsity_transform(fun, *, argnums, has_aux):
 
     def wrapped(diff, /, *rest, **kwargs):
         diff, program = _opened(name, fun, diff, rest, kwargs)
-        return _detect(name, program, diff, _possible(name, program, "auto"))
+        return _detect(program, diff, _outputs(name, program, diff), _possible(name, program, "auto"))
 
     return wrapped
 
