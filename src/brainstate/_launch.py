@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from ._border import apart, changed, switched, token
 from ._carry import ABSENT, Writes
 from ._compat import current_trace, jit_disabled
 from ._errors import TraceContextError
@@ -53,7 +54,9 @@ def launch(jitted, states, written, args, kwargs):
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
-        out, values = jitted(gather(states), *args, **kwargs)
+        values = gather(states)
+        with apart():
+            out, values = jitted(values, *args, **kwargs)
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
             return launch(jitted, states, written, args, kwargs)
@@ -84,7 +87,7 @@ class Launcher:
         if program.generation != _generation[0]:
             program = self._begin("; ".join(replaced_since(program.generation)))
         try:
-            if not program.written or (_open and innermost() is not None):
+            if not program.written or switched or (_open and innermost() is not None):
                 out = launch(program.jitted, program.states, program.written, args, kwargs)
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
@@ -153,6 +156,9 @@ class Ready:
             self._renew()
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
+        if switched and token() is not None:
+            with apart():
+                return self(*args, **kwargs)
         try:
             if not self._written:
                 with _commit_lock:
@@ -173,6 +179,8 @@ class Ready:
                     _end_commit()
             finally:
                 _end_step()
+            if switched:
+                changed(written)
         except Sealed:
             fast, self._run = self._run, self._run_any
         except Exception:

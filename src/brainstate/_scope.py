@@ -46,6 +46,7 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
+from ._border import altered, changed, everywhere, forget, meet, separate, switched
 from ._carry import Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
@@ -90,6 +91,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+_told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
 _open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
@@ -109,6 +111,8 @@ def invalidate(what: str) -> None:
     """Announce that a State or Module was replaced, and where, so that compiled functions look again."""
     _replaced.append(what)
     _generation[0] += 1
+    if switched:
+        everywhere()
 
 
 def replaced_since(count: int) -> list[str]:
@@ -150,16 +154,24 @@ _state_read.def_abstract_eval(lambda *, state, leaf, aval: aval)
 
 
 class Scope:
-    """One transformed call in progress. ``values`` are the States whose value the transform provides."""
+    """One transformed call in progress. ``values`` are the States whose value the transform provides.
 
-    def __init__(self, name, values=(), *, stages=False, frozen=False):
-        self.name, self.stages, self.frozen = name, stages, frozen
+    ``frozen`` says that a program which JAX itself traces around this call keeps what is read from outside; it is what
+    `frozen_here` says, and given only where the scope is made inside another function that JAX traces.
+    """
+
+    opaque = False  # whether States may have other values inside though none is provided
+
+    def __init__(self, name, values=(), *, stages=False, frozen=None):
+        self.name, self.stages = name, stages
+        self.frozen = not stages and (frozen_here() if frozen is None else frozen)
         self.parent = self.trace = None
         self.values, self.written = {}, {}  # both ordered; `written` is used as an ordered set
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
         self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
+        self.context: Any = None  # what goes back, at the end, to the token around; see `_border`
         self.unused, self.given = set(values), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
@@ -167,9 +179,14 @@ class Scope:
     def __enter__(self):
         self.parent, self.trace = innermost(), current_trace()
         _open[get_ident()] = self
+        if switched:
+            separate(self)
         return self
 
     def __exit__(self, *exc):
+        if self.context is not None:
+            self.context.__exit__(*exc)
+            self.context = None
         if self.parent is None:
             del _open[get_ident()]
         else:
@@ -190,6 +207,7 @@ class Scope:
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
+            forget(current_trace())
             raise TraceContextError(
                 f"{state.describe()} was written inside a raw JAX transform within brainstate.transform.{self.name}: "
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
@@ -201,6 +219,8 @@ class Scope:
         self.written[state] = True
         self.unused.discard(state)
         self.lent.pop(state, None)
+        if switched:
+            altered(self, state)
 
     def close(self) -> Writes:
         """Return what was written: by assignment, in place, and to States born inside that outlive the call."""
@@ -221,7 +241,9 @@ class Scope:
         return scope is not None
 
     def _inherit(self, state):
-        outer = self.parent.read(state) if self.parent is not None else _stored(state, self.frozen)
+        outer = self.parent.read(state) if self.parent is not None else _stored(state)
+        if self.frozen:
+            _meet(self.parent, state)
         leaves, treedef = _flatten(state, outer)
         if self.stages:
             leaves = self._mark(state, leaves, treedef)
@@ -270,16 +292,20 @@ def read(state):
     scope = _open.get(get_ident()) if _open else None
     if scope is not None:
         value = scope.read(state)
-        # A tracer of ours that a raw jit inside closes over is no constant of its program; a concrete array is.
-        if current_trace() is not scope.trace and stages_within(scope.trace) and not _has_tracer(value):
-            _warn_frozen(state)
+        if current_trace() is not scope.trace and stages_within(scope.trace):
+            _meet(scope, state)
+        elif switched and state in scope.lent:  # it may be changed in place
+            altered(scope, state)
         return value
-    if current_trace() is not AT_ONCE and staging():
-        _warn_frozen(state)
     try:
-        return state._value
+        value = state._value
     except AttributeError:
-        return _stored(state)
+        value = _stored(state)
+    if current_trace() is not AT_ONCE and staging():
+        _meet(None, state)
+    elif switched and type(value) not in _plain:
+        altered(None, state)
+    return value
 
 
 def write(state, value) -> None:
@@ -293,6 +319,8 @@ def write(state, value) -> None:
     if type(value) not in _plain:
         _admit(state, value)
     state._value = value
+    if switched:
+        altered(None, state)
 
 
 def create(state, value) -> None:
@@ -355,6 +383,8 @@ def commit(writes: Writes) -> None:
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
         for state, value in zip(states, writes.values, strict=True):
             state._value = value
+    if switched:
+        changed(states)
 
 
 def eager() -> bool:
@@ -371,13 +401,14 @@ def differentiated(state) -> bool:
 
 
 def frozen_here() -> bool:
-    """Tell whether a read now would be compiled in as a constant: raw staging, and no scope open."""
-    return innermost() is None and current_trace() is not AT_ONCE and staging()
+    """Tell whether JAX itself is tracing a program here, and would keep the value of a State that is read."""
+    scope = innermost()
+    if scope is None:
+        return current_trace() is not AT_ONCE and staging()
+    return current_trace() is not scope.trace and stages_within(scope.trace)
 
 
-def _stored(state, frozen=False):
-    if frozen:
-        _warn_frozen(state)
+def _stored(state):
     try:
         return state._value
     except AttributeError:
@@ -450,6 +481,7 @@ def refuse_states(tree, what) -> None:
 
 
 def _raw_transform(state):
+    forget(current_trace())
     return TraceContextError(
         f"{state.describe()} was written inside a raw JAX transform, which does not know States: a tracer would leak, "
         f"or the write be lost. Wrap the function with the transform of the same name from brainstate.transform "
@@ -457,18 +489,23 @@ def _raw_transform(state):
     )
 
 
-def _has_tracer(value) -> bool:
-    return any(map(is_tracer, jax.tree.leaves(value)))
-
-
-def _warn_frozen(state) -> None:
-    level, frame = 1, sys._getframe()
+def _meet(scope, state) -> None:
+    """Note that a program of JAX's own holds the value of ``state``; warn once for each line that reads it outside."""
+    met = meet(scope, state)
+    if met is None:
+        return
+    level, frame, trace = 1, sys._getframe(), current_trace()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         level, frame = level + 1, frame.f_back
+    line = frame.f_code.co_filename, frame.f_lineno
+    if line in met.told or (_told and _told[0]() is trace and _told[1] == line):
+        return  # a line that reads a whole model is told of the first State
+    met.told.add(line)
+    _told[:] = weakref.ref(trace), line
     warnings.warn(
-        f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "
-        f"compiled in as a constant and later changes are not seen. Use the transform of the same name from "
-        f"brainstate.transform.",
+        f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its value is a "
+        f"constant of that program, so after each change JAX traces and compiles anew whatever is called outside of "
+        f"brainstate.transform. Use the transform of the same name from brainstate.transform.",
         FrozenReadWarning,
         stacklevel=level,
     )

@@ -42,6 +42,8 @@ _NOISE = 16  # units of rounding in the value of a function, by which a differen
 class _Double(Scope):
     """A scope in which every State has its value in double precision."""
 
+    opaque = True
+
     def _inherit(self, state):
         with jax.ensure_compile_time_eval():  # the first read may be inside a loop that is being staged
             return _double(super()._inherit(state))

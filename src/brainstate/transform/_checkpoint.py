@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, refuse_states
+from .._scope import Scope, commit, frozen_here, refuse_states
 from ..filters import to_predicate
 
 __all__ = ["checkpoint", "remat", "save_states"]
@@ -25,8 +25,8 @@ _NAME = "brainstate.saved"
 class _Saving(Scope):
     """A scope that names what is written to the chosen States, so that the policy finds it."""
 
-    def __init__(self, keep):
-        super().__init__("checkpoint")
+    def __init__(self, keep, frozen):
+        super().__init__("checkpoint", frozen=frozen)
         self.keep = keep
 
     def write(self, state, value):
@@ -116,10 +116,11 @@ def checkpoint(
     def wrapped(*args, **kwargs):
         refuse_states((args, kwargs), "arguments of checkpoint")
         inputs, rebuild = _arrays(args, kwargs, static_argnums)
+        frozen = frozen_here()
 
         def pure(*inputs):
             args, kwargs = rebuild(inputs)
-            with _Saving(keep) if keep else Scope("checkpoint") as scope:
+            with _Saving(keep, frozen) if keep else Scope("checkpoint", frozen=frozen) as scope:
                 out = fun(*args, **kwargs)
                 refuse_states(out, "results of a function under checkpoint")
                 return out, scope.close()

@@ -29,7 +29,7 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, frozen_here, refuse_states
+from .._scope import Scope, commit, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
 from ._nan import Watch, leaving_out, watched
@@ -133,7 +133,7 @@ class Product:
     def _at(self, then, args, kwargs):
         """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
         # Model, loss and targets run one after the other in this scope: each sees what the one before it wrote.
-        with Scope(self.name, frozen=frozen_here()) as scope:
+        with Scope(self.name) as scope:
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
@@ -305,6 +305,8 @@ def _sandwich(push, curve, pull, v):
 
 class _OfOutput(Scope):
     """A scope of a function of the output, which cannot read what is differentiated: ``J`` does not know of that."""
+
+    opaque = True
 
     def __init__(self, name, refused):
         super().__init__(name)

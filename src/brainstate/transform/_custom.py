@@ -22,6 +22,8 @@ __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp", "stop_gradient"
 class _Ruled(Scope):
     """A scope that refuses to read a State for which the rule would have to give a derivative and cannot."""
 
+    opaque = True
+
     def _inherit(self, state):
         if differentiated(state):
             raise StateValueError(
@@ -60,7 +62,7 @@ class _Custom:
         """Return ``fun`` in a scope with these values of the declared States, refusing what no rule can handle."""
 
         def run(*args):
-            with _Ruled(self.name, values or {}) as scope:
+            with _Ruled(self.name, values or {}, frozen=False) as scope:
                 out, writes = fun(*args), scope.close()
             for state in writes.states:
                 raise StateValueError(
@@ -179,6 +181,8 @@ def custom_jvp(fun: Callable | None = None, *, states: Any = None, nondiff_argnu
 
 class _Stopped(Scope):
     """A scope in which the values that chosen States have at its start are constants for derivatives."""
+
+    opaque = True
 
     def __init__(self, chosen):
         super().__init__("stop_gradient")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import random
-from .._scope import Scope, commit, frozen_here
+from .._scope import Scope, commit
 
 __all__ = ["Estimate", "first_key", "with_key"]
 
@@ -28,7 +28,7 @@ def with_key(name: str, key: Any, run: Callable) -> Any:
     """
     if key is not None:
         return run(first_key(key))
-    with Scope(name, frozen=frozen_here()) as scope:
+    with Scope(name) as scope:
         out = run(first_key(None))
         writes = scope.close()
     commit(writes)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._scope import Scope, commit, eager, frozen_here, is_tracer
+from .._scope import Scope, commit, eager, is_tracer
 from ._nan import Program, Untraceable, Watch, checks, guarded, leaving_out, made
 from ._origins import inexact
 
@@ -40,11 +40,11 @@ def watched_map(name, run: Callable, ways: Callable, args: tuple, kwargs: dict) 
     comes out beside the map is not finite.
     """
     transform = name.partition("(")[0]
-    with Scope(transform, frozen=frozen_here()) as scope:
+    with Scope(transform) as scope:
         scope.firsts = weakref.WeakKeyDictionary()
         linear, more, value, *aux = run(*args, **kwargs)
         writes = scope.close()
-    with Scope(transform, made(scope, writes), frozen=frozen_here()):
+    with Scope(transform, made(scope, writes)):
         guards = [Guard.of(name, run, way, args, kwargs) for way in ways(linear, value)]
     (more, value), failed = guards[0].besides((more, value), aux, writes)
     commit(writes)

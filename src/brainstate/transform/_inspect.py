@@ -13,7 +13,7 @@ from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
 from .._carry import Carried, Writes
-from .._scope import Scope, commit, gather, stage
+from .._scope import Scope, commit, frozen_here, gather, stage
 from .._state import State
 
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
@@ -49,7 +49,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     def run(*inputs):
         filled = dict(zip(places, inputs, strict=True))
         a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with Scope("eval_shape") as scope:
+        with Scope("eval_shape", frozen=False) as scope:
             out = Carried.of(f(*a, **k))
             values = dict(zip(*_parts(scope.close()), strict=True))
         return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
@@ -150,8 +150,10 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
 
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
+        frozen = frozen_here()
+
         def pure(*args, **kwargs):
-            with Scope("checkify") as scope:
+            with Scope("checkify", frozen=frozen) as scope:
                 return fun(*args, **kwargs), scope.close()
 
         error, (out, writes) = _checkify.checkify(pure, errors=errors)(*args, **kwargs)

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves
 
+from .._border import apart
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -142,7 +143,13 @@ class _Program:
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
         entry = self.arranged(getattr(self.compiled, step))
-        return lambda args, kwargs: entry(gather(self.states), *args, **kwargs)
+
+        def call(args, kwargs):
+            values = gather(self.states)
+            with apart():
+                return entry(values, *args, **kwargs)
+
+        return call
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
@@ -221,7 +228,8 @@ class _Ahead:
 
     def lower(self, **options):
         """Lower what was traced, as ``jax.stages.Traced.lower``."""
-        return _Ahead(self._program, self._step.lower(**options), self._inputs)
+        with apart():
+            return _Ahead(self._program, self._step.lower(**options), self._inputs)
 
     def compile(self, *options, **more):
         """Compile what was lowered, as ``jax.stages.Lowered.compile``."""

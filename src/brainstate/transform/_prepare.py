@@ -31,6 +31,7 @@ from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
 from .._compat import jit_disabled
+from .._border import apart
 from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
@@ -107,7 +108,8 @@ class Prepared(Ready):
         self._statics = _Statics(jitted.statics(len(args)), args, kwargs)
         self._check_arguments(args, kwargs)
         program, self._traced = self._jitted.traced(args, kwargs)
-        self._compiled = self._traced.lower().compile()
+        with apart():
+            self._compiled = self._traced.lower().compile()
         seal.closed = True
         self._states, count = _in_order(program)
         self._written, self._donates = tuple(program.written), program.donates
@@ -151,7 +153,8 @@ class Prepared(Ready):
         if stage == "jaxpr":
             return str(self._traced.jaxpr)
         if stage == "stablehlo":
-            return self._traced.lower().as_text()
+            with apart():
+                return self._traced.lower().as_text()
         if stage == "hlo":
             return self._compiled.as_text() or ""
         raise StateValueError(f"as_text(): stage is 'jaxpr', 'stablehlo' or 'hlo', not {stage!r}.")

@@ -1,0 +1,125 @@
+"""The border between States and JAX's caches: what keeps a trace of JAX's own from being used again when it is stale.
+
+JAX keeps what it has traced by the identity of the function and the types of its arguments. A State that is read while
+``jax.jit``, ``jax.lax.scan`` or another staging transform of JAX traces a function is in that key not at all: its value,
+or the tracer that stands for it, lies in what JAX keeps. The key of every cache of JAX also holds the values of *user
+contexts*, and this module owns one of them. Its value is called the *token*::
+
+    token, everywhere        None, until a State was met; then one number for all threads outside of scopes
+    token, in a scope        one for each scope that shows other values of States than what is around it
+
+A State is *met* when such a read happens. From then on
+
+* a change of a State that was met outside of every scope of ours brings a new token for everywhere;
+* a scope in which the value of a State that was met may differ from the value outside has a token of its own, and a
+  write to such a State brings it another;
+* what was traced for values of a scope that had no token yet (the first meeting is in it) lies under a token that
+  nobody uses again.
+
+So a trace is found again only where the States that it has read have the values that it has seen. A program that never
+meets a State pays for one question to an empty list; for the price of the others see ``docs/explanation/how-it-works``.
+The programs of `jit` itself know their States, and are looked up `apart`, without a token.
+"""
+
+import contextlib
+import itertools
+import weakref
+from typing import Any
+
+import jax
+
+from ._compat import current_trace
+
+__all__ = ["altered", "apart", "changed", "forget", "meet", "separate", "switched", "token"]
+
+switched: list[bool] = []  # not empty from the first meeting on: asked wherever a State changes
+
+_token = jax.make_user_context(None)
+_number = itertools.count(1)
+
+
+class _Met:
+    """What is known of a State that was met."""
+
+    __slots__ = ("first", "outside", "told")
+
+    def __init__(self, first):
+        self.first = first  # weak reference to the trace that met it first
+        self.outside = False  # whether a program outside of every scope holds its value
+        self.told: set = set()  # lines of the user that were warned of
+
+
+_states: Any = weakref.WeakKeyDictionary()  # State -> _Met
+
+
+def token() -> int | None:
+    """Return the present token."""
+    return _token.value
+
+
+def apart() -> Any:
+    """Return a context manager in which JAX looks for programs that hold no value of a State."""
+    return _token(None) if switched else contextlib.nullcontext()
+
+
+def changed(states) -> None:
+    """Announce that ``states`` may have other values now, outside of every scope."""
+    if any(state in _states and _states[state].outside for state in states):
+        everywhere()
+
+
+def everywhere() -> None:
+    """Let nobody outside of a scope find again what was traced so far."""
+    _token.set_global(next(_number))
+
+
+def separate(scope) -> None:
+    """Give ``scope``, which is being opened, a token of its own if it may show other values than what is around it."""
+    if scope.stages or scope.opaque or any(state in _states for state in scope.given):
+        _renew(scope)
+
+
+def altered(scope, state) -> None:
+    """Announce that ``state`` may have another value from now on in ``scope``, or outside of all (None)."""
+    if scope is None:
+        changed((state,))
+    elif state in _states:
+        _renew(scope)
+
+
+def _renew(scope):
+    context = _token(next(_number))
+    context.__enter__()
+    if scope.context is None:  # the one that goes back, when the scope is closed, to what is around
+        scope.context = context
+
+
+def meet(scope, state) -> "_Met | None":
+    """Note that a program of JAX's own, traced in ``scope`` or outside of all (None), holds the value of ``state``.
+
+    Returns what is known of the State if the program is one outside: each change of the value will cost a trace.
+    """
+    bare = []  # scopes that share the present token, from inside out
+    while scope is not None and scope.context is None:
+        bare.append(scope)
+        scope = scope.parent
+    bare = [s for s in bare if s.stages or s.opaque or state in s.given or state in s.written or state in s.lent]
+    switched[:] = [True]
+    met = _states.get(state)
+    if met is None:
+        met = _states[state] = _Met(weakref.ref(current_trace()))
+    if bare:
+        # What is being traced will lie under the present token, with a value that is seen in these scopes only.
+        everywhere() if scope is None else _renew(scope)
+        for inner in reversed(bare):
+            _renew(inner)
+    elif scope is None:
+        met.outside = True
+        return met
+    return None
+
+
+def forget(trace) -> None:
+    """Take back what ``trace`` was the first to meet: it ends in an error, and JAX will keep nothing of it."""
+    for state in [state for state, met in _states.items() if met.first() is trace]:
+        del _states[state]
