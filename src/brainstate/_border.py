@@ -28,7 +28,7 @@ from typing import Any
 
 import jax
 
-from ._compat import current_trace
+from ._compat import AT_ONCE, current_trace
 
 __all__ = ["altered", "apart", "changed", "forget", "meet", "separate", "switched", "token"]
 
@@ -36,6 +36,8 @@ switched: list[bool] = []  # not empty from the first meeting on: asked wherever
 
 _token = jax.make_user_context(None)
 _number = itertools.count(1)
+_TIDY = 128  # so many tokens later JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
+_spent = [0]
 
 
 class _Met:
@@ -71,12 +73,23 @@ def changed(states) -> None:
 def everywhere() -> None:
     """Let nobody outside of a scope find again what was traced so far."""
     _token.set_global(next(_number))
+    _spend()
+
+
+def _spend():
+    """Count a token under which JAX may have compiled: programs that nobody can find again keep their memory."""
+    _spent[0] += 1
+    if _spent[0] >= _TIDY and current_trace() is AT_ONCE:
+        _spent[0] = 0
+        jax.clear_caches()
 
 
 def separate(scope) -> None:
     """Give ``scope``, which is being opened, a token of its own if it may show other values than what is around it."""
     if scope.stages or scope.opaque or any(state in _states for state in scope.given):
         _renew(scope)
+        if not scope.stages:
+            _spend()
 
 
 def altered(scope, state) -> None:

@@ -14,6 +14,7 @@ from jax.extend.core import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "UNSPECIFIED",
     "current_trace",
     "jit_disabled",
@@ -34,19 +35,27 @@ UNSPECIFIED = inspect.signature(jax.jit).parameters["in_shardings"].default
 current_trace = functools.partial(find_top_trace, ())
 
 
+with jax.ensure_compile_time_eval():
+    AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
+
+
 def staging() -> bool:
     """Tell whether what runs now is being recorded into a program (by a jit, a scan, ...)."""
     return unsafe_am_i_under_a_jit_DO_NOT_USE()
 
 
-def stages_within(outer) -> bool:
-    """Tell whether what runs now is being recorded into a program inside the trace ``outer``."""
-    trace = current_trace()
-    while trace is not None and trace is not outer:
-        if type(trace) is _recording():
-            return True
+def stages_within(outer) -> bool | None:
+    """Tell whether what runs now is being recorded into a program inside the trace ``outer``; None: not inside it.
+
+    A trace that records does not always know what is around it, so inside a recording ``outer`` nothing is None.
+    """
+    trace, staged = current_trace(), False
+    while trace is not outer:
+        if trace is None:
+            return staged if type(outer) is _recording() else None
+        staged = staged or type(trace) is _recording()
         trace = getattr(trace, "parent_trace", None)
-    return False
+    return staged
 
 
 @functools.cache

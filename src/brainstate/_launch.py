@@ -16,10 +16,9 @@ import jax
 
 from ._border import apart, changed, switched, token
 from ._carry import ABSENT, Writes
-from ._compat import current_trace, jit_disabled
+from ._compat import AT_ONCE, current_trace, jit_disabled
 from ._errors import TraceContextError
 from ._scope import (
-    AT_ONCE,
     Restart,
     _commit_lock,
     _generation,

@@ -48,11 +48,10 @@ from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_ja
 
 from ._border import altered, changed, everywhere, forget, meet, separate, switched
 from ._carry import Absent, Writes, awaited
-from ._compat import current_trace, stages_within, staging
+from ._compat import AT_ONCE, current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
 
 __all__ = [
-    "AT_ONCE",
     "Cell",
     "Restart",
     "Scope",
@@ -80,10 +79,6 @@ _NOT_USERS = (
     str(Path(__file__).parent) + os.sep,
     str(Path(jax.__file__).parent) + os.sep,
 )  # frames that a warning skips
-
-with jax.ensure_compile_time_eval():
-    AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
-
 
 class _Thread(threading.local):
     def __init__(self):
@@ -292,8 +287,12 @@ def read(state):
     scope = _open.get(get_ident()) if _open else None
     if scope is not None:
         value = scope.read(state)
-        if current_trace() is not scope.trace and stages_within(scope.trace):
-            _meet(scope, state)
+        if current_trace() is not scope.trace:
+            staged = stages_within(scope.trace)
+            if staged:
+                _meet(scope, state)
+            elif staged is None and _has_tracer(value):
+                raise _outside_rule(state)
         elif switched and state in scope.lent:  # it may be changed in place
             altered(scope, state)
         return value
@@ -405,7 +404,7 @@ def frozen_here() -> bool:
     scope = innermost()
     if scope is None:
         return current_trace() is not AT_ONCE and staging()
-    return current_trace() is not scope.trace and stages_within(scope.trace)
+    return current_trace() is not scope.trace and bool(stages_within(scope.trace))
 
 
 def _stored(state):
@@ -487,6 +486,19 @@ def _raw_transform(state):
         f"or the write be lost. Wrap the function with the transform of the same name from brainstate.transform "
         f"(jit, grad, vmap, ...) instead."
     )
+
+
+def _outside_rule(state):
+    return TraceContextError(
+        f"{state.describe()} is differentiated or mapped, and read where JAX computes outside of that: in a function or "
+        f"rule of jax.custom_jvp or jax.custom_vjp, or of a library that defines an operation with them. Its derivative "
+        f"would be lost. Pass `state.value` to that function as an argument, or declare the State: "
+        f"brainstate.transform.custom_vjp(fun, states=...)."
+    )
+
+
+def _has_tracer(value) -> bool:
+    return any(map(is_tracer, jax.tree.leaves(value)))
 
 
 def _meet(scope, state) -> None:
