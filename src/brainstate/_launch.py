@@ -46,6 +46,18 @@ def outside() -> bool:
     return innermost() is None and eager()
 
 
+@contextlib.contextmanager
+def _busy(scope):
+    """Say that ``scope`` waits for a compiled function: what reads a State in it now is not the user's function."""
+    if scope is not None:
+        scope.launches += 1
+    try:
+        yield
+    finally:
+        if scope is not None:
+            scope.launches -= 1
+
+
 def launch(jitted, states, written, args, kwargs):
     """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
 
@@ -54,7 +66,7 @@ def launch(jitted, states, written, args, kwargs):
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
         values = gather(states)
-        with apart():
+        with apart(), _busy(innermost()):
             out, values = jitted(values, *args, **kwargs)
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.

@@ -75,6 +75,8 @@ __all__ = [
     "write",
 ]
 
+_LAUNCH = str(Path(__file__).with_name("_launch.py"))
+_RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
 _NOT_USERS = (
     str(Path(__file__).parent) + os.sep,
     str(Path(jax.__file__).parent) + os.sep,
@@ -166,6 +168,7 @@ class Scope:
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
         self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
+        self.launches = 0  # compiled functions that are being called in this very scope
         self.context: Any = None  # what goes back, at the end, to the token around; see `_border`
         self.unused, self.given = set(values), frozenset(values)
         for state, value in dict(values).items():
@@ -288,11 +291,7 @@ def read(state):
     if scope is not None:
         value = scope.read(state)
         if current_trace() is not scope.trace:
-            staged = stages_within(scope.trace)
-            if staged:
-                _meet(scope, state)
-            elif staged is None and _has_tracer(value):
-                raise _outside_rule(state)
+            value = _read_inside(scope, state, value)
         elif switched and state in scope.lent:  # it may be changed in place
             altered(scope, state)
         return value
@@ -488,11 +487,39 @@ def _raw_transform(state):
     )
 
 
+def _read_inside(scope, state, value):
+    """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
+    staged = stages_within(scope.trace)
+    if (scope.launches and not eager()) or (staged is None and _has_tracer(value)):
+        raise _outside_rule(state)
+    if not staged:
+        return value
+    _meet(scope, state)
+    frame: Any = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.endswith(_RULES):
+        frame = frame.f_back
+    if frame is None:
+        return value
+    # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
+    with set_current_trace(scope.trace):
+        return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if is_tracer(leaf) else leaf, value)
+
+
+def _undifferentiable(state, leaf):
+    same = jax.custom_jvp(lambda x: x)
+
+    def refuse(primals, tangents):
+        raise _outside_rule(state)
+
+    same.defjvp(refuse)
+    return same(leaf)
+
+
 def _outside_rule(state):
     return TraceContextError(
-        f"{state.describe()} is differentiated or mapped, and read where JAX computes outside of that: in a function or "
-        f"rule of jax.custom_jvp or jax.custom_vjp, or of a library that defines an operation with them. Its derivative "
-        f"would be lost. Pass `state.value` to that function as an argument, or declare the State: "
+        f"{state.describe()} is read in a function or rule of jax.custom_jvp or jax.custom_vjp, or of a library that "
+        f"defines an operation with them, which JAX runs outside of the transform in progress: a derivative would be "
+        f"lost, or the value compiled in. Pass `state.value` to that function as an argument, or declare the State: "
         f"brainstate.transform.custom_vjp(fun, states=...)."
     )
 
@@ -509,7 +536,11 @@ def _meet(scope, state) -> None:
     level, frame, trace = 1, sys._getframe(), current_trace()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         level, frame = level + 1, frame.f_back
-    line = frame.f_code.co_filename, frame.f_lineno
+    line, outer = (frame.f_code.co_filename, frame.f_lineno), frame.f_back
+    while outer is not None and outer.f_code.co_filename != _LAUNCH:
+        outer = outer.f_back
+    if outer is not None:
+        raise _outside_rule(state)  # JAX traces or lowers a compiled function, and the function itself has ended
     if line in met.told or (_told and _told[0]() is trace and _told[1] == line):
         return  # a line that reads a whole model is told of the first State
     met.told.add(line)
