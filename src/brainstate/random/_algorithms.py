@@ -2,7 +2,7 @@
 
 Each is a function of a key, parameters of one floating dtype, a shape and a dtype, as in ``jax.random``. It is
 compiled and works under every JAX transform, except that what a loop accepted has no reverse derivative. A parameter
-outside its domain ends every loop at once and gives NaN. For moderate parameters the numbers are those of
+outside its domain ends every loop at once, most with NaN. For moderate parameters the numbers are those of
 ``jax.random``, where it has the law.
 
 References
@@ -13,6 +13,8 @@ Michael, Schucany and Haas, *Generating random variates using transformations wi
 Statistician 30, 1976 (inverse Gaussian).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,10 +24,12 @@ from ._arguments import concrete
 from ._counts import poisson, rejection, sampler
 
 __all__ = [
+    "bernoulli",
     "beta",
     "chisquare",
     "dirichlet",
     "f",
+    "gamma",
     "multivariate_normal",
     "noncentral_chisquare",
     "noncentral_f",
@@ -42,22 +46,38 @@ __all__ = [
 _LARGE = 1e4  # from here on, the logarithm of a gamma variate has too few digits
 
 
-def _mended(far, near, other):
-    """Return ``near()``, and ``other()`` where ``far``, which is only computed if there is such an element.
+@partial(jax.jit, static_argnames=("near", "other", "shape", "dtype"))
+def _mixed(far, near, other, key, parameters, shape, dtype):
+    def both():
+        x = near(key, *parameters, shape, dtype)
+        return jnp.where(jnp.broadcast_to(far, x.shape), other(key, *parameters, shape, dtype), x)
 
-    Known parameters that are moderate leave no trace of this: the call is that of ``jax.random``.
+    return jax.lax.cond(far.any(), both, lambda: near(key, *parameters, shape, dtype))
+
+
+def _mended(far, near, other, key, parameters, shape, dtype):
+    """Draw by ``near``, and by ``other`` where ``far``, which is only computed if there is such an element.
+
+    Both are functions of a module, so a second call compiles nothing. Known moderate parameters leave no trace of
+    this: the call is that of ``jax.random``.
     """
     if concrete(far) and not np.any(far):
-        return near()
-
-    def both():
-        x = near()
-        return jnp.where(jnp.broadcast_to(far, x.shape), other(), x)
-
-    return jax.lax.cond(jnp.any(far), both, near)
+        return near(key, *parameters, shape, dtype)
+    if concrete(far) and np.all(far):
+        return other(key, *parameters, shape, dtype)
+    return _mixed(jnp.asarray(far), near, other, key, parameters, shape, dtype)
 
 
 # ------------------------------------------------------------------------------------------- bounded intervals
+
+
+def _uniform(key, low, high, shape, dtype):
+    return jr.uniform(key, shape, dtype, low, high)
+
+
+@sampler
+def _halved_uniform(key, low, high, shape, dtype):
+    return 2 * jr.uniform(key, shape, dtype, low / 2, high / 2)
 
 
 @jax.jit
@@ -68,12 +88,8 @@ def _below(x, low, high):
 
 def uniform(key, low, high, shape, dtype):
     """``jax.random.uniform`` without its upper end; ends whose distance overflows are halved, the numbers doubled."""
-    x = _mended(
-        high / 2 - low / 2 > jnp.finfo(dtype).max / 2,
-        lambda: jr.uniform(key, shape, dtype, low, high),
-        lambda: 2 * jr.uniform(key, shape, dtype, low / 2, high / 2),
-    )
-    return _below(x, low, high)
+    far = high / 2 - low / 2 > jnp.finfo(dtype).max / 2
+    return _below(_mended(far, _uniform, _halved_uniform, key, (low, high), shape, dtype), low, high)
 
 
 @sampler
@@ -142,68 +158,115 @@ def power(key, a, shape, dtype):
     return jnp.exp(-jr.exponential(key, shape, dtype) / a)
 
 
+def _rare(key, p, shape, dtype):
+    return jr.bernoulli(key, p, shape, mode="high")
+
+
+def _common(key, p, shape, dtype):
+    return jr.bernoulli(key, p, shape)
+
+
+def bernoulli(key, p, shape):
+    """``jax.random.bernoulli``, and for p < 10^-3 with twice the digits, which the comparison with p asks for."""
+    return _mended((p > 0) & (p < 1e-3), _common, _rare, key, (p,), shape, None)
+
+
 # ------------------------------------------------------------------------------------- functions of gamma variates
+
+
+@sampler
+def _excess(key, a, shape, dtype):
+    """Return gamma variates less their mean ``a``, divided by it, as numbers that do not lose digits for large ``a``.
+
+    Marsaglia and Tsang accept d (1 + c x)^3, d = a - 1/3, c = 1 / (3 sqrt(d)), of normal x, and above a = 10^6 refuse
+    fewer than one in 10^7: there everything is accepted, and the power multiplied out.
+    """
+    large = a > 1e6
+    x = jr.normal(key, shape, dtype)
+    d = jnp.where(large, a, 1) - 1 / 3
+    c = x / (3 * jnp.sqrt(d))
+    wide = (x * jnp.sqrt(d) * (1 + c + c**2 / 3) - 1 / 3) / a
+    return jnp.where(large, wide, jr.gamma(key, jnp.where(large, 1, a), shape, dtype) / a - 1)
 
 
 def _log_unit_gamma(key, a, shape, dtype):
     """Return logarithms of gamma variates divided by their mean ``a``, exact for small and for large ``a``."""
-    small, a = a < 1, jnp.broadcast_to(a, shape)
+    small = a < 1
     low = jr.loggamma(key, jnp.where(small, a, 0.5), shape, dtype) - jnp.log(a)
-    return jnp.where(small, low, jnp.log(jr.gamma(key, jnp.where(small, 1, a), shape, dtype) / a))
+    return jnp.where(small, low, jnp.log1p(_excess(key, jnp.where(small, 1, a), shape, dtype)))
+
+
+@sampler
+def _large_gamma(key, a, shape, dtype):
+    return a + a * _excess(key, a, shape, dtype)
+
+
+def gamma(key, a, shape, dtype):
+    """``jax.random.gamma``, and from 10^6 on the mean plus a deviation."""
+    return _mended(a > 1e6, jr.gamma, _large_gamma, key, (a,), shape, dtype)
+
+
+@sampler
+def _large_chisquare(key, df, shape, dtype):
+    return df + df * _excess(key, df / 2, shape, dtype)
 
 
 def chisquare(key, df, shape, dtype):
-    """``jax.random.chisquare``, and from 10^4 degrees of freedom on a gamma variate without its logarithm."""
-    return _mended(
-        df > _LARGE,
-        lambda: jr.chisquare(key, df, shape, dtype),
-        lambda: 2 * jr.gamma(key, df / 2, shape, dtype),
-    )
+    """``jax.random.chisquare``, and from 10^4 degrees of freedom on the mean plus a deviation."""
+    return _mended(df > _LARGE, jr.chisquare, _large_chisquare, key, (df,), shape, dtype)
+
+
+@sampler
+def _heavy_t(key, df, shape, dtype):
+    first, second = jr.split(key)
+    z = jr.normal(first, shape, dtype)
+    return jnp.sign(z) * jnp.exp(jnp.log(jnp.abs(z)) - _log_unit_gamma(second, df / 2, shape, dtype) / 2)
 
 
 def t(key, df, shape, dtype):
     """``jax.random.t``, and below one degree of freedom with the logarithm of a gamma variate, which is never 0."""
+    return _mended(df < 1, jr.t, _heavy_t, key, (df,), shape, dtype)
 
-    def heavy():
-        first, second = jr.split(key)
-        z = jr.normal(first, shape, dtype)
-        return jnp.sign(z) * jnp.exp(jnp.log(jnp.abs(z)) - _log_unit_gamma(second, df / 2, shape, dtype) / 2)
 
-    return _mended(df < 1, lambda: jr.t(key, df, shape, dtype), heavy)
+@sampler
+def _log_f(key, dfnum, dfden, shape, dtype):
+    second, first = jr.split(key)
+    upper = _log_unit_gamma(first, dfnum / 2, shape, dtype)
+    return jnp.exp(upper - _log_unit_gamma(second, dfden / 2, shape, dtype))
 
 
 def f(key, dfnum, dfden, shape, dtype):
     """``jax.random.f``, and with few or many degrees of freedom a ratio formed of logarithms."""
-
-    def ratio():
-        second, first = jr.split(key)
-        upper = _log_unit_gamma(first, dfnum / 2, shape, dtype)
-        return jnp.exp(upper - _log_unit_gamma(second, dfden / 2, shape, dtype))
-
     far = (dfnum < 1) | (dfden < 1) | (dfnum > _LARGE) | (dfden > _LARGE)
-    return _mended(far, lambda: jr.f(key, dfnum, dfden, shape, dtype), ratio)
+    return _mended(far, jr.f, _log_f, key, (dfnum, dfden), shape, dtype)
+
+
+@sampler
+def _large_beta(key, a, b, shape, dtype):
+    first, second = jr.split(key)
+    p, q = 1 / (1 + b / a), 1 / (1 + a / b)
+    above, below = _excess(first, a, shape, dtype), _excess(second, b, shape, dtype)
+    more = p * q * (above - below) / (1 + p * above + q * below)
+    return jnp.clip(jnp.where(p > q, 1 - (q - more), p + more), 0, 1)
 
 
 def beta(key, a, b, shape, dtype):
-    """``jax.random.beta``, and with a large parameter a ratio of gamma variates rather than of their logarithms."""
+    """``jax.random.beta``, and with a large parameter the mean p = 1 - q plus a deviation."""
+    return _mended((a > _LARGE) | (b > _LARGE), jr.beta, _large_beta, key, (a, b), shape, dtype)
 
-    def ratio():
-        first, second = jr.split(key)
-        return 1 / (1 + jr.gamma(second, b, shape, dtype) / jr.gamma(first, a, shape, dtype))
 
-    return _mended((a > _LARGE) | (b > _LARGE), lambda: jr.beta(key, a, b, shape, dtype), ratio)
+@sampler
+def _large_dirichlet(key, alpha, shape, dtype):
+    means = jnp.broadcast_to(alpha / alpha.sum(-1, keepdims=True), (*shape, alpha.shape[-1]))
+    above = _excess(key, alpha, means.shape, dtype)
+    mean = (means * above).sum(-1, keepdims=True)
+    return jnp.clip(means + means * (above - mean) / (1 + mean), 0, 1)
 
 
 def dirichlet(key, alpha, shape, dtype):
-    """``jax.random.dirichlet``, and with a large concentration gamma variates divided by their sum."""
-
-    def ratio():
-        x = jr.gamma(key, alpha, (*shape, alpha.shape[-1]), dtype)
-        x = x / x.max(-1, keepdims=True)
-        return x / x.sum(-1, keepdims=True)
-
+    """``jax.random.dirichlet``, and with a large concentration the means plus deviations, as in `beta`."""
     far = (alpha > _LARGE).any(-1, keepdims=True)
-    return _mended(far, lambda: jr.dirichlet(key, alpha, shape, dtype), ratio)
+    return _mended(far, jr.dirichlet, _large_dirichlet, key, (alpha,), shape, dtype)
 
 
 @sampler
@@ -211,8 +274,8 @@ def noncentral_chisquare(key, df, nonc, shape, dtype):
     """Chi-square with ``df + 2 N`` degrees of freedom, N a Poisson number of mean ``nonc / 2``."""
     first, second = jr.split(key)
     extra = poisson(first, nonc / 2, shape, dtype)
-    valid = (df > 0) & (nonc >= 0)
-    return jnp.where(valid, 2 * jr.gamma(second, df / 2 + extra, shape, dtype), jnp.nan)
+    valid = (df > 0) & (nonc >= 0) & jnp.isfinite(nonc)
+    return jnp.where(valid, 2 * gamma(second, df / 2 + extra, shape, dtype), jnp.nan)
 
 
 @sampler
@@ -221,15 +284,23 @@ def noncentral_f(key, dfnum, dfden, nonc, shape, dtype):
     first, second, third = jr.split(key, 3)
     extra = poisson(first, nonc / 2, shape, dtype)
     upper = _log_unit_gamma(second, dfnum / 2 + extra, shape, dtype) + jnp.log1p(2 * extra / dfnum)
-    valid = (dfnum > 0) & (dfden > 0) & (nonc >= 0)
+    valid = (dfnum > 0) & (dfden > 0) & (nonc >= 0) & jnp.isfinite(nonc)
     return jnp.where(valid, jnp.exp(upper - _log_unit_gamma(third, dfden / 2, shape, dtype)), jnp.nan)
 
 
 # ----------------------------------------------------------------------------------------------- other laws
 
 
+def _moderate_wald(key, mean, scale, shape, dtype):
+    return jr.wald(key, mean / scale, shape, dtype) * scale
+
+
 @sampler
-def _root(key, mean, scale, shape, dtype):
+def _root_wald(key, mean, scale, shape, dtype):
+    """Return a root of the quadratic without a difference.
+
+    With w = mean z^2 / (2 scale), they are mean times r and 1/r, r = 1 + w + sqrt(w (w + 2)).
+    """
     first, second = jr.split(key)
     w = mean / scale * jr.normal(first, shape, dtype) ** 2 / 2
     r = 1 + w + jnp.sqrt(w) * jnp.sqrt(w + 2)
@@ -237,15 +308,9 @@ def _root(key, mean, scale, shape, dtype):
 
 
 def wald(key, mean, scale, shape, dtype):
-    """``jax.random.wald``, and outside 10^-4 < mean/scale < 4 roots of the same quadratic without a difference.
-
-    With w = mean z^2 / (2 scale), the roots are mean times r and 1/r, r = 1 + w + sqrt(w (w + 2)).
-    """
-    return _mended(
-        (mean < 1e-4 * scale) | (mean > 4 * scale),
-        lambda: jr.wald(key, mean / scale, shape, dtype) * scale,
-        lambda: _root(key, mean, scale, shape, dtype),
-    )
+    """``jax.random.wald`` for 10^-4 < mean/scale < 4, where few digits cancel."""
+    far = (mean < 1e-4 * scale) | (mean > 4 * scale)
+    return _mended(far, _moderate_wald, _root_wald, key, (mean, scale), shape, dtype)
 
 
 @sampler

@@ -133,7 +133,7 @@ def binomial(key, n, p, shape, dtype):
 @partial(jax.jit, static_argnames="dtype")
 def multinomial(key, n, p, dtype):
     """One binomial number after another, of the trials and the probability that are left."""
-    p = jnp.moveaxis(p, -1, 0)
+    valid, p = (n >= 0) & (p >= 0).all(-1), jnp.moveaxis(p, -1, 0)
     left = jax.lax.cumsum(p, 0, reverse=True)
     ratios = (p / jnp.where(left == 0, 1, left)).clip(0, 1)
 
@@ -143,7 +143,7 @@ def multinomial(key, n, p, dtype):
         return n - count, count
 
     counts = jax.lax.scan(body, n, (jr.split(key, len(p)), ratios))[1]
-    return jnp.moveaxis(counts, 0, -1).astype(dtype)
+    return jnp.moveaxis(jnp.where(valid, counts, -1), 0, -1).astype(dtype)
 
 
 @sampler

@@ -2,7 +2,7 @@ r"""The samplers as a table: a name, the parameters, a function of ``jax.random`
 
 A call of a sampler is *bind* → *check* → *prepare* → *draw*: arguments are matched with the parameters, rules
 about concrete values are checked, values are cast and broadcast, and only then a key is taken from the
-generator and handed to the function, so a refused call leaves the generator as it was. `Sampler` does all but
+generator and handed to the function. `Sampler` does all but
 the key; ``RandomState`` and the functions of ``brainstate.random`` are made from the table and add it.
 
 Rows come in three kinds. A *real* sampler returns floating numbers, a *count* sampler integers; both have
@@ -97,7 +97,9 @@ class Sampler:
             kind, about = _PARAMETERS.get(name, ("number or array", "Broadcast against the others."))
             optional = ", optional" if parameter.default is not parameter.empty else ""
             lines += [f"{name} : {kind}{optional}", f"    {about}{rules and f' The rule: {rules}.'}"]
-        lines += ["", "Returns", "-------", "jax.Array", "    The samples.", "", "Examples", "--------"]
+        lines += ["", "Returns", "-------", "jax.Array", "    The samples.", "", "Raises", "------", "StateValueError"]
+        lines += ["    If a value breaks a rule and is not being traced. The generator is then as it was."]
+        lines += ["", "Examples", "--------"]
         given, shape = self.example.split(" -> ")
         lines += [">>> import brainstate", f">>> brainstate.random.{self.name}({given}).shape", shape]
         return "\n".join(lines) + "\n"
@@ -305,9 +307,9 @@ _real("weibull", "a", _weibull, "the Weibull distribution of scale 1", r"F(x) = 
     "0 < a < inf")
 _real("weibull_min", "a, scale=None", _scaled(_weibull), "the Weibull distribution",
     r"F(x) = 1 - e^{-(x / scale)^a}", "3.0, 2.0", "0 < a < inf", _SCALE)
-_real("standard_gamma", "shape", jr.gamma, "the gamma distribution of scale 1",
+_real("standard_gamma", "shape", alg.gamma, "the gamma distribution of scale 1",
     r"f(x) \propto x^{shape - 1} e^{-x}", "3.0", "0 < shape < inf")
-_real("gamma", "shape, scale=None", _scaled(jr.gamma), "the gamma distribution",
+_real("gamma", "shape, scale=None", _scaled(alg.gamma), "the gamma distribution",
     r"f(x) \propto x^{shape - 1} e^{-x / scale}", "3.0, 2.0", "0 < shape < inf", _SCALE)
 _real("loggamma", "a", jr.loggamma, "logarithms of gamma variates of scale 1", r"f(x) \propto e^{a x - e^x}",
     "3.0", "0 < a < inf")
@@ -356,7 +358,7 @@ _count("negative_binomial", "n, p", counts.negative_binomial, "the number of fai
     "0 < p <= 1", bound=lambda _, n, p: _wide((n + (40 * n) ** 0.5 + 20) * ((1 - p) / p)))
 _count("zipf", "a", counts.zipf, "Zipf's distribution, on the numbers that `dtype` holds",
     r"P(k) \propto k^{-a}", "3.0", "1 < a")
-_special("bernoulli", "p=0.5, size=None, key=None, check_valid=True", jr.bernoulli, as_bernoulli,
+_special("bernoulli", "p=0.5, size=None, key=None, check_valid=True", alg.bernoulli, as_bernoulli,
     "booleans that are true with probability p", r"P(x) = p^x (1 - p)^{1 - x}", "0.5, size=4, key=0 -> (4,)",
     "0 <= p <= 1")
 _special("categorical", "logits, axis=-1, size=None, key=None", jr.categorical, as_logits,
