@@ -181,6 +181,7 @@ def _excess(key, a, shape, dtype):
     Marsaglia and Tsang accept d (1 + c x)^3, d = a - 1/3, c = 1 / (3 sqrt(d)), of normal x, and above a = 10^6 refuse
     fewer than one in 10^7: there everything is accepted, and the power multiplied out.
     """
+    a = jnp.broadcast_to(a, shape)
     large = a > 1e6
     x = jr.normal(key, shape, dtype)
     d = jnp.where(large, a, 1) - 1 / 3

@@ -101,7 +101,7 @@ def check_rule(function, rule, values) -> None:
         holds = _ORDERS[order](left, right)
         if not np.all(holds):
             found = ", ".join(f"{name}={_offending(values[name], holds)}" for name in names)
-            rounded = any(_used(values[name]).dtype != np.asarray(values[name]).dtype for name in names)
+            rounded = any(np.any(_used(values[name]) != values[name]) for name in names)
             hint = f" in {default_dtype(float)}" if rounded else ""
             raise StateValueError(f"{function}(): the rule is {rule}{hint}, got {found}.")
 
@@ -207,7 +207,7 @@ def to_ends(function, low, high, dtype, inclusive):
             raise StateValueError(f"{function}(): {name}={value} is out of the range of {dtype}.")
     width = dtype if info.bits >= 32 else jnp.dtype(jnp.int32)
     known = concrete(high)
-    last = np.asarray(high) - 1 if known and not inclusive else high
+    last = np.asarray(np.asarray(high) - 1) if known and not inclusive else high
     return cast(function, "low", low, width), cast(function, "high", last, width), known or inclusive
 
 

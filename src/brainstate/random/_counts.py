@@ -132,17 +132,23 @@ def binomial(key, n, p, shape, dtype):
 
 @partial(jax.jit, static_argnames="dtype")
 def multinomial(key, n, p, dtype):
-    """One binomial number after another, of the trials and the probability that are left."""
+    """One binomial number after another: of the trials that are left, those of an outcome or those of all later ones.
+
+    It is the less likely of the two that is drawn, since 1 - p has lost the digits of a small p.
+    """
     valid, p = (n >= 0) & (p >= 0).all(-1), jnp.moveaxis(p, -1, 0)
     left = jax.lax.cumsum(p, 0, reverse=True)
-    ratios = (p / jnp.where(left == 0, 1, left)).clip(0, 1)
+    later = jnp.concatenate([left[1:], jnp.zeros_like(left[:1])])
+    most = p > later
+    ratios = jnp.minimum(p, later) / jnp.where(left == 0, 1, left)
 
     def body(n, given):
-        key, ratio = given
+        key, ratio, most = given
         count = binomial(key, n, ratio, n.shape, n.dtype)
+        count = jnp.where(most, n - count, count)
         return n - count, count
 
-    counts = jax.lax.scan(body, n, (jr.split(key, len(p)), ratios))[1]
+    counts = jax.lax.scan(body, n, (jr.split(key, len(p)), ratios, most))[1]
     return jnp.moveaxis(jnp.where(valid, counts, -1), 0, -1).astype(dtype)
 
 

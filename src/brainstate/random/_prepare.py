@@ -175,8 +175,8 @@ def as_choice(function, a, size, replace, p):
         return a, size, replace, p
     if p.shape != (count,):
         raise StateValueError(f"{function}(): p must have the shape ({count},), one weight an element, got {p.shape}.")
-    real = jnp.promote_types(p.dtype, jnp.float32) if jnp.issubdtype(p.dtype, jnp.floating) else default_dtype(float)
-    p = cast(function, "p", p, default_dtype(real))
+    narrow = not jnp.issubdtype(p.dtype, jnp.floating) or p.dtype.itemsize < 4
+    p = cast(function, "p", p, default_dtype(float if narrow else p.dtype))
     if drawn:
         check_rule(function, "0 < sum(p) < inf", {"p": p})
     if concrete(p) and not replace and drawn > np.count_nonzero(p):
