@@ -228,7 +228,7 @@ def to_shape(function, size, shapes):
     return size
 
 
-def broadcast(function, parameters, size, dtype):
+def broadcast(function, parameters, size, dtype) -> tuple[list[Any], tuple[int, ...]]:
     """Cast parameters to ``dtype``, if any, and all but scalars to the shape of the result; return values, shape."""
     values = [cast(function, name, v, dtype) if dtype else v for name, v in parameters.items()]
     shape = to_shape(function, size, [v.shape for v in values if v is not None])

@@ -6,6 +6,7 @@ elements enough to draw from, whether a matrix is a covariance, whether a type h
 
 import math
 import operator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +66,7 @@ def _check_covariance(function, cov, method, tolerance):
         )
 
 
-def _to_items(function, name, value):
+def _to_items(function, name, value) -> Any:
     """Return an array with a first axis, or the int that stands for a range."""
     if value.ndim:
         return value

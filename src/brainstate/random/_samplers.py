@@ -12,6 +12,7 @@ become those of ``jax.random``.
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -93,7 +94,7 @@ class Sampler:
         """The docstring, in numpy's style."""
         lines = [f"Sample {self.about}.", "", ".. math:: " + self.formula, "", "Parameters", "----------"]
         for name, parameter in self.shown.parameters.items():
-            rules = ", ".join(f"``{rule}``" for rule in self.rules if name in rule.replace("<=", "").split())
+            rules = ", ".join(f"``{rule}``" for rule in self.rules if name in re.split(r"\W+", rule))
             kind, about = _PARAMETERS.get(name, ("number or array", "Broadcast against the others."))
             optional = ", optional" if parameter.default is not parameter.empty else ""
             lines += [f"{name} : {kind}{optional}", f"    {about}{rules and f' The rule: {rules}.'}"]
@@ -196,7 +197,7 @@ _PARAMETERS = {
     "logits": ("array", "Logarithms of the probabilities, up to a constant."),
     "axis": ("int", "The axis that is drawn from or along which is permuted."),
     "mean": ("number or array", "The mean; of a multivariate distribution a vector along the last axis."),
-    "cov": ("array", "The covariance matrix, along the last two axes."),
+    "cov": ("array", "The covariance matrix, along the last two axes: symmetric, without negative eigenvalues."),
     "method": (
         "{'cholesky', 'eigh', 'svd'}",
         "How to factor `cov`; a singular one needs the second or third.",
@@ -242,10 +243,9 @@ def _real(names, parameters, draw, about, formula, example, *rules, tail=_TAIL):
     _special(names, signature, draw, as_real, about, formula, f"{given} -> (4,)", *rules)
 
 
-def _count(names, parameters, draw, about, formula, example, *rules, tail=_TAIL, whole=(), bound=None):
+def _count(names, parameters, draw, about, formula, example, *rules, tail=_TAIL, bound=None):
     given, signature = f"{example}, size=4, key=0 -> (4,)", f"{parameters}, {tail}"
-    rules += tuple(f"{name} == floor({name})" for name in whole)
-    prepare = partial(as_count, whole=whole, bound=bound)
+    prepare = partial(as_count, whole=[rule.split(" == ")[0] for rule in rules if "floor" in rule], bound=bound)
     _special(names, signature, _counted(draw, bound), prepare, about, formula, given, *rules)
 
 
@@ -340,19 +340,17 @@ _special("random_integers", f"low, high=None, {_TAIL}", counts.integers, partial
 _count("poisson", "lam=1.0", counts.poisson, "the Poisson distribution", r"P(k) = lam^k e^{-lam} / k!", "3.0",
     "0 <= lam < inf", bound=lambda _, lam: _wide(lam))
 _count("binomial", "n, p", counts.binomial, "the number of successes in n trials",
-    r"P(k) = \binom{n}{k} p^k (1 - p)^{n - k}", "10, 0.5", "0 <= n < inf", "0 <= p <= 1",
-    tail=f"{_TAIL}, check_valid=True", whole=("n",), bound=lambda xp, n, p: xp.minimum(n, _wide(n * p)))
+    r"P(k) = \binom{n}{k} p^k (1 - p)^{n - k}", "10, 0.5", "0 <= n < inf", "n == floor(n)", "0 <= p <= 1",
+    tail=f"{_TAIL}, check_valid=True", bound=lambda xp, n, p: xp.minimum(n, _wide(n * p)))
 _count("geometric", "p", jr.geometric, "the number of trials up to the first success",
-    r"P(k) = (1 - p)^{k - 1} p", "0.5", "0 < p <= 1",
-    bound=lambda _, p: 20 / p)
+    r"P(k) = (1 - p)^{k - 1} p", "0.5", "0 < p <= 1", bound=lambda _, p: 20 / p)
 _count("hypergeometric", "ngood, nbad, nsample", counts.hypergeometric,
     "the number of good ones in a sample of an urn",
     r"P(k) = \binom{ngood}{k} \binom{nbad}{nsample - k} / \binom{ngood + nbad}{nsample}", "7, 5, 4",
-    "0 <= ngood < inf", "0 <= nbad < inf", "0 <= nsample <= ngood + nbad", whole=("ngood", "nbad", "nsample"),
-    bound=lambda xp, good, bad, drawn: xp.minimum(good, drawn))
+    "0 <= ngood < inf", "0 <= nbad < inf", "0 <= nsample <= ngood + nbad", "ngood == floor(ngood)",
+    "nbad == floor(nbad)", "nsample == floor(nsample)", bound=lambda xp, good, bad, drawn: xp.minimum(good, drawn))
 _count("logseries", "p", counts.logseries, "the logarithmic series distribution",
-    r"P(k) = -p^k / (k \ln(1 - p))", "0.5", "0 <= p < 1",
-    bound=lambda _, p: 20 / (1 - p))
+    r"P(k) = -p^k / (k \ln(1 - p))", "0.5", "0 <= p < 1", bound=lambda _, p: 20 / (1 - p))
 _count("negative_binomial", "n, p", counts.negative_binomial, "the number of failures before the n-th success",
     r"P(k) = \frac{\Gamma(k + n)}{k! \Gamma(n)} p^n (1 - p)^k", "3, 0.5", "0 < n < inf",
     "0 < p <= 1", bound=lambda _, n, p: _wide((n + (40 * n) ** 0.5 + 20) * ((1 - p) / p)))
@@ -378,7 +376,8 @@ _special("multivariate_normal", "mean, cov, size=None, method='cholesky', key=No
 _special("orthogonal", f"n, {_TAIL}", jr.orthogonal, as_orthogonal,
     "orthogonal n by n matrices, uniformly (Haar)", r"x^T x = 1", "3, size=4, key=0 -> (4, 3, 3)", "0 <= n")
 _special("choice", "a, size=None, replace=True, p=None, key=None", jr.choice, as_choice,
-    "elements along the first axis of an array, with relative weights p", r"P(a_i) = p_i / \sum_j p_j",
+    "elements along the first axis of an array, with relative weights p, of which as many must not be 0 as are drawn\n"
+    "without replacement", r"P(a_i) = p_i / \sum_j p_j",
     "5, size=4, key=0 -> (4,)", "0 <= p < inf")
 _special("permutation", "x, axis=0, independent=False, key=None", jr.permutation, as_permutation,
     "a permutation of an array along an axis", r"P(\pi) = 1 / n!", "5, key=0 -> (5,)")
