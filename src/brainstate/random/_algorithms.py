@@ -114,8 +114,8 @@ def truncated_normal(key, lower, upper, loc, scale, shape, dtype):
     high = jnp.minimum(upper, jnp.maximum(loc, lower) + 50 * scale)
     a, b = (low - loc) / scale, (high - loc) / scale
     above, far = a >= edge, (a >= edge) | (b <= -edge)
-    ends = (jnp.where(far, side, jnp.clip(x, -end, end)) for side, x in ((-1, a), (1, b)))
-    near = jr.truncated_normal(key, *ends, shape, dtype) * scale + loc
+    lowest, highest = (jnp.where(far, side, jnp.clip(x, -end, end)) for side, x in ((-1, a), (1, b)))
+    near = jr.truncated_normal(key, lowest, highest, shape, dtype) * scale + loc
     start = jnp.where(far, jnp.where(above, a, -b), edge)
     distance = scale * _beyond(jr.uniform(key, shape, dtype), start, (high - low) / scale)
     x = jnp.where(far, jnp.where(above, low + distance, high - distance), near)

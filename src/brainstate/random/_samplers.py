@@ -206,7 +206,7 @@ _PARAMETERS = {
         "number or array",
         "Shape parameter; for ``choice`` what to draw from, an int meaning ``arange(a)``.",
     ),
-    "replace": ("bool", "Whether an element may be drawn more than once."),
+    "replace": ("bool", "Whether an element may be drawn more than once; else there must be weights above 0 for all."),
     "x": ("int or array", "What to permute, an int meaning ``arange(x)``."),
     "independent": ("bool", "Whether each slice along `axis` gets a permutation of its own."),
     "input": ("array", "The array whose shape the result has."),
@@ -376,8 +376,8 @@ _special("multivariate_normal", "mean, cov, size=None, method='cholesky', key=No
 _special("orthogonal", f"n, {_TAIL}", jr.orthogonal, as_orthogonal,
     "orthogonal n by n matrices, uniformly (Haar)", r"x^T x = 1", "3, size=4, key=0 -> (4, 3, 3)", "0 <= n")
 _special("choice", "a, size=None, replace=True, p=None, key=None", jr.choice, as_choice,
-    "elements along the first axis of an array, with relative weights p, of which as many must not be 0 as are drawn\n"
-    "without replacement", r"P(a_i) = p_i / \sum_j p_j",
+    "elements along the first axis of an array, with relative weights p, not all of them 0",
+    r"P(a_i) = p_i / \sum_j p_j",
     "5, size=4, key=0 -> (4,)", "0 <= p < inf")
 _special("permutation", "x, axis=0, independent=False, key=None", jr.permutation, as_permutation,
     "a permutation of an array along an axis", r"P(\pi) = 1 / n!", "5, key=0 -> (5,)")
