@@ -21,13 +21,18 @@ from .._errors import StateTypeError, StateValueError
 __all__ = [
     "broadcast",
     "cast",
+    "check_fits",
     "check_rule",
     "concrete",
     "default_dtype",
     "to_array",
+    "to_axis",
     "to_dtype",
+    "to_ends",
     "to_shape",
     "to_size",
+    "to_vectors",
+    "to_whole",
 ]
 
 
@@ -57,6 +62,20 @@ def to_size(function, size):
     return shape
 
 
+def to_axis(function, axis, ndim):
+    """Return ``axis`` counted from the front; the array must have it."""
+    if not isinstance(axis, int | np.integer) or not -ndim <= axis < ndim:
+        raise StateValueError(f"{function}(): axis must be an int from {-ndim} to {ndim - 1}, got {axis!r}.")
+    return int(axis) % ndim
+
+
+def to_vectors(function, name, value, axes=1):
+    """Return ``value``, which must have at least so many axes."""
+    if value.ndim < axes:
+        raise StateValueError(f"{function}(): {name} must have {axes} axes or more, got the shape {value.shape}.")
+    return value
+
+
 # ------------------------------------------------------------------------------------------------------ rules
 
 
@@ -66,29 +85,61 @@ def concrete(value) -> bool:
     return known and getattr(value, "is_fully_addressable", True)
 
 
+_ORDERS = {"<": np.less, "<=": np.less_equal, "==": np.equal}
+
+
 def check_rule(function, rule, values) -> None:
-    """Raise unless ``rule``, a chain such as ``0 <= p <= 1``, ``n <= a + b`` or ``sum(p) <= 1``, holds."""
+    """Raise unless ``rule``, a chain such as ``0 <= p <= 1``, ``n <= a + b`` or ``n == floor(n)``, holds.
+
+    A term may also be the ``sum(p)`` or ``max(p)`` along the last axis.
+    """
     terms, names = _parse(rule)
     if not all(concrete(values[name]) for name in names):
         return
     sides = [_evaluate(term, values) for term in terms[::2]]
     for left, order, right in zip(sides, terms[1::2], sides[1:], strict=False):
-        holds = (np.less if order == "<" else np.less_equal)(left, right)
+        holds = _ORDERS[order](left, right)
         if not np.all(holds):
             found = ", ".join(f"{name}={_offending(values[name], holds)}" for name in names)
-            raise StateValueError(f"{function}(): the rule is {rule}, got {found}.")
+            rounded = any(np.any(_used(values[name]) != values[name]) for name in names)
+            hint = f" in {default_dtype(float)}" if rounded else ""
+            raise StateValueError(f"{function}(): the rule is {rule}{hint}, got {found}.")
 
 
 @cache
 def _parse(rule):
-    names = dict.fromkeys(re.findall(r"\b(?!sum\b)[a-z]\w*", rule))
-    return re.split(r" (<=|<) ", rule), tuple(names)
+    names = dict.fromkeys(re.findall(r"\b(?!sum\b|max\b|floor\b|inf\b)[a-z]\w*", rule))
+    return re.split(r" (<=|<|==) ", rule), tuple(names)
 
 
 def _evaluate(term, values):
-    if term.startswith("sum("):
-        return np.sum(np.asarray(values[term[4:-1]]), -1)
-    return reduce(np.add, [np.asarray(values[part]) if part in values else float(part) for part in term.split(" + ")])
+    name, _, inner = term.rstrip(")").partition("(")
+    if inner:
+        value = _used(values[inner])
+        return np.floor(value) if name == "floor" else getattr(np, name)(value, -1)
+    if " + " in term:  # of whole numbers, which could overflow
+        return reduce(np.add, [np.asarray(values[part], float) for part in term.split(" + ")])
+    return _used(values[term]) if term in values else float(term)
+
+
+def _used(value):
+    """Return a value as JAX uses it: a number next to the end of its range may be rounded to that end."""
+    value = np.asarray(value)
+    with np.errstate(over="ignore"):
+        return value.astype(default_dtype(value.dtype)) if value.dtype.kind in "fc" else value
+
+
+def check_fits(function, bound, values, dtype) -> None:
+    """Raise if the largest numbers to be expected, of which ``bound(np, *values)`` tells, do not fit ``dtype``."""
+    if not all(map(concrete, values.values())):
+        return
+    top = np.max(bound(np, *(np.asarray(value, float) for value in values.values())), initial=0)
+    if top > jnp.iinfo(dtype).max:
+        shown = ", ".join(f"{name}={np.array2string(np.asarray(v), threshold=8)}" for name, v in values.items())
+        raise StateValueError(
+            f"{function}(): numbers as large as {top:.2g} are to be expected with {shown}, and {dtype} ends at "
+            f"{jnp.iinfo(dtype).max}. Choose other parameters or a wider dtype (int64 needs jax_enable_x64)."
+        )
 
 
 def _offending(value, holds):
@@ -130,9 +181,34 @@ def cast(function, name, value, dtype) -> Any:
         if jnp.issubdtype(value.dtype, kind) and not jnp.issubdtype(dtype, kind):
             raise StateTypeError(f"{function}(): {name} has dtype {value.dtype}, which {dtype} cannot hold: cast it.")
     new = value.astype(dtype)
-    if jnp.issubdtype(dtype, jnp.integer) and not isinstance(value, jax.Array) and np.any(new != value):
+    if jnp.issubdtype(dtype, jnp.integer) and concrete(value) and np.any(np.asarray(new) != np.asarray(value)):
         raise StateValueError(f"{function}(): {name}={value} is out of the range of {dtype}.")
     return new
+
+
+def to_whole(function, name, value, dtype) -> Any:
+    """Cast a number of things to an integer type; a traced one that is not whole, or too large, becomes -1."""
+    if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool:
+        return cast(function, name, value, dtype)
+    if concrete(value) and np.all(np.abs(value) < 2.0**63):
+        return cast(function, name, np.asarray(value).astype(np.int64), dtype)
+    whole = (value == jnp.floor(value)) & (value >= 0) & (value < 2.0 ** (jnp.iinfo(dtype).bits - 1))
+    return jnp.where(whole, value, -1).astype(dtype)
+
+
+def to_ends(function, low, high, dtype, inclusive):
+    """Return the ends of a range of integers of ``dtype``, in a type of 32 bits or more.
+
+    The upper end that is not included may be one more than the type holds: what is known is the last number then.
+    """
+    info = jnp.iinfo(dtype)
+    for name, value, most in (("low", low, info.max), ("high", high, info.max + (not inclusive))):
+        if concrete(value) and (np.any(np.asarray(value) < info.min) or np.any(np.asarray(value) > most)):
+            raise StateValueError(f"{function}(): {name}={value} is out of the range of {dtype}.")
+    width = dtype if info.bits >= 32 else jnp.dtype(jnp.int32)
+    known = concrete(high)
+    last = np.asarray(np.asarray(high) - 1) if known and not inclusive else high
+    return cast(function, "low", low, width), cast(function, "high", last, width), known or inclusive
 
 
 def to_shape(function, size, shapes):
@@ -152,8 +228,8 @@ def to_shape(function, size, shapes):
     return size
 
 
-def broadcast(function, parameters, size, dtype):
-    """Cast parameters to ``dtype`` and all but scalars to the shape of the result; return values, shape."""
-    values = [cast(function, name, value, dtype) for name, value in parameters.items()]
+def broadcast(function, parameters, size, dtype) -> tuple[list[Any], tuple[int, ...]]:
+    """Cast parameters to ``dtype``, if any, and all but scalars to the shape of the result; return values, shape."""
+    values = [cast(function, name, v, dtype) if dtype else v for name, v in parameters.items()]
     shape = to_shape(function, size, [v.shape for v in values if v is not None])
     return [v if v is None or v.shape in ((), shape) else jnp.broadcast_to(v, shape) for v in values], shape

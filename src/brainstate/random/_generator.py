@@ -2,8 +2,9 @@
 
 A draw is ``key, sub = jax.random.split(key)``: ``sub`` is used, ``key`` is the new value. Since that is an
 ordinary read and write of a State, numbers inside a transform are those outside, a loop draws anew at each
-iteration, and whatever replays a function replays its draws. Every draw takes its key in ``_next_key``, the
+iteration, and whatever replays a function replays its draws. Every draw takes its key in ``_advance``, the
 only place where a generator advances; a sampler that is given ``key=`` uses that and leaves the State alone.
+A sampler that raises after it took a key hands it back to ``_withdraw``: the generator is as it was.
 
 The value is raw key data (``uint32[2]``), because a typed key as an input leaves the fast path of
 ``jax.jit``; ``impl``, the name of the algorithm, is static. Nothing is computed before the first draw.
@@ -139,9 +140,10 @@ class RandomState(State):
         """
         if n is not None and not (isinstance(n, int | np.integer) and n >= 1):
             raise StateValueError(f"split_key(): n must be an int and at least 1, got {n!r}.")
+        before, _, keys = self._advance(None if n is None else int(n))
         if backup:
-            self._backup.value = self.value
-        return self._next_key(None if n is None else int(n))
+            self._backup.value = before
+        return keys
 
     def split_keys(self, n: int, backup: bool = False) -> jax.Array:
         """Return an array of `n` keys and advance the generator once; see `split_key`."""
@@ -173,13 +175,20 @@ class RandomState(State):
         finally:
             self.value, self.impl = value, impl
 
-    def _next_key(self, n: int | None = None) -> jax.Array:
-        """Advance, and return one fresh key or `n` of them. Nothing else advances a generator."""
+    def _advance(self, n: int | None = None) -> tuple[Any, Any, jax.Array]:
+        """Advance, and return the value before, the value after, and one fresh key or `n` of them."""
         with _lock:
-            data = self.value
-            split = _split if isinstance(data, Tracer) else _split_at_once
-            self.value, keys = split(data, self.impl, n)
-        return keys
+            before = self.value
+            split = _split if isinstance(before, Tracer) else _split_at_once
+            after, keys = split(before, self.impl, n)
+            self.value = after
+        return before, after, keys
+
+    def _withdraw(self, before: Any, after: Any) -> None:
+        """Undo an `_advance` whose key was not used, unless somebody has drawn or seeded since."""
+        with _lock:
+            if self.value is after:
+                self.value = before
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any]:
         """Return raw key data for each of ``size`` lanes, and the generator's own after one draw.
@@ -208,7 +217,14 @@ def _to_data(seed):
 def _method(sampler: Sampler) -> Callable[..., jax.Array]:
     def method(self, *args, **kwargs):
         key, arguments = sampler.bind(args, kwargs)
-        return sampler.draw(self._next_key() if key is None else _to_key(key), *arguments)
+        if key is not None:
+            return sampler.draw(_to_key(key), *arguments)
+        before, after, key = self._advance()
+        try:
+            return sampler.draw(key, *arguments)
+        except BaseException:  # an interrupt, too
+            self._withdraw(before, after)
+            raise
 
     method.__name__, method.__qualname__, method.__doc__ = (
         sampler.name,
