@@ -13,6 +13,7 @@ from ._explain import Explanation, explain
 from ._finder import StateFinder
 from ._fisher import fisher
 from ._forward import fwd_grad
+from ._functional import functional, substituted
 from ._gradient import GradientTransform
 from ._higher import laplacian, taylor
 from ._implicit import argmin, fixed_point, root
@@ -63,6 +64,7 @@ __all__ = [
     "fisher",
     "fixed_point",
     "for_loop",
+    "functional",
     "fwd_grad",
     "ggn",
     "grad",
@@ -92,6 +94,7 @@ __all__ = [
     "sparse_hessian",
     "sparse_jacobian",
     "stop_gradient",
+    "substituted",
     "switch",
     "tap",
     "taps",
