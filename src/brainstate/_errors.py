@@ -28,7 +28,14 @@ __all__ = [
     "StateTypeError",
     "StateValueError",
     "TraceContextError",
+    "a_type",
 ]
+
+
+def a_type(thing: Any) -> str:
+    """Name the type of ``thing`` with its article, for a message: ``an int``, ``a list``."""
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 class BrainStateError(Exception):

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import invalidate
 from .._state import State
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
@@ -73,7 +73,7 @@ def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
     if kind is None:
         if hides_state(value):
             raise StateTypeError(
-                f"{where}: States inside a {type(value).__name__} would not be found. Make that class a "
+                f"{where}: States inside {a_type(value)} would not be found. Make that class a "
                 f"dataclass or a Module, register it as a pytree, or use a list, tuple or dict."
             )
         return value
@@ -121,7 +121,7 @@ class Owned:
             original, then = self._origin
             if len(original) != len(then) or not all(map(is_, self._kind.parts(original).values(), then.values())):
                 raise StateValueError(
-                    f"a {type(original).__name__} was changed after it was assigned to an attribute of a "
+                    f"{a_type(original)} was changed after it was assigned to an attribute of a "
                     f"Module, which keeps a copy: change the Module's own, as in `module.layers.append(x)`."
                 )
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from ._index_sets import distinct
 
 __all__ = ["KINDS", "SparsityPattern"]
@@ -169,7 +169,7 @@ class SparsityPattern:
         if valid_jaxtype(matrix) and np.ndim(matrix) == 2:
             rows, cols = np.nonzero(np.asarray(matrix))
             return cls(rows, cols, np.shape(matrix))
-        kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else f"a {type(matrix).__name__}"
+        kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else a_type(matrix)
         raise StateTypeError(
             f"{kind} is no sparsity pattern: give a SparsityPattern, a BCOO or SciPy sparse matrix, or a dense array "
             f"of two axes."

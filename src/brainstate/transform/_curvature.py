@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from .._carry import Carried
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
@@ -340,7 +340,7 @@ class _GaussNewton(Through):
 
     def __init__(self, model_fn, loss_fn, grad_states, argnums, **options):
         if not callable(loss_fn):
-            raise StateTypeError(f"ggn: loss_fn is a {type(loss_fn).__name__}, which cannot be called.")
+            raise StateTypeError(f"ggn: loss_fn is {a_type(loss_fn)}, which cannot be called.")
         self.loss_fn = loss_fn
         super().__init__(model_fn, grad_states, argnums, **options)
 

@@ -31,7 +31,7 @@ from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
 from .._compat import jit_disabled
-from .._errors import StateTypeError, StateValueError, TraceContextError
+from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._interpret import within
@@ -178,7 +178,7 @@ class Prepared(Ready):
             for path, leaf in () if key in self._statics.places else jax.tree_util.tree_leaves_with_path(arg):
                 if not (valid_jaxtype(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
                     raise StateTypeError(
-                        f"prepare: argument {name}{keystr(path)} is a {type(leaf).__name__}. Give an array, a number "
+                        f"prepare: argument {name}{keystr(path)} is {a_type(leaf)}. Give an array, a number "
                         f"or a jax.ShapeDtypeStruct, or make it static: prepare(jit(f, static_argnames={name!r}), ...)."
                     )
 
