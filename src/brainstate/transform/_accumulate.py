@@ -5,7 +5,6 @@ as the part before left them, and adds up. So the States afterwards and the rand
 loop over the parts.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from .._scope import commit, gather, stage
 from ._gradient import GradientTransform, from_front
 from ._loops import scan
 from ._space import positions
+from ._wrapper import resemble
 
 __all__ = ["accumulate"]
 
@@ -27,7 +27,7 @@ class _Accumulated:
 
     def __init__(self, grad_fn, steps, reduction, weight):
         self.grad_fn, self.steps, self.reduction, self.weight = grad_fn, steps, reduction, weight
-        functools.update_wrapper(self, grad_fn, updated=())
+        resemble(self, grad_fn)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what ``grad_fn`` returns, reduced over the parts; commit what the parts wrote, in turn."""

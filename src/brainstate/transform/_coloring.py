@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
@@ -79,11 +80,13 @@ def _star(neighbours: list[list[int]], order: Iterable[int]) -> list[int]:
     return colors
 
 
+@jax.tree_util.register_static
 class SparsityPattern:
     """The places of a matrix that may be other than zero, with its colourings.
 
     The matrix is the Jacobian of all outputs, flattened and put one after the other, with respect to all inputs,
-    likewise: the leaves in the order of ``jax.tree.leaves``, each in row-major order.
+    likewise: the leaves in the order of ``jax.tree.leaves``, each in row-major order. For JAX it is a constant: it may
+    be passed to a compiled function, and returned.
 
     Parameters
     ----------
@@ -328,7 +331,8 @@ class SparsityPattern:
             and np.array_equal(self.cols, other.cols)
         )
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    def __hash__(self) -> int:
+        return hash((self.shape, self.nnz))
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -35,6 +35,7 @@ from ._gradient import Target, differentiable, pick, place
 from ._nan import Watch, leaving_out, watched
 from ._operator import LinearOperator, watched_operator
 from ._space import Space, positions
+from ._wrapper import resemble
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
 
@@ -78,7 +79,7 @@ class Product:
         self._target = Target(
             fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
         )
-        functools.update_wrapper(self, fun, updated=())
+        resemble(self, fun)
         self._watched = None
         if debug_nan:
             # What runs in place of this one: the value is part of its result, and so says what is forward.

@@ -18,6 +18,7 @@ from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
 from ._gradient import check_argnums, select
 from ._signature import most_positional, signature_of
+from ._wrapper import resemble
 
 __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp", "stop_gradient"]
 
@@ -52,7 +53,7 @@ class _Custom:
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
-        functools.update_wrapper(self, fun, updated=())
+        resemble(self, fun)
 
     def _pure(self, values, *args):
         selection = select(self.states)
@@ -292,11 +293,10 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
         raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
     chooser("stop_gradient", states)  # refuses what it cannot use
 
-    @functools.wraps(fun, updated=())
     def wrapped(*args, **kwargs):
         with _Stopped(chooser("stop_gradient", states)) as scope:
             out, writes = fun(*args, **kwargs), scope.close()
         commit(writes)
         return out
 
-    return wrapped
+    return resemble(wrapped, fun)

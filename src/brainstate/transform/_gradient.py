@@ -12,7 +12,6 @@ Only the inexact leaves of a State are differentiated. In the place of another l
 packed tree, and so the gradient, holds ``None``.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence, ValuesView
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 from ._choice import is_pair, narrowed, owns_states
 from ._nan import Watch, watched
+from ._wrapper import resemble
 
 __all__ = [
     "Call",
@@ -497,7 +497,7 @@ class GradientTransform:
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
         # What runs in place of this one: its value is part of the result, and so says what is forward and what not.
         self._watched = self._like(target, return_value=True) if debug_nan else None
-        functools.update_wrapper(self, target, updated=())  # its attributes are not ours
+        resemble(self, target)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""

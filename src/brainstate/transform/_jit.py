@@ -41,6 +41,7 @@ from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._seal import Seal
 from ._signature import signature_of, state_part
+from ._wrapper import resemble
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
 
@@ -245,7 +246,7 @@ class Jit(Launcher):
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
-        functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
+        resemble(self, fun)
 
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
@@ -391,7 +392,7 @@ def _weak_method(fun, alive):
     def method(*args, **kwargs):
         return bind(alive())(*args, **kwargs)
 
-    bound: Any = functools.update_wrapper(method, fun)
+    bound = resemble(method, fun)
     signature = signature_of(fun)
     if signature is not None:
         bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -17,7 +17,6 @@ Static arguments are compared at each call and taken out, since JAX compiles the
 looked through for arrays that something else refers to as well.
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from ._nan import waiting
 from ._retraces import options
 from ._seal import Seal
 from ._signature import Part, Row, argument_names, argument_parts, compare, state_part
+from ._wrapper import resemble
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
 
@@ -99,7 +99,7 @@ class Prepared(Ready):
     """A function that was compiled ahead of time; made by `prepare`, and called like the function."""
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
-        functools.update_wrapper(self, transform, updated=())
+        resemble(self, transform)
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
         seal = Seal()
