@@ -29,6 +29,7 @@ from operator import not_
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import tree_leaves
 
 from .._carry import ABSENT, may_fail, tracing
@@ -242,7 +243,8 @@ class Jit(Launcher):
     def __init__(self, fun, options, donates, seal=None):
         if not callable(fun):
             raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
-        self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
+        jax.jit(fun, **options)  # checks them
+        self._fun, self._options, self._donates, self._seal = fun, _in_tuples(options), donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
@@ -294,7 +296,6 @@ class Jit(Launcher):
     def statics(self, count: int) -> set[int | str]:
         """Return the positions, of ``count`` arguments, and the names of those that are static."""
         numbers, names = _static_places(self._fun, self._options, 0), self._options.get("static_argnames")
-        numbers = (numbers,) if isinstance(numbers, int) else numbers
         if names is None:
             signature = signature_of(self._fun)
             names = [name for i, name in enumerate(signature.parameters if signature else ()) if i in numbers]
@@ -402,6 +403,12 @@ def _weak_method(fun, alive):
 # ------------------------------------------------------------------------------------------ options of jax.jit
 
 
+def _in_tuples(options) -> dict[str, Any]:
+    """Return ``options`` with positions as tuples of ints, which JAX takes in other forms as well."""
+    given = {key: options[key] for key in ("static_argnums", "donate_argnums") if options.get(key) is not None}
+    return options | {key: tuple(map(int, np.atleast_1d(numbers))) for key, numbers in given.items()}
+
+
 def _with_states(fun, program):
     """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
 
@@ -478,7 +485,6 @@ def _shifted(fun, given, lead) -> dict[str, Any]:
     for key in ("static_argnums", "donate_argnums"):
         numbers = options.get(key)
         if numbers is not None:
-            numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
             options[key] = tuple(n + lead if n >= 0 else n for n in numbers)
     if lead == 2:
         names = {"static_argnames": options.get("donate_argnames")}
