@@ -353,6 +353,11 @@ class Target:
             if not usable:
                 kind = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
                 number, inner = (numbers[path[0].idx], path[1:]) if isinstance(numbers, tuple) else (numbers, path)
+                if owns_states(leaf):
+                    raise StateTypeError(
+                        f"argument {number}{jax.tree_util.keystr(inner)} is a Module ({kind}), which is not an "
+                        f"argument: give it as grad_states, and let the function refer to it by name."
+                    )
                 raise StateTypeError(
                     f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with "
                     f"respect to floating or complex values only. Convert it, choose another argnums, or "
