@@ -27,6 +27,7 @@ from brainstate.transform import (
     jacrev,
     jit,
     jvp,
+    value_and_grad,
     vector_grad,
     vjp,
 )
@@ -82,6 +83,7 @@ def _custom(fun, **options):
 
 DERIVATIVES = {
     "grad": grad,
+    "value_and_grad": value_and_grad,
     "vector_grad": vector_grad,
     "fwd_grad": fwd_grad,
     "jacrev": jacrev,
