@@ -97,7 +97,7 @@ ALL = {**DERIVATIVES, **PRODUCTS, **OTHERS}
 
 DIFFERENTIATE = (*DERIVATIVES, "vjp")  # what has argnums
 WITH_STATES = (*DERIVATIVES, *PRODUCTS)  # what has grad_states
-SCALAR = ("grad", "fwd_grad")
+SCALAR = ("grad", "value_and_grad", "fwd_grad")
 
 
 @dataclass
@@ -641,6 +641,8 @@ def test_unused_states_may_be_accepted(name):
     result = ALL[name](loss, grad_states={"w": w, "idle": idle}, check_states=False, **options)(2.0)
     if name == "hessian":
         assert result["idle"]["idle"] == 0.0
+    elif name == "value_and_grad":
+        assert result[1]["idle"] == 0.0
     elif name != "fwd_grad":
         assert result["idle"] == 0.0
     cache.value = jnp.array(0.0)
