@@ -103,17 +103,12 @@ def _places(name, numbers, fun) -> tuple[int, ...]:
 
 def _with_values(fun, pure):
     """Return ``pure`` with the signature of ``fun`` behind its first argument, by which JAX resolves keywords."""
-
-    @functools.wraps(fun, updated=())
-    def run(values, /, *args):
-        return pure(values, *args)
-
+    run: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
     if signature is not None:
         longest = max(map(len, signature.parameters), default=0)
         first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [first, *signature.parameters.values()]
-        run.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
     return run
 
 

@@ -172,7 +172,7 @@ def check_argnums(argnums):
         numbers = tuple(map(_index, argnums if many else (argnums,)))
     except TypeError:
         raise StateValueError(
-            f"argnums={argnums!r}: positions are ints, Python ints or NumPy's, one or a list or tuple of them."
+            f"argnums={argnums!r}: positions are Python ints or NumPy's, one or a list or tuple of them."
         ) from None
     if len(set(numbers)) != len(numbers):
         raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
@@ -274,7 +274,7 @@ class Target:
         has_aux=False,
         keep_value=False,
         check_states=True,
-        allow_int=False,
+        allow_int: bool | str = False,
     ):
         if not callable(fun):
             raise StateTypeError(f"{name} differentiates a function; got {type(fun).__name__}, which cannot be called.")

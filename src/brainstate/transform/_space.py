@@ -47,6 +47,8 @@ class Space:
     has_states: bool
     argnums: int | tuple[int, ...] | None
 
+    _without_integers = "leave it out of argnums"
+
     @classmethod
     def of(cls, diff, call) -> "Space":
         """Return the space in which the derivative with respect to ``diff`` lives."""
@@ -93,12 +95,12 @@ class Space:
         for path, leaf in tree_leaves_with_path(self.structure):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 continue
-            fix = "keep the real and the imaginary part as two real arrays"
-            if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                fix = "leave an argument out of argnums, return an output as aux, with has_aux=True"
+            kind, fix = layout(leaf), "keep the real and the imaginary part as two real arrays"
+            if leaf.dtype == jax.dtypes.float0:
+                kind, fix = "of an integer type", self._without_integers
             raise StateTypeError(
-                f"{name}: {self._label(path)} is {layout(leaf)}, and the matrix of a derivative is one over the reals "
-                f"only: {fix}."
+                f"{name}: {self._label(path)} is {kind}, and the matrix of a derivative is one over the reals only: "
+                f"{fix}."
             )
 
     def _label(self, path) -> str:
@@ -201,6 +203,8 @@ class Space:
 @dataclass(frozen=True)
 class Outputs(Space):
     """The space of what a function returns; a path is the keys of the output joined by dots."""
+
+    _without_integers = "return it as aux, with has_aux=True"
 
     @classmethod
     def of_output(cls, out) -> "Outputs":
