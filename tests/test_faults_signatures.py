@@ -23,6 +23,7 @@ from brainstate import (
     nn,
 )
 from brainstate import transform as T
+from brainstate._errors import a_type
 
 FLOAT0 = jax.dtypes.float0
 X, Y = 3.0, 4.0
@@ -179,7 +180,26 @@ JITS = {"jit": T.jit, "donating": functools.partial(T.jit, donate_states=True)}
 )
 @pytest.mark.parametrize("name", JITS)
 def test_c_jit_takes_the_positions_that_jax_takes(name, fun, option):
-    for numbers in (0, 2, 3, -1, -3, -4, -5, (0, 3), (0, -4), (0, 0), np.int64(1), np.array([1]), 2**70, "x", 1.0):
+    for numbers in (
+        0,
+        2,
+        3,
+        -1,
+        -3,
+        -4,
+        -5,
+        (0, 3),
+        (0, -4),
+        (0, 0),
+        np.int64(1),
+        np.array([1]),
+        2**70,
+        "x",
+        1.0,
+        {1},
+        range(2),
+        np.uint8(255),
+    ):
 
         def outcome(jit, numbers=numbers):
             try:
@@ -757,6 +777,17 @@ def test_d_articles():
     ):
         with pytest.raises((BrainStateError, AttributeError), match=words):
             bad()
+
+
+def test_d_articles_of_names():
+    for thing, words in (
+        (1, "an int"),
+        ([], "a list"),
+        (np.uint8(1), "a uint8"),
+        (object(), "an object"),
+        ("", "a str"),
+    ):
+        assert a_type(thing) == words
 
 
 def tagged():

@@ -21,6 +21,7 @@ A call that writes holds one lock from reading to committing, so concurrent call
 
 import functools
 import inspect
+import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from operator import not_
 from typing import Any
 
 import jax
-import numpy as np
 from jax.tree_util import tree_leaves
 
 from .._carry import ABSENT, may_fail, tracing
@@ -243,8 +243,9 @@ class Jit(Launcher):
     def __init__(self, fun, options, donates, seal=None):
         if not callable(fun):
             raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
+        options = _in_tuples(options)
         jax.jit(fun, **options)  # checks them
-        self._fun, self._options, self._donates, self._seal = fun, _in_tuples(options), donates, seal
+        self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
@@ -406,7 +407,14 @@ def _weak_method(fun, alive):
 def _in_tuples(options) -> dict[str, Any]:
     """Return ``options`` with positions as tuples of ints, which JAX takes in other forms as well."""
     given = {key: options[key] for key in ("static_argnums", "donate_argnums") if options.get(key) is not None}
-    return options | {key: tuple(map(int, np.atleast_1d(numbers))) for key, numbers in given.items()}
+    return options | {key: _indices(numbers) for key, numbers in given.items()}
+
+
+def _indices(numbers) -> tuple[int, ...]:
+    try:
+        return (operator.index(numbers),)
+    except TypeError:
+        return tuple(map(operator.index, numbers))
 
 
 def _with_states(fun, program):
