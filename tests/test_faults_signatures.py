@@ -780,14 +780,7 @@ def test_d_articles():
 
 
 def test_d_articles_of_names():
-    for thing, words in (
-        (1, "an int"),
-        ([], "a list"),
-        (np.uint8(1), "a uint8"),
-        (object(), "an object"),
-        ("", "a str"),
-    ):
-        assert a_type(thing) == words
+    assert [a_type(x) for x in (1, [], np.uint8(1), object())] == ["an int", "a list", "a uint8", "an object"]
 
 
 def tagged():
