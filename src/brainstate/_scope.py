@@ -49,7 +49,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_ja
 from ._border import altered, changed, everywhere, forget, meet, separate, switched
 from ._carry import Absent, Writes, awaited
 from ._compat import AT_ONCE, current_trace, stages_within, staging
-from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError, a_type
 
 __all__ = [
     "Cell",
@@ -59,6 +59,7 @@ __all__ = [
     "caught",
     "commit",
     "create",
+    "deferred",
     "differentiated",
     "eager",
     "frozen_here",
@@ -68,6 +69,7 @@ __all__ = [
     "invalidate",
     "is_tracer",
     "read",
+    "outside_rule",
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
@@ -457,7 +459,7 @@ def refuse_foreign(state, value, verb, name) -> None:
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{state.describe()} {verb} a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX type: "
+                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is no JAX type: "
                 f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
                 f"attribute, or pass it as a static argument."
             )
@@ -490,8 +492,8 @@ def _raw_transform(state):
 def _read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
     staged = stages_within(scope.trace)
-    if (scope.launches and not eager()) or (staged is None and _has_tracer(value)):
-        raise _outside_rule(state)
+    if (deferred(scope) and not eager()) or (staged is None and _has_tracer(value)):
+        raise outside_rule(state)
     if not staged:
         return value
     _meet(scope, state)
@@ -509,13 +511,14 @@ def _undifferentiable(state, leaf):
     same = jax.custom_jvp(lambda x: x)
 
     def refuse(primals, tangents):
-        raise _outside_rule(state)
+        raise outside_rule(state)
 
     same.defjvp(refuse)
     return same(leaf)
 
 
-def _outside_rule(state):
+def outside_rule(state) -> TraceContextError:
+    """Return the error for a read of ``state`` by what JAX runs elsewhere than in the transform in progress."""
     return TraceContextError(
         f"{state.describe()} is read in a function or rule of jax.custom_jvp or jax.custom_vjp, or of a library that "
         f"defines an operation with them, which JAX runs outside of the transform in progress: a derivative would be "
@@ -528,6 +531,16 @@ def _has_tracer(value) -> bool:
     return any(map(is_tracer, jax.tree.leaves(value)))
 
 
+def deferred(scope, frame: Any = None) -> bool:
+    """Tell whether JAX runs a rule, or lowers, for a compiled function that was called in ``scope`` and has ended."""
+    if scope is not None:
+        return scope.launches > 0
+    frame = frame or sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _LAUNCH:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _meet(scope, state) -> None:
     """Note that a program of JAX's own holds the value of ``state``; warn once for each line that reads it outside."""
     met = meet(scope, state)
@@ -536,11 +549,9 @@ def _meet(scope, state) -> None:
     level, frame, trace = 1, sys._getframe(), current_trace()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         level, frame = level + 1, frame.f_back
-    line, outer = (frame.f_code.co_filename, frame.f_lineno), frame.f_back
-    while outer is not None and outer.f_code.co_filename != _LAUNCH:
-        outer = outer.f_back
-    if outer is not None:
-        raise _outside_rule(state)  # JAX traces or lowers a compiled function, and the function itself has ended
+    if deferred(None, frame.f_back):
+        raise outside_rule(state)
+    line = frame.f_code.co_filename, frame.f_lineno
     if line in met.told or (_told and _told[0]() is trace and _told[1] == line):
         return  # a line that reads a whole model is told of the first State
     met.told.add(line)

@@ -16,6 +16,7 @@ from jax.extend.core import valid_jaxtype
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ..filters import to_predicate
+from ._wrapper import resemble
 
 __all__ = ["checkpoint", "remat", "save_states"]
 
@@ -112,7 +113,6 @@ def checkpoint(
         )
     options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
 
-    @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         refuse_states((args, kwargs), "arguments of checkpoint")
         inputs, rebuild = _arrays(args, kwargs, static_argnums)
@@ -129,7 +129,7 @@ def checkpoint(
         commit(writes)
         return out
 
-    return wrapped
+    return resemble(wrapped, fun)
 
 
 def _arrays(args, kwargs, static_argnums):

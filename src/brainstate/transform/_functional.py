@@ -9,28 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 from jax.extend.core import valid_jaxtype
 
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, gather, refuse_states, stage
 from .._state import State
-from ._choice import is_pair, narrowed, owns_states
 from ._gradient import Selection, select
 
 __all__ = ["functional", "substituted"]
-
-
-def _selected(name, states) -> Selection:
-    """Return the States of a container; a Module, alone or in a pair with a filter, stands for all kinds of States."""
-
-    def looked_up(leaf):
-        if is_pair(leaf):
-            return narrowed(f"{name}: states", leaf, State)
-        return leaf.states() if owns_states(leaf) else leaf
-
-    return select(jax.tree.map(looked_up, states, is_leaf=lambda x: owns_states(x) or is_pair(x)), "states")
 
 
 def _given(name, selection, values) -> dict:
@@ -94,11 +81,11 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
         refuse_states((args, kwargs), f"arguments of {name}")
         staged = stage(f, args, kwargs, name=name, dynamic=valid_jaxtype)
         born = set(staged.born)
-        selection = _selected(name, tuple(state for state in staged.used if state not in born))
+        selection = select(tuple(state for state in staged.used if state not in born), "states", State)
     elif args or kwargs:
         raise StateTypeError(f"{name}: example arguments are for finding the States; here `states` says which they are.")
     else:
-        selection = _selected(name, states)
+        selection = select(states, "states", State)
 
     def pure(values, /, *args, **kwargs):
         given = _given(name, selection, values)
@@ -152,7 +139,7 @@ def substituted(states: Any, values: Any) -> Iterator[None]:
     >>> round(float(grad(after_a_step, w)()), 6), float(w.value)
     (1.28, 2.0)
     """
-    given = _given("substituted", _selected("substituted", states), values)
+    given = _given("substituted", select(states, "states", State), values)
     with Scope("substituted", given) as scope:
         yield
         writes = scope.close()

@@ -3,7 +3,6 @@
 ``named_scope`` is JAX's: what is staged keeps the names, so nothing about States is to be added to it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jax.extend.core import valid_jaxtype
 from .._carry import Carried, Writes
 from .._scope import Scope, commit, frozen_here, gather, stage
 from .._state import State
+from ._wrapper import resemble
 
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
 
@@ -100,7 +100,6 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     True
     """
 
-    @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
@@ -117,7 +116,7 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
         found = FoundStates(reads, staged.writes)
         return (jaxpr, found, shapes[0]) if return_shape else (jaxpr, found)
 
-    return wrapped
+    return resemble(wrapped, fun)
 
 
 def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
@@ -148,7 +147,6 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     ('empty', -1.0)
     """
 
-    @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         frozen = frozen_here()
 
@@ -160,4 +158,4 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
         commit(writes)
         return error, out
 
-    return wrapped
+    return resemble(wrapped, fun)

@@ -5,6 +5,7 @@ signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`,
 """
 
 import inspect
+import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,7 +15,17 @@ from jax.tree_util import keystr, treedef_is_leaf
 
 from .._state import State
 
-__all__ = ["NOTHING", "Part", "Row", "argument_names", "argument_parts", "compare", "signature_of", "state_part"]
+__all__ = [
+    "NOTHING",
+    "Part",
+    "Row",
+    "argument_names",
+    "argument_parts",
+    "compare",
+    "most_positional",
+    "signature_of",
+    "state_part",
+]
 
 NOTHING = "nothing"
 
@@ -46,6 +57,15 @@ def signature_of(fun: Callable) -> inspect.Signature | None:
         return inspect.signature(fun)
     except (TypeError, ValueError):
         return None
+
+
+def most_positional(fun: Callable) -> float:
+    """Return how many arguments ``fun`` takes by position at most; infinity if there is no telling."""
+    signature = signature_of(fun)
+    kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return math.inf
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def argument_names(fun: Callable, count: int) -> list[str]:
