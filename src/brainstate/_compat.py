@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import (
     find_top_trace,
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
@@ -68,8 +69,9 @@ def nans_checked() -> bool:
 
 
 def varying_axes(value) -> tuple:
-    """Return the axes of a device mesh along which ``value`` may differ, inside ``shard_map``."""
-    return tuple(jax.typeof(value).manual_axis_type.varying)
+    """Return the axes of a device mesh along which ``value``, or one of this type, may differ, inside ``shard_map``."""
+    aval = value if isinstance(value, ShapedArray) else jax.typeof(value)
+    return tuple(aval.manual_axis_type.varying)
 
 
 def scan_inputs(params, inputs) -> tuple[list, list, list]:

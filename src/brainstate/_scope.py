@@ -64,6 +64,7 @@ __all__ = [
     "frozen_here",
     "gather",
     "generation",
+    "glance",
     "innermost",
     "invalidate",
     "is_tracer",
@@ -160,7 +161,7 @@ class Scope:
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
         self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
-        self.unused, self.given = set(values), frozenset(values)
+        self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
@@ -199,7 +200,9 @@ class Scope:
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
-        self.unused.discard(state)
+        if state in self.unused:  # nobody has seen the value that it came with
+            self.unused.discard(state)
+            self.overwritten.add(state)
         self.lent.pop(state, None)
 
     def close(self) -> Writes:
@@ -280,6 +283,14 @@ def read(state):
         return state._value
     except AttributeError:
         return _stored(state)
+
+
+def glance(state) -> Any:
+    """Return the value of ``state`` to look at its structure: unlike a `read`, this uses nothing of it."""
+    scope = innermost()
+    while scope is not None and state not in scope.values:
+        scope = scope.parent
+    return _stored(state) if scope is None else scope.values[state]
 
 
 def write(state, value) -> None:

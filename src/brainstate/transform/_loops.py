@@ -9,6 +9,7 @@ Each loop checks, and says with the name of the State, what JAX would otherwise 
 a value that changes shape or dtype, a State created in the body that outlives it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
 from .._carry import Writes
-from .._compat import jit_disabled
+from .._compat import jit_disabled, varying_axes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, refuse_states, stage
 from ._progress import ProgressBar, ticking
@@ -89,11 +90,27 @@ def _cast(value, types):
     return jax.tree.map(cast, value, types) if same else value
 
 
-def _stage_body(name, fun, call, init, known):
+def _blank(state, types):
+    """Return a start for ``state``, which the first iteration overwrites unread: its value is not used for that."""
+    if any(jnp.issubdtype(t.dtype, jax.dtypes.extended) or any(t.sharding.spec) for t in jax.tree.leaves(types)):
+        return gather([state])[0]
+
+    def zeros(aval):
+        axes, value = varying_axes(aval), jnp.zeros(aval.shape, aval.dtype)
+        return jax.lax.pcast(value, axes, to="varying") if axes else value
+
+    return jax.tree.map(zeros, types)
+
+
+def _stage_body(name, fun, call, init, known, at_least_once):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
-        before = [init, gather(staged.writes)]
+        first = [
+            _blank(s, staged.written_types[s]) if at_least_once and s not in staged.reads else gather([s])[0]
+            for s in staged.writes
+        ]
+        before = [init, first]
     result = staged.result_types
     if name.endswith("scan"):
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -104,18 +121,19 @@ def _stage_body(name, fun, call, init, known):
     values = dict(zip(staged.writes, start[1], strict=True))
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(start), strict=True)):
         return staged, init, values
-    return _stage_body(name, fun, call, start[0], values)
+    return _stage_body(name, fun, call, start[0], values, at_least_once)
 
 
 class _Body:
     """A staged loop body as a pure function of ``(carry, values of the written States)``.
 
-    ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
+    ``call(run, init)`` is JAX's loop with ``run`` as its body, done ``at_least_once`` or perhaps never; ``first`` is
+    the carry that the loop starts with.
     """
 
-    def __init__(self, name, fun, call, init):
+    def __init__(self, name, fun, call, init, at_least_once):
         self.name = name
-        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {})
+        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {}, at_least_once)
         self.carried, self.closed = self.staged.writes, {}
         self.close_over(self.staged.reads)
 
@@ -124,9 +142,11 @@ class _Body:
         fixed = [s for s in reads if s not in self.values]
         self.closed.update(zip(fixed, gather(fixed), strict=True))
 
-    def start(self, at_least_once):
+    def start(self):
         """Return the first carry and the values that the written States have before the first iteration."""
-        return self.first, [self._compatible(s, v, at_least_once) for s, v in self.values.items()]
+        for state, value in self.values.items():
+            self._check(state, value)
+        return self.first, list(self.values.values())
 
     def __call__(self, values, *args):
         out, writes = self.staged(self.given(values), args, {})
@@ -140,12 +160,10 @@ class _Body:
         """Commit the values after the last iteration."""
         commit(Writes(self.carried, list(values)))
 
-    def _compatible(self, state, value, at_least_once):
+    def _check(self, state, value):
         before, after = types_of(value), self.staged.written_types[state]
         if agree(before, after):
-            return value
-        if at_least_once and state not in self.staged.reads:
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), after)  # overwritten before anyone looks
+            return
         raise StateTypeError(
             f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
             f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
@@ -224,13 +242,13 @@ def scan(
     options = {"length": length, "reverse": reverse}
     if jit_disabled():
         return directly("scan", lambda: jax.lax.scan(f, init, xs, **options))
-    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
+    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init, count > 0)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
         return (carry, values), y
 
-    (carry, values), ys = jax.lax.scan(step, body.start(count > 0), xs, unroll=unroll, **options)
+    (carry, values), ys = jax.lax.scan(step, body.start(), xs, unroll=unroll, **options)
     body.finish(values)
     return carry, ys
 
@@ -309,7 +327,7 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     if jit_disabled():
         return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
     condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
-    val, values = jax.lax.while_loop(condition, body.step, body.start(False))
+    val, values = jax.lax.while_loop(condition, body.step, body.start())
     body.finish(values)
     return val
 
@@ -323,7 +341,7 @@ class _WhileBody(_Body):
 def _while_parts(name, cond_fun, body_fun, init_val):
     """Return the condition and the body as functions of ``(value, values of the written States)``."""
     refuse_states(init_val, f"arguments of {name}")
-    body = _WhileBody(name, body_fun, lambda run, init: jax.lax.while_loop(lambda _: False, run, init), init_val)
+    body = _WhileBody(name, body_fun, lambda run, init: jax.lax.while_loop(lambda _: False, run, init), init_val, False)
     with Scope(name, body.values):
         test = probe(f"the condition of {name}", cond_fun, lambda run: jax.lax.while_loop(run, lambda v: v, body.first))
     if test.writes:
@@ -382,7 +400,7 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
 
     for _ in range(_levels(max_steps, base) if max_steps else 0):
         step = _repeated(step, active, base)
-    start = body.start(False)
+    start = body.start()
     (val, values), _ = step((start, jnp.int32(0))) if max_steps else (start, 0)
     body.finish(values)
     return val
@@ -459,7 +477,8 @@ def checkpointed_scan(
         f, xs = ticking(f, xs, count, False, pbar)
     if jit_disabled():
         return directly("checkpointed_scan", lambda: jax.lax.scan(f, init, xs, length=length))
-    body = _Body("checkpointed_scan", f, lambda run, init: jax.lax.scan(run, init, xs, length=length), init)
+    loop = functools.partial(jax.lax.scan, xs=xs, length=length)
+    body = _Body("checkpointed_scan", f, loop, init, count > 0)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
@@ -481,7 +500,7 @@ def checkpointed_scan(
         )
         return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
 
-    (carry, values), ys = part(body.start(count > 0), jax.tree.map(jnp.asarray, xs), count)
+    (carry, values), ys = part(body.start(), jax.tree.map(jnp.asarray, xs), count)
     body.finish(values)
     return carry, ys
 
