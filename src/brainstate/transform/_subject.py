@@ -17,7 +17,7 @@ from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, is_tracer, refuse_states
 from ._gradient import Target, check_argnums, differentiable, names_of
 
-__all__ = ["Subject", "call_plainly", "is_python", "pulled", "settled", "subject_of", "wide"]
+__all__ = ["Subject", "call_plainly", "is_python", "pulled", "random_like", "settled", "subject_of", "wide"]
 
 
 def is_python(leaf) -> bool:
@@ -29,6 +29,17 @@ def wide(leaf) -> np.ndarray:
     """Return ``leaf`` in the double precision of NumPy."""
     array = np.asarray(leaf)
     return array.astype(np.complex128 if jnp.iscomplexobj(array) else np.float64)
+
+
+def random_like(rng: np.random.Generator, leaves: list) -> list:
+    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``, as both parts of complex ones."""
+
+    def like(leaf):
+        numbers = (rng.choice((-1, 1), jnp.shape(leaf)) * rng.uniform(2 / 3, 4 / 3, jnp.shape(leaf)) for _ in "xy")
+        value = next(numbers) + (1j * next(numbers) if jnp.iscomplexobj(leaf) else 0)
+        return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
+
+    return [like(leaf) for leaf in leaves]
 
 
 # ------------------------------------------------------------------------------------------ plain calls
