@@ -4,6 +4,7 @@ from . import graph, nn, random, transform, util
 from ._errors import (
     BatchAxisError,
     BrainStateError,
+    DensePatternWarning,
     FrozenReadWarning,
     GradientCheckError,
     NonFiniteError,
@@ -19,6 +20,7 @@ __all__ = [
     "BatchAxisError",
     "BatchState",
     "BrainStateError",
+    "DensePatternWarning",
     "FrozenReadWarning",
     "GradientCheckError",
     "HiddenState",

@@ -12,7 +12,8 @@
         └── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
     Warning
     └── UserWarning
-        └── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
+        ├── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
+        └── DensePatternWarning         a sparse derivative takes a loop to mix all that enters it
 
 A message says which State (by path or name) or which argument, what the rule is and how to comply.
 """
@@ -22,6 +23,7 @@ from typing import Any
 __all__ = [
     "BatchAxisError",
     "BrainStateError",
+    "DensePatternWarning",
     "FrozenReadWarning",
     "GradientCheckError",
     "NonFiniteError",
@@ -104,3 +106,7 @@ class NonFiniteError(BrainStateError, RuntimeError):
 
 class FrozenReadWarning(UserWarning):
     """A State was read under a raw staging transform: its value became a constant of the compiled code."""
+
+
+class DensePatternWarning(UserWarning):
+    """The sparsity pattern of a long loop is that of all its iterations taken together, and may be dense."""
