@@ -9,7 +9,8 @@
         ├── TraceContextError           a State met a transform that does not know it
         ├── BatchAxisError              lanes of a map disagree about a State
         ├── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
-        └── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
+        ├── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
+        └── NoSolutionError             (also RuntimeError)     a solver found no solution
     Warning
     └── UserWarning
         ├── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
@@ -26,6 +27,7 @@ __all__ = [
     "DensePatternWarning",
     "FrozenReadWarning",
     "GradientCheckError",
+    "NoSolutionError",
     "NonFiniteError",
     "StateTypeError",
     "StateValueError",
@@ -102,6 +104,10 @@ class NonFiniteError(BrainStateError, RuntimeError):
     def __init__(self, message: str, **facts: Any):
         super().__init__(message)
         self.__dict__.update(facts)
+
+
+class NoSolutionError(BrainStateError, RuntimeError):
+    """`root`, `fixed_point` or `argmin` found no solution, in one lane of a map at least."""
 
 
 class FrozenReadWarning(UserWarning):

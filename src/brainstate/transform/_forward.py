@@ -2,8 +2,8 @@
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
 backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with ``v = a + ib``
-the mean of ``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, what ``jax.grad`` returns.
+which is why it suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with
+``v = a + ib`` the mean of ``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, what ``jax.grad`` returns.
 """
 
 import math
@@ -52,7 +52,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
 
 
 def _normal(key, leaf):
-    """Return standard normal numbers like ``leaf``; of complex ones both parts are, where JAX's have half of it each."""
+    """Return standard normal numbers like ``leaf``; both parts of complex ones, where JAX gives each half the variance."""
     normal = jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
     return normal * jnp.asarray(math.sqrt(2), normal.dtype) if jnp.iscomplexobj(normal) else normal
 

@@ -50,6 +50,7 @@ __all__ = [
     "checks",
     "guarded",
     "holds_check",
+    "leave",
     "leaving_out",
     "made",
     "unwrapped",
@@ -443,6 +444,17 @@ def guarded(program, inputs, result, bad: list) -> Any:
     return jax.tree.map(lambda x: x + _nan_unless(fine, jax.typeof(x).dtype) if inexact(x) else x, result)
 
 
+def leave(error: Exception, several: bool) -> None:
+    """Raise ``error`` in a callback, for `unwrapped` to find; or leave it, so that no other device waits for ever."""
+    if several or _awaited[0]:
+        _left.append(error)
+        if not _awaited[0]:
+            logging.getLogger(__name__).error("%s", error)
+        return
+    _raised.append(copy.copy(error))  # not with the frames of this call
+    raise error
+
+
 def _is_key(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -477,13 +489,8 @@ def _gate(program, bad, inputs):
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
-        if several or _awaited[0]:
-            _left.append(error)
-            if not _awaited[0]:
-                logging.getLogger(__name__).error("%s", error)
-            return np.ones(sizes, bool)
-        _raised.append(copy.copy(error))  # not with the frames of this call
-        raise error
+        leave(error, several)
+        return np.ones(sizes, bool)
 
     def fails(bad, operands):
         # Under vmap both branches run; lanes come together, along leading axes that are 1 for what has no lanes.
@@ -502,7 +509,7 @@ def unwrapped():
         yield
     except Exception as failure:
         for error in tuple(_raised):
-            if not isinstance(failure, NonFiniteError) and str(error) in str(failure):
+            if not isinstance(failure, type(error)) and str(error) in str(failure):
                 with contextlib.suppress(ValueError):  # another thread had the same
                     _raised.remove(error)
                 raise error from None
