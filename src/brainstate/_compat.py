@@ -83,7 +83,7 @@ def optional(module: str, user: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
         raise ModuleNotFoundError(
-            f"{user} needs {package}, and there is no module {error.name!r}. Install it: pip install {package}, or this "
+            f"{user} needs {package}, and there is no module {error.name!r}: pip install {package}, or install this "
             f"package with its extra, brainstate[{extra}].",
             name=error.name,
         ) from None

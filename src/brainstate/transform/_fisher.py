@@ -13,8 +13,8 @@ empirical Fisher approximation".
 
 In closed form (Martens 2020, "New insights and perspectives on the natural gradient method"), ``Fᵢ`` is
 ``diag(p) - p pᵀ`` for logits of a categorical with probabilities ``p``, ``p (1 - p)`` for logits of Bernoullis, the
-rate ``exp(f)`` for logarithms of the rates of Poissons, and ``I`` for the mean of a Gaussian of unit variance: each the Hessian of its negative log-likelihood, so that `exact` is
-the generalised Gauss-Newton matrix of that loss.
+rate ``exp(f)`` for logarithms of the rates of Poissons, and ``I`` for the mean of a Gaussian of unit variance: each the
+Hessian of its negative log-likelihood, so that `exact` is the generalised Gauss-Newton matrix of that loss.
 """
 
 from collections.abc import Callable
@@ -166,7 +166,8 @@ def fisher(
         The model; ``model_fn(*args)`` returns one array with the examples on its first axis, or ``(output, aux)``.
     likelihood : str
         What the output stands for: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
-        logits; ``"poisson"``, the logarithm of the rate; ``"gaussian"``, the mean, with unit variance. Further axes are independent parts of one example.
+        logits; ``"poisson"``, the logarithm of the rate; ``"gaussian"``, the mean, with unit variance. Further axes
+        are independent parts of one example.
     grad_states, argnums, has_aux, check_states, debug_nan
         See `GradientTransform`, and for ``debug_nan`` and operators `hvp`.
     kind : str

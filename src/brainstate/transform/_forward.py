@@ -52,7 +52,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
 
 
 def _normal(key, leaf):
-    """Return standard normal numbers like ``leaf``; both parts of complex ones, where JAX gives each half the variance."""
+    """Return standard normal numbers like ``leaf``; of complex ones both parts are, where JAX's have half of it."""
     normal = jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
     return normal * jnp.asarray(math.sqrt(2), normal.dtype) if jnp.iscomplexobj(normal) else normal
 

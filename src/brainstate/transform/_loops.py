@@ -9,7 +9,6 @@ Each loop checks, and says with the name of the State, what JAX would otherwise 
 a value that changes shape or dtype, a State created in the body that outlives it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,27 +89,24 @@ def _cast(value, types):
     return jax.tree.map(cast, value, types) if same else value
 
 
-def _blank(state, types):
-    """Return a start for ``state``, which the first iteration overwrites unread: its value is not used for that."""
-    if any(jnp.issubdtype(t.dtype, jax.dtypes.extended) or any(t.sharding.spec) for t in jax.tree.leaves(types)):
-        return gather([state])[0]
+def _blank(state, staged):
+    """Return a first value for ``state``, which no iteration reads: to take its own would be a use of it."""
 
     def zeros(aval):
-        axes, value = varying_axes(aval), jnp.zeros(aval.shape, aval.dtype)
+        value, axes = jnp.zeros(aval.shape, aval.dtype), varying_axes(aval)
         return jax.lax.pcast(value, axes, to="varying") if axes else value
 
+    types = staged.written_types[state]
+    if any(jnp.issubdtype(t.dtype, jax.dtypes.extended) or any(t.sharding.spec) for t in jax.tree.leaves(types)):
+        return gather([state])[0]
     return jax.tree.map(zeros, types)
 
 
-def _stage_body(name, fun, call, init, known, at_least_once):
+def _stage_body(name, fun, call, init, known):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
-        first = [
-            _blank(s, staged.written_types[s]) if at_least_once and s not in staged.reads else gather([s])[0]
-            for s in staged.writes
-        ]
-        before = [init, first]
+        before = [init, [gather([s])[0] if s in staged.reads else _blank(s, staged) for s in staged.writes]]
     result = staged.result_types
     if name.endswith("scan"):
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -121,19 +117,18 @@ def _stage_body(name, fun, call, init, known, at_least_once):
     values = dict(zip(staged.writes, start[1], strict=True))
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(start), strict=True)):
         return staged, init, values
-    return _stage_body(name, fun, call, start[0], values, at_least_once)
+    return _stage_body(name, fun, call, start[0], values)
 
 
 class _Body:
     """A staged loop body as a pure function of ``(carry, values of the written States)``.
 
-    ``call(run, init)`` is JAX's loop with ``run`` as its body, done ``at_least_once`` or perhaps never; ``first`` is
-    the carry that the loop starts with.
+    ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
     """
 
-    def __init__(self, name, fun, call, init, at_least_once):
+    def __init__(self, name, fun, call, init):
         self.name = name
-        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {}, at_least_once)
+        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {})
         self.carried, self.closed = self.staged.writes, {}
         self.close_over(self.staged.reads)
 
@@ -142,11 +137,9 @@ class _Body:
         fixed = [s for s in reads if s not in self.values]
         self.closed.update(zip(fixed, gather(fixed), strict=True))
 
-    def start(self):
+    def start(self, at_least_once):
         """Return the first carry and the values that the written States have before the first iteration."""
-        for state, value in self.values.items():
-            self._check(state, value)
-        return self.first, list(self.values.values())
+        return self.first, [self._compatible(s, v, at_least_once) for s, v in self.values.items()]
 
     def __call__(self, values, *args):
         out, writes = self.staged(self.given(values), args, {})
@@ -160,10 +153,13 @@ class _Body:
         """Commit the values after the last iteration."""
         commit(Writes(self.carried, list(values)))
 
-    def _check(self, state, value):
-        before, after = types_of(value), self.staged.written_types[state]
+    def _compatible(self, state, value, at_least_once):
+        after = self.staged.written_types[state]
+        if state not in self.staged.reads and not at_least_once:  # it may keep its value
+            value = _cast(gather([state])[0], after)
+        before = types_of(value)
         if agree(before, after):
-            return
+            return value
         raise StateTypeError(
             f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
             f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
@@ -242,13 +238,13 @@ def scan(
     options = {"length": length, "reverse": reverse}
     if jit_disabled():
         return directly("scan", lambda: jax.lax.scan(f, init, xs, **options))
-    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init, count > 0)
+    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
         return (carry, values), y
 
-    (carry, values), ys = jax.lax.scan(step, body.start(), xs, unroll=unroll, **options)
+    (carry, values), ys = jax.lax.scan(step, body.start(count > 0), xs, unroll=unroll, **options)
     body.finish(values)
     return carry, ys
 
@@ -327,7 +323,7 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     if jit_disabled():
         return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
     condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
-    val, values = jax.lax.while_loop(condition, body.step, body.start())
+    val, values = jax.lax.while_loop(condition, body.step, body.start(False))
     body.finish(values)
     return val
 
@@ -341,7 +337,7 @@ class _WhileBody(_Body):
 def _while_parts(name, cond_fun, body_fun, init_val):
     """Return the condition and the body as functions of ``(value, values of the written States)``."""
     refuse_states(init_val, f"arguments of {name}")
-    body = _WhileBody(name, body_fun, lambda run, init: jax.lax.while_loop(lambda _: False, run, init), init_val, False)
+    body = _WhileBody(name, body_fun, lambda run, init: jax.lax.while_loop(lambda _: False, run, init), init_val)
     with Scope(name, body.values):
         test = probe(f"the condition of {name}", cond_fun, lambda run: jax.lax.while_loop(run, lambda v: v, body.first))
     if test.writes:
@@ -400,7 +396,7 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
 
     for _ in range(_levels(max_steps, base) if max_steps else 0):
         step = _repeated(step, active, base)
-    start = body.start()
+    start = body.start(False)
     (val, values), _ = step((start, jnp.int32(0))) if max_steps else (start, 0)
     body.finish(values)
     return val
@@ -477,8 +473,7 @@ def checkpointed_scan(
         f, xs = ticking(f, xs, count, False, pbar)
     if jit_disabled():
         return directly("checkpointed_scan", lambda: jax.lax.scan(f, init, xs, length=length))
-    loop = functools.partial(jax.lax.scan, xs=xs, length=length)
-    body = _Body("checkpointed_scan", f, loop, init, count > 0)
+    body = _Body("checkpointed_scan", f, lambda run, init: jax.lax.scan(run, init, xs, length=length), init)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
@@ -500,7 +495,7 @@ def checkpointed_scan(
         )
         return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
 
-    (carry, values), ys = part(body.start(), jax.tree.map(jnp.asarray, xs), count)
+    (carry, values), ys = part(body.start(count > 0), jax.tree.map(jnp.asarray, xs), count)
     body.finish(values)
     return carry, ys
 
