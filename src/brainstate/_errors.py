@@ -75,7 +75,7 @@ class NonFiniteError(BrainStateError, RuntimeError):
     path : tuple of str
         The loops and branches around it, from outside in.
     iteration, branch : int or None
-        Those of the innermost loop and branch.
+        Those of the innermost loop and branch; a checkpointed loop is cut into parts, and counts within one.
     operands : tuple of str
         Type and range of each operand.
     reached : tuple of str

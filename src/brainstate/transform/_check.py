@@ -10,7 +10,7 @@ derivatives are subjects too, which is how higher orders are checked.
 Step and tolerance are one number, the cube root of the precision ``u`` of the coarsest type that takes part: the
 error of a central difference with step ``h`` is about ``h² + u / h``, least near ``h = u^(1/3)``, where it is
 ``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. What is farther off is judged once more, with
-the distance between the differences of two steps on top, which is how far the difference itself is to be trusted.
+twice the distance to the differences of other steps on top, which is how far the difference itself is to be trusted.
 
 A derivative along one direction says little of a gradient that is nearly orthogonal to it. So there are several, the
 tolerance is relative to the norm over all of them, and no entry of a direction is near zero: what one wrong entry of a
@@ -43,6 +43,7 @@ __all__ = ["check_grads"]
 _MODES = ("fwd", "rev")
 _CLOSER = 64  # how much smaller the step is that looks whether there is a kink at the point, or only nearby
 _OWN = 1974  # without it the directions of seed 0 are what a user's default_rng(0) has drawn for the parameters
+_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step, to see how much a difference depends on it
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
 
 
@@ -299,8 +300,8 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     wrong = dict(_disagreements(subject, settings, here, probe, norms, exact))
     if not wrong:
         return None
-    nearer = _slopes(subject, here, direction, h / 2)[0]
-    unsure = [2 * np.abs(s - t) for s, t in zip(slopes, nearer, strict=True)]
+    others = [_slopes(subject, here, direction, h * part)[0] for part in _OTHERS]
+    unsure = [2 * np.max([np.abs(s - t) for t in column], axis=0) for s, *column in zip(slopes, *others, strict=True)]
     if not any(_disagreements(subject, settings, here, probe, norms, unsure)):
         return None
     if any(b.any() for b in bent):

@@ -282,7 +282,7 @@ def _batched(body, fixed, length):
 
 def _sums(jaxpr, fixed, count) -> set[int]:
     """Return which carries are only added to, as the derivatives by constants are in reverse mode."""
-    adding = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("add", "add_any")]
+    adding = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("add", "add_any", "convert_element_type", "copy")]
     sum_of = {v: eqn.outvars[0] for eqn in adding for v in eqn.invars if not isinstance(v, Literal)}
     atoms = [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
     uses = collections.Counter(v for v in atoms if not isinstance(v, Literal))

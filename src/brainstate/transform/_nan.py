@@ -39,7 +39,7 @@ from .._compat import nans_checked, varying_axes
 from .._errors import NonFiniteError
 from .._scope import Scope, Staged, commit, eager, gather, is_tracer, stage
 from ._interpret import opened, within
-from ._lines import site_of
+from ._lines import is_part, site_of
 from ._origins import Given, Origin, Value, inexact, origins
 from ._remedies import likely, shown
 
@@ -320,6 +320,9 @@ class Program:
                 f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
             )
             return NonFiniteError(_text(text, lines), **facts)
+        scans = (eqn for inner in within(self.jaxpr) for eqn in opened(inner).eqns)
+        if found[0].where.path and any(map(is_part, scans)):
+            lines.append("iterations  are counted within a part of a checkpointed or bounded loop, which has many")
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
 
 
