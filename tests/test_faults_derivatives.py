@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _unchanged import unchanged
 
 import brainstate
+from _unchanged import unchanged
 from brainstate import (
     DensePatternWarning,
     NoSolutionError,
@@ -206,7 +206,7 @@ def planted(fun, spoil):
 @pytest.mark.parametrize("size", [1, 2, 30, 1000])
 def test_a12_planted_errors_are_found(size, float64):
     faults = list(PLANTED.values())
-    for seed in range(8):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         w = ParamState(jnp.asarray(rng.choice([-1, 1], size) * rng.uniform(0.3, 1.2, size), jnp.float32))
         fault, place = faults[seed % len(faults)], int(rng.integers(size))
@@ -215,12 +215,11 @@ def test_a12_planted_errors_are_found(size, float64):
             check_grads(lambda f=f, w=w: f(w.value), grad_states=w, modes="rev", seed=seed, float64=float64)
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_a12_no_direction_misses_a_wrong_gradient(number):
+def test_a12_no_direction_misses_a_wrong_gradient():
     """For 200 seeds and each size: what `check_grads` compares is off by more than it allows, without running it."""
     for size in (1, 2, 3, 10, 100, 1000):
         for seed in range(200):
-            rng = np.random.default_rng((number, seed))
+            rng = np.random.default_rng(seed)
             g = rng.choice([-1, 1], size) * rng.uniform(0.4, 1.0, size)
             slopes = np.array([g @ np.asarray(v[0]) for v in _directions(size, seed)])
             lone = np.array([g[0] * np.asarray(v[0])[0] for v in _directions(size, seed)])
@@ -257,8 +256,8 @@ RIGHT = {
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("case", RIGHT)
 def test_a12_no_false_alarm(case, float64):
-    for seed in range(6):
-        size = (1, 2, 100)[seed % 3]
+    for seed in range(3):
+        size = (1, 2, 100)[seed]
         w = ParamState(jnp.asarray(np.random.default_rng(seed).standard_normal(size), jnp.float32))
         check_grads(lambda w=w: RIGHT[case](w.value), grad_states=w, seed=seed, float64=float64)
 
@@ -371,18 +370,19 @@ def test_a15_all_steps_at_once_are_what_one_after_the_other_is(monkeypatch, case
     np.testing.assert_array_equal(at_once.indices, stepwise.indices)
 
 
-def test_a15_what_is_handed_on_for_ever_is_warned_of_at_its_line():
+def test_a15_what_is_handed_on_for_ever_is_warned_of_at_its_line(monkeypatch):
     def total(x):
         return jax.lax.scan(lambda c, t: (c + t, jnp.sin(c)), 0.0, x)[1]
 
     line = total.__code__.co_firstlineno + 1
-    with pytest.warns(DensePatternWarning, match=rf"the scan at .*test_faults_derivatives.py:{line} has 4000") as seen:
-        pattern = T.jacobian_sparsity(total)(jnp.zeros(4000))
-    assert pattern.nnz == 4000**2 and {(w.filename, w.lineno) for w in seen} == {(__file__, line)}
+    with pytest.warns(DensePatternWarning, match=rf"the scan at .*test_faults_derivatives.py:{line} has 2600") as seen:
+        pattern = T.jacobian_sparsity(total)(jnp.zeros(2600))
+    assert pattern.nnz == 2600**2 and {(w.filename, w.lineno) for w in seen} == {(__file__, line)}
     h = State(jnp.array(0.0))
-    with pytest.warns(DensePatternWarning, match=r"test_faults_derivatives.py:\d+ has 4000 steps"):
+    monkeypatch.setattr(_dependence, "UNROLLED", 100)
+    with pytest.warns(DensePatternWarning, match=r"test_faults_derivatives.py:\d+ has 60 steps"):
         T.jacobian_sparsity(lambda x: T.for_loop(lambda t: (setattr(h, "value", h.value * t), h.value)[1], x))(
-            jnp.ones(4000)
+            jnp.ones(60)
         )
 
 
@@ -557,10 +557,10 @@ def test_d_an_overflow_that_meets_a_zero_is_not_a_mask():
 
 def test_d_a_checkpointed_loop_says_that_it_counts_within_a_part():
     def run(loop, x):
-        return loop(lambda c, i: (c + jnp.where(i == 37, jnp.log(c - c), 0.0), None), x, jnp.arange(100))[0]
+        return loop(lambda c, i: (c + jnp.where(i == 13, jnp.log(c - c), 0.0), None), x, jnp.arange(20))[0]
 
     with pytest.raises(NonFiniteError, match="counted within a part of a checkpointed"):
         grad(lambda x: run(T.checkpointed_scan, x), debug_nan=True)(2.0)
-    with pytest.raises(NonFiniteError, match="iteration 37 of 100") as error:
+    with pytest.raises(NonFiniteError, match="iteration 13 of 20") as error:
         grad(lambda x: run(T.scan, x), debug_nan=True)(2.0)
     assert "a part of" not in str(error.value)

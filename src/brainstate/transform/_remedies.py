@@ -16,7 +16,17 @@ _EXPLODES = (
     "the derivative grows on its way back, as from step to step of a loop, until it is too large for its dtype",
     "clip it on the way, begin with smaller weights, go back fewer steps, or use a wider dtype",
 )
-_GROWING = frozenset("mul add add_any sub dot_general conv_general_dilated reduce_sum cumsum scatter-add".split())
+_GROWING = {
+    "mul",
+    "add",
+    "add_any",
+    "sub",
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_sum",
+    "cumsum",
+    "scatter-add",
+}
 _NORM = (
     "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",
     "add a small number under the root, or replace the zero before: x = jnp.where(is_zero, 1.0, x)",
