@@ -412,7 +412,7 @@ def test_a_model_that_makes_states_in_each_call_is_refused():
 def test_calls_are_few():
     calls = []
     check_grads(lambda x: calls.append(1) or x**2, 3.0, modes="fwd")
-    assert len(calls) <= 12
+    assert len(calls) <= 16
 
 
 def test_under_a_transform_it_is_refused(w):

@@ -4,10 +4,12 @@ Features are found by presence, never by version number. Everything here is publ
 """
 
 import functools
+import importlib
 import inspect
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import (
     find_top_trace,
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
@@ -19,6 +21,7 @@ __all__ = [
     "current_trace",
     "jit_disabled",
     "nans_checked",
+    "optional",
     "scan_inputs",
     "stages_within",
     "staging",
@@ -77,8 +80,22 @@ def nans_checked() -> bool:
 
 
 def varying_axes(value) -> tuple:
-    """Return the axes of a device mesh along which ``value`` may differ, inside ``shard_map``."""
-    return tuple(jax.typeof(value).manual_axis_type.varying)
+    """Return the axes of a device mesh along which ``value``, or one of this type, may differ, inside ``shard_map``."""
+    aval = value if isinstance(value, ShapedArray) else jax.typeof(value)
+    return tuple(aval.manual_axis_type.varying)
+
+
+def optional(module: str, user: str, extra: str) -> Any:
+    """Return an optional library, or say who needs it and how it is installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{user} needs {package}, and there is no module {error.name!r}: pip install {package}, or install this "
+            f"package with its extra, brainstate[{extra}].",
+            name=error.name,
+        ) from None
 
 
 def scan_inputs(params, inputs) -> tuple[list, list, list]:

@@ -9,10 +9,12 @@
         ├── TraceContextError           a State met a transform that does not know it
         ├── BatchAxisError              lanes of a map disagree about a State
         ├── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
-        └── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
+        ├── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
+        └── NoSolutionError             (also RuntimeError)     a solver found no solution
     Warning
     └── UserWarning
-        └── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
+        ├── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
+        └── DensePatternWarning         a sparse derivative takes a loop to mix all that enters it
 
 A message says which State (by path or name) or which argument, what the rule is and how to comply.
 """
@@ -22,8 +24,10 @@ from typing import Any
 __all__ = [
     "BatchAxisError",
     "BrainStateError",
+    "DensePatternWarning",
     "FrozenReadWarning",
     "GradientCheckError",
+    "NoSolutionError",
     "NonFiniteError",
     "StateTypeError",
     "StateValueError",
@@ -83,7 +87,7 @@ class NonFiniteError(BrainStateError, RuntimeError):
     path : tuple of str
         The loops and branches around it, from outside in.
     iteration, branch : int or None
-        Those of the innermost loop and branch.
+        Those of the innermost loop and branch; a checkpointed loop is cut into parts, and counts within one.
     operands : tuple of str
         Type and range of each operand.
     reached : tuple of str
@@ -114,5 +118,13 @@ class NonFiniteError(BrainStateError, RuntimeError):
         self.__dict__.update(facts)
 
 
+class NoSolutionError(BrainStateError, RuntimeError):
+    """`root`, `fixed_point` or `argmin` found no solution, in one lane of a map at least."""
+
+
 class FrozenReadWarning(UserWarning):
     """A State was read under a raw staging transform: its value became a constant of the compiled code."""
+
+
+class DensePatternWarning(UserWarning):
+    """The sparsity pattern of a long loop is that of all its iterations taken together, and may be dense."""

@@ -65,6 +65,7 @@ __all__ = [
     "frozen_here",
     "gather",
     "generation",
+    "glance",
     "innermost",
     "invalidate",
     "is_tracer",
@@ -172,7 +173,7 @@ class Scope:
         self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
         self.launches = 0  # compiled functions that are being called in this very scope
         self.context: Any = None  # what goes back, at the end, to the token around; see `_border`
-        self.unused, self.given = set(values), frozenset(values)
+        self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
@@ -217,7 +218,9 @@ class Scope:
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
-        self.unused.discard(state)
+        if state in self.unused:  # nobody has seen the value that it came with
+            self.unused.discard(state)
+            self.overwritten.add(state)
         self.lent.pop(state, None)
         if switched:
             altered(self, state)
@@ -306,6 +309,14 @@ def read(state):
     elif switched and type(value) not in _plain:
         altered(None, state)
     return value
+
+
+def glance(state) -> Any:
+    """Return the value of ``state`` to look at its structure: unlike a `read`, this uses nothing of it."""
+    scope = innermost()
+    while scope is not None and state not in scope.values:
+        scope = scope.parent
+    return _stored(state) if scope is None else scope.values[state]
 
 
 def write(state, value) -> None:

@@ -134,7 +134,7 @@ class State(_scope.Cell):
         StateValueError
             If the structures differ; the State is unchanged.
         """
-        new, old = jax.tree.structure(value), jax.tree.structure(self.value)
+        new, old = jax.tree.structure(value), jax.tree.structure(_scope.glance(self))
         if new != old:
             raise StateValueError(f"{self.describe()} holds {old}, the value to restore is {new}: they must agree.")
         self.value = value

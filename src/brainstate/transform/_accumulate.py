@@ -2,7 +2,8 @@
 
 The gradient of one part is staged once; a scan replays it on part after part, with the States and the generator
 as the part before left them, and adds up. So the States afterwards and the random numbers are those of a Python
-loop over the parts.
+loop over the parts. A part of weight 0 is computed, and then nothing of it is kept: it may hold NaN, which times 0 is
+NaN. The loop that this stands for leaves such a part out.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,32 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._scope import commit, gather, stage
+from .._scope import commit, gather, glance, read, stage
 from ._gradient import GradientTransform, from_front
 from ._loops import scan
 from ._space import positions
 from ._wrapper import resemble
 
 __all__ = ["accumulate"]
+
+
+def _cleared(dropped, leaf):
+    """Return ``leaf``, or zeros if the part that it comes from is dropped; a key stays as it is."""
+    return jnp.where(dropped, jnp.zeros_like(leaf), leaf) if jnp.issubdtype(leaf.dtype, jnp.generic) else leaf
+
+
+def _undone(dropped, writes) -> Writes:
+    """Return ``writes``, or if the part that they come from is dropped what there was before."""
+
+    def undone(state, new):
+        old = glance(state)
+        if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new):
+            return new  # there was nothing like it before: `scan` has a word on that
+        return jax.tree.map(functools.partial(jnp.where, dropped), read(state), new)
+
+    return Writes(writes.states, [undone(*each) for each in zip(writes.states, writes.values, strict=True)])
 
 
 class _Accumulated:
@@ -43,6 +62,9 @@ class _Accumulated:
             given = [shared.get(i, p) for i, p in enumerate(part)]
             reads = list(staged.reads)
             (added, aux), writes = staged(dict(zip(reads, gather(reads), strict=True)), given, kwargs)
+            if self.weight is not None:
+                added, aux = jax.tree.map(functools.partial(_cleared, added[1] == 0), (added, aux))
+                writes = _undone(added[1] == 0, writes)
             commit(writes)
             return jax.tree.map(jnp.add, total, added), aux
 
@@ -108,7 +130,9 @@ def accumulate(
         mean over all examples.
     weight : callable, optional
         ``weight(*args, **kwargs)`` of one part returns its weight in the mean: for a loss that is a mean over
-        the examples of a mask, ``lambda x, y, mask: mask.sum()``.
+        the examples of a mask, ``lambda x, y, mask: mask.sum()``. A part of weight 0 is dropped, whatever it holds: it
+        adds nothing, its ``aux`` is zero, and States and random generators stay as the part before left them. If no
+        part has weight, the mean is NaN.
 
     Returns
     -------

@@ -9,7 +9,13 @@ derivatives are subjects too, which is how higher orders are checked.
 
 Step and tolerance are one number, the cube root of the precision ``u`` of the coarsest type that takes part: the
 error of a central difference with step ``h`` is about ``h² + u / h``, least near ``h = u^(1/3)``, where it is
-``u^(2/3)``. So ``u^(1/3)`` as tolerance leaves a wide margin, and no wrong rule is that close.
+``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. What is farther off is judged once more, with
+twice the distance to the differences of other steps on top, which is how far the difference itself is to be trusted.
+
+A derivative along one direction says little of a gradient that is nearly orthogonal to it. So there are several, the
+tolerance is relative to the norm over all of them, and no entry of a direction is near zero: what one wrong entry of a
+gradient adds is as large in all directions. After that each array moves alone, so that a small gradient does not pass
+beside a large one.
 
 Whether there is a kink is seen from the differences to both sides: for a smooth function they differ by
 ``h f''``, which shrinks with the step; at a kink what is left is the difference of the slopes, whatever the step.
@@ -30,12 +36,14 @@ from jax.extend.core import valid_jaxtype
 from .._errors import GradientCheckError, StateValueError
 from .._scope import Scope
 from ._gradient import differentiable
-from ._subject import call_plainly, is_python, pulled, settled, subject_of, wide
+from ._subject import call_plainly, is_python, pulled, random_like, settled, subject_of, wide
 
 __all__ = ["check_grads"]
 
 _MODES = ("fwd", "rev")
 _CLOSER = 64  # how much smaller the step is that looks whether there is a kink at the point, or only nearby
+_OWN = 1974  # without it the directions of seed 0 are what a user's default_rng(0) has drawn for the parameters
+_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step, to see how much a difference depends on it
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
 
 
@@ -118,28 +126,16 @@ class _Settings:
         """Whether there is room for a smaller step."""
         return self.unit < 1e-12
 
-    def allowed(self, a, b, value):
-        """Return how far derivative ``a`` and difference ``b`` of ``value`` may be apart."""
+    def allowed(self, a, b, value, norm=0.0):
+        """Return how far derivative ``a`` and difference ``b`` of ``value`` may be apart, where such have this norm."""
         rounding = _NOISE * self.unit * np.abs(value) / self.step
-        return self.atol + self.rtol * np.maximum(np.abs(a), np.abs(b)) + rounding
-
-
-def _random_like(rng, leaves) -> list:
-    """Return normal numbers in the types of ``leaves``."""
-
-    def like(leaf):
-        value = rng.standard_normal(jnp.shape(leaf))
-        if jnp.iscomplexobj(leaf):
-            value = value + 1j * rng.standard_normal(jnp.shape(leaf))
-        return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
-
-    return [like(leaf) for leaf in leaves]
+        return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + rounding
 
 
 def _draw(subject, value, settings, number) -> tuple[list, list]:
     """Return the direction and the cotangent of this number."""
-    rng = np.random.default_rng((settings.seed, number))
-    return _random_like(rng, subject.leaves), _random_like(rng, value)
+    rng = np.random.default_rng((_OWN, settings.seed, number))
+    return random_like(rng, subject.leaves), random_like(rng, value)
 
 
 def _inner(xs, ys) -> np.ndarray:
@@ -258,13 +254,42 @@ class _Finding:
     cause: str
 
 
-def _probe(subject, settings, here, direction, cotangent) -> _Finding | None:
-    """Compare the derivatives along ``direction`` with differences; return what is wrong first."""
-    h = settings.step
-    slopes, bends = _slopes(subject, here, direction, h)
+@dataclass(frozen=True)
+class _Probe:
+    """A direction and a cotangent, the gradient for the latter, and what was measured along the former."""
+
+    direction: list
+    cotangent: list
+    gradient: list | None
+    slopes: list
+    bends: list
+
+    @classmethod
+    def measured(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
+        """Return the probe with its gradient, where it is not known, and its differences."""
+        if gradient is None and "rev" in settings.modes:
+            gradient = subject.reverse(cotangent)[1][0]
+        return cls(direction, cotangent, gradient, *_slopes(subject, here, direction, settings.step))
+
+    def alone(self, subject, settings, here, number) -> "_Probe":
+        """Return the probe along the part of this direction that belongs to one input."""
+        direction = [v if k == number else v * 0 for k, v in enumerate(self.direction)]
+        return _Probe.measured(subject, settings, here, direction, self.cotangent, self.gradient)
+
+
+def _norms(probes) -> list[float]:
+    """Return for each output the root of the mean square of its slopes."""
+    columns = zip(*(probe.slopes for probe in probes), strict=True)
+    finite = [np.nan_to_num(np.abs(np.stack(column)), posinf=0) for column in columns]
+    return [float(np.sqrt(np.mean(slopes**2))) if slopes.size else 0.0 for slopes in finite]
+
+
+def _judge(subject, settings, here, probe, norms) -> _Finding | None:
+    """Compare the derivatives of ``probe`` with differences; return what is wrong first."""
+    h, slopes, bends, direction = settings.step, probe.slopes, probe.bends, probe.direction
     if not all(np.isfinite(s).all() for s in slopes):
         return _worst("value", subject, [~np.isfinite(s) for s in slopes], here, slopes, _EDGE)
-    limits = [settings.allowed(s, s, x) for s, x in zip(slopes, here, strict=True)]
+    limits = [settings.allowed(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
     bent = [np.abs(b) > limit for b, limit in zip(bends, limits, strict=True)]
     if any(b.any() for b in bent):
         _, nearer = _slopes(subject, here, direction, h / (_CLOSER if settings.double else 2))
@@ -273,13 +298,18 @@ def _probe(subject, settings, here, direction, cotangent) -> _Finding | None:
             left = [s - b / 2 for s, b in zip(slopes, bends, strict=True)]
             right = [s + b / 2 for s, b in zip(slopes, bends, strict=True)]
             return _worst("kink", subject, kinks, left, right, _KINK)
-    wrong = dict(_disagreements(subject, settings, direction, cotangent, (here, slopes)))
+    exact = [np.zeros(())] * len(slopes)
+    wrong = dict(_disagreements(subject, settings, here, probe, norms, exact))
     if not wrong:
+        return None
+    others = [_slopes(subject, here, direction, h * part)[0] for part in _OTHERS]
+    unsure = [2 * np.max([np.abs(s - t) for t in column], axis=0) for s, *column in zip(slopes, *others, strict=True)]
+    if not any(_disagreements(subject, settings, here, probe, norms, unsure)):
         return None
     if any(b.any() for b in bent):
         near = replace(settings, step=h / _CLOSER)
-        closer = _slopes(subject, here, direction, near.step)[0]
-        if not any(_disagreements(subject, near, direction, cotangent, (here, closer))):
+        closer = replace(probe, slopes=_slopes(subject, here, direction, near.step)[0])
+        if not any(_disagreements(subject, near, here, closer, norms, exact)):
             # In single precision the small step says too little to acquit.
             return None if settings.double else replace(next(iter(wrong.values())), cause=_NEARBY)
     mode, finding = next(iter(wrong.items()))
@@ -295,21 +325,22 @@ def _slopes(subject, here, direction, h) -> tuple[list, list]:
     return slopes, bends
 
 
-def _disagreements(subject, settings, direction, cotangent, numerical) -> "Iterator[tuple[str, _Finding]]":
-    """Yield ``(mode, finding)`` for each mode that does not agree with the differences."""
-    here, slopes = numerical
+def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[tuple[str, _Finding]]":
+    """Yield ``(mode, finding)`` for each mode that does not agree with differences that are ``unsure`` by so much."""
+    slopes, cotangent = probe.slopes, probe.cotangent
+    given = list(zip(slopes, here, norms, unsure, strict=True))
     if "fwd" in settings.modes:
-        tangents = [wide(t) for t in subject.forward(direction)[1]]
-        limits = [settings.allowed(t, s, x) for t, s, x in zip(tangents, slopes, here, strict=True)]
+        tangents = [wide(t) for t in subject.forward(probe.direction)[1]]
+        limits = [settings.allowed(t, s, x, n) + u for t, (s, x, n, u) in zip(tangents, given, strict=True)]
         wrong = [~(np.abs(t - s) <= limit) for t, s, limit in zip(tangents, slopes, limits, strict=True)]
         if any(w.any() for w in wrong):
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
     if "rev" in settings.modes:
-        gradient = subject.reverse(cotangent)[1][0]
         terms = _inner(cotangent, slopes)
-        product, slope = _inner(gradient, direction).sum(), terms.sum()
+        product, slope = _inner(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
-        limits = [settings.allowed(s, s, x) * np.abs(wide(c)) for s, x, c in zip(slopes, here, cotangent, strict=True)]
+        limits = [settings.allowed(s, s, x, n) + u for s, x, n, u in given]
+        limits = [limit * np.abs(wide(c)) for limit, c in zip(limits, cotangent, strict=True)]
         limit = float(np.sqrt(sum((x**2).sum() for x in limits)))
         if not abs(product - slope) <= limit:
             yield "rev", _Finding("reverse", "cotangent * result", product, slope, limit, "")
@@ -362,18 +393,30 @@ def _check(subject, settings, order) -> None:
     """Check ``subject`` along random directions, then its derivatives up to ``order``."""
     value, _ = subject.call(subject.leaves)
     here = [wide(out) for out in value]
-    for number in range(settings.directions):
-        direction, cotangent = _draw(subject, value, settings, number)
-        finding = _probe(subject, settings, here, direction, cotangent)
-        if finding is None:
-            continue
-        guilty = []
-        for i in range(len(direction)):
-            alone = [v if k == i else v * 0 for k, v in enumerate(direction)]
-            own = _probe(subject, settings, here, alone, cotangent)
-            if own is not None and own.kind == finding.kind:
-                guilty.append((i, own))
-        raise _report(subject, settings, finding, direction, number, guilty)
+    inputs = range(len(subject.leaves))
+
+    def probes(numbers):
+        return [
+            _Probe.measured(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers
+        ]
+
+    def alone(probe, i):
+        probe = probe.alone(subject, settings, here, i)
+        return _judge(subject, settings, here, probe, _norms([probe]))
+
+    together = probes(range(settings.directions))
+    norms = _norms(together)
+    for number, probe in enumerate(together):
+        finding = _judge(subject, settings, here, probe, norms)
+        if finding is not None:
+            found = [(i, alone(probe, i)) for i in inputs]
+            guilty = [(i, own) for i, own in found if own is not None and own.kind == finding.kind]
+            raise _report(subject, settings, finding, probe.direction, number, guilty)
+    for probe in probes([settings.directions]) if len(inputs) > 1 else ():
+        for i in inputs:
+            finding = alone(probe, i)
+            if finding is not None:
+                raise _report(subject, settings, finding, probe.direction, settings.directions, [(i, finding)])
     if order > 1:
         direction, cotangent = _draw(subject, value, settings, 0)
         for derivative in subject.derivatives(settings.modes, direction, cotangent):
@@ -400,7 +443,7 @@ def check_grads(
     atol: float | None = None,
     rtol: float | None = None,
     eps: float | None = None,
-    directions: int = 1,
+    directions: int = 3,
     seed: int = 0,
     float64: bool = False,
 ) -> None:
@@ -423,11 +466,12 @@ def check_grads(
     modes : 'fwd', 'rev' or both
         Forward mode, reverse mode. A ``custom_vjp`` has no forward, a while loop no reverse derivative.
     atol, rtol : float, optional
-        Tolerances, absolute and relative; by default the cube root of the precision, 6e-6 in float64.
+        Tolerances: absolute, by default the precision to the power of 2/3 (4e-11 in float64); and relative to the norm
+        of the derivatives along all directions, by default the cube root of the precision (6e-6).
     eps : float, optional
         The step; by default likewise.
     directions : int
-        How many random directions to try.
+        How many random directions to try, in which all arrays move. Then each array moves alone.
     seed : int
         Where the directions come from.
     float64 : bool
@@ -443,8 +487,12 @@ def check_grads(
 
     Notes
     -----
-    A State that the function creates in its first call, and keeps, gets its value as in a plain call. Directional
-    derivatives of a wrong and a right gradient agree by chance with probability zero.
+    A State that the function creates in its first call, and keeps, gets its value as in a plain call.
+
+    The entries of a direction are random signs times numbers between 2/3 and 4/3. So a single wrong entry of a gradient
+    is seen if it is off by more than the tolerance times the norm of the gradient, in every direction. In single
+    precision that is one of 1,000 entries that is doubled, of a loss that is not much larger than the norm of its
+    gradient; for less, use ``float64=True``.
 
     Examples
     --------
@@ -469,7 +517,8 @@ def check_grads(
         subject = subject_of("check_grads", f, args, grad_states, argnums)
         floats = [leaf for leaf in jax.tree.leaves(plain[0]) if differentiable(leaf)]
         unit = _unit([*subject.leaves, *floats])
-        step, absolute, relative = (unit ** (1 / 3) if x is None else x for x in (eps, atol, rtol))
+        step, relative = (unit ** (1 / 3) if x is None else x for x in (eps, rtol))
+        absolute = unit ** (2 / 3) if atol is None else atol
         settings = _Settings(modes, step, absolute, relative, unit, directions, seed)
         _check_effects(subject, plain, settings)
         _check(subject, settings, order)

@@ -7,25 +7,36 @@ evaluated can let through. Everything is on the safe side: a branch of ``cond`` 
 of times, and a primitive without a rule lets everything through.
 
 Integers and booleans that are constants of the program are seen: with known indices a gather is exact.
+
+A short scan is followed step by step. A long one is followed in all its steps at once, as a map over them: what each
+step is handed by the one before is known after as many rounds as a carry is handed on, which is exact, and linear in
+the length, where that is a few steps. Where a carry is handed on for ever (a sum over all steps), all steps are taken
+together, and a warning says so.
 """
 
+import collections
 import contextlib
+import warnings
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from .._compat import scan_inputs
+from .._errors import DensePatternWarning
 from ._dependence_rules import RULES, Value, everything, known_result, over_all
 from ._index_sets import EMPTY, Deps, identity, joined, reduced, same_sizes, united
-from ._interpret import held, interpret, opened, within
+from ._interpret import bind, held, interpret, opened, within
+from ._lines import frames_of, site_of
 
 __all__ = ["dependencies", "primitives"]
 
-#: A scan is followed step by step while that takes at most so many equations; beyond, all steps are taken together.
+#: A scan is followed step by step while that takes at most so many equations; beyond, in all steps at once.
 UNROLLED = 10_000
+#: And that while all values of all steps have at most so many elements.
+AT_ONCE = 50_000_000
 #: After so many rounds without a fixed point, a loop is taken to mix all that enters it.
 ROUNDS = 12
 
@@ -183,6 +194,9 @@ def _scan(eqn, ins):
         return None
     if length * _cost(body.jaxpr) <= UNROLLED:
         return _unrolled(eqn, consts, carry, xs)
+    if (outs := _mapped(eqn, consts, carry, xs)) is not None:
+        return outs
+    _warn(eqn)
     xs = [Value(value.deps and _over_steps(value.deps)) for value in xs]
     inner = body.jaxpr.invars[fixed : fixed + carried]
     carry = _fixed_point(
@@ -225,6 +239,125 @@ def _stacked(parts):
     nothing = model.moved(np.full_like(model.ids, EMPTY))
     parts = joined([nothing if part is None else part for part in parts])
     return Value(parts[0].moved(np.stack([part.ids for part in parts])))
+
+
+def _mapped(eqn, consts, carry, xs):
+    """Follow all steps at once, or return None if they hand on a carry for too long, or are too large."""
+    body, length, reverse = eqn.params["jaxpr"], eqn.params["length"], eqn.params["reverse"]
+    if length * sum(v.aval.size for e in body.jaxpr.eqns for v in e.outvars) > AT_ONCE:
+        return None
+    xs = [_reversed(x) for x in xs] if reverse else xs
+    steps, shapes = _batched(body, len(consts), length)
+    known = _counters(body, length, consts, carry, xs)
+    sums = _sums(body.jaxpr, len(consts), len(carry))
+
+    def begun(outs):
+        """Return what each step begins with, where ``outs`` is what it makes of that."""
+        deps = [_handed_on(*each) for each in zip(carry, outs, shapes[len(consts) :], strict=False)]
+        return [Value(None if i in sums else d, known[i]) for i, d in enumerate(deps)]
+
+    before = begun([Value()] * len(carry))
+    for _ in range(ROUNDS):
+        outs = _run(steps, [*consts, *before, *xs])
+        after = begun(outs[: len(carry)])
+        if all(same_sizes(a.deps, b.deps) for a, b in zip(before, after, strict=True)):
+            rows = [Value(out.deps) for out in outs[len(carry) :]]
+            last = [
+                _either(first, Value(out.deps and _over_steps(out.deps))) if i in sums else _at(Value(out.deps), -1)
+                for i, (first, out) in enumerate(zip(carry, outs, strict=False))
+            ]
+            return last + ([_reversed(row) for row in rows] if reverse else rows)
+        before = after
+    return None
+
+
+def _batched(body, fixed, length):
+    """Return the program of all steps, which takes the constants once, and the shapes of its inputs."""
+    ins = body.jaxpr.invars
+    axes = [None] * fixed + [0] * (len(ins) - fixed)
+    shapes = [v.aval.shape if axis is None else (length, *v.aval.shape) for v, axis in zip(ins, axes, strict=True)]
+    types = [jax.ShapeDtypeStruct(shape, v.aval.dtype) for shape, v in zip(shapes, ins, strict=True)]
+    return jax.make_jaxpr(jax.vmap(jaxpr_as_fun(body), in_axes=axes, axis_size=length))(*types), shapes
+
+
+def _sums(jaxpr, fixed, count) -> set[int]:
+    """Return which carries are only added to, as the derivatives by constants are in reverse mode."""
+    adding = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("add", "add_any", "convert_element_type", "copy")]
+    sum_of = {v: eqn.outvars[0] for eqn in adding for v in eqn.invars if not isinstance(v, Literal)}
+    atoms = [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
+    uses = collections.Counter(v for v in atoms if not isinstance(v, Literal))
+
+    def is_sum(v, out):
+        while v is not out and uses[v] == 1 and v in sum_of:
+            v = sum_of[v]
+        return v is out and uses[v] == 1
+
+    pairs = zip(jaxpr.invars[fixed : fixed + count], jaxpr.outvars, strict=False)
+    return {i for i, pair in enumerate(pairs) if is_sum(*pair)}
+
+
+def _reversed(value):
+    deps, known = value
+    return Value(deps and deps.moved(deps.ids[::-1]), None if known is None else known[::-1])
+
+
+def _handed_on(first, out, shape):
+    """Return what the steps begin with: the carry, and what each step but the last makes of it."""
+    model = first.deps or out.deps
+    if model is None:
+        return None
+    first = first.deps or model.moved(np.full(shape[1:], EMPTY))
+    first, out = joined([first, out.deps or model.moved(np.full(shape, EMPTY))])
+    return first.moved(np.concatenate([first.ids[None], out.ids[:-1]]))
+
+
+def _counters(body, length, consts, carry, xs) -> list[np.ndarray | None]:
+    """Return for each carry, where that is integers which follow from known ones alone, those that each step sees."""
+    jaxpr, fixed, count = body.jaxpr, len(consts), len(carry)
+    known = [value.known is not None for value in [*consts, *carry, *xs]]
+    needs = [_used(jaxpr, [out]) for out in jaxpr.outvars[:count]]
+    followed = [i for i in range(count) if known[fixed + i]]
+    while unknown := [i for i in followed if any(not known[n] for n in needs[i])]:
+        for i in unknown:
+            known[fixed + i] = False
+        followed = [i for i in followed if known[fixed + i]]
+    found: list[Any] = [None] * count
+    if not followed:
+        return found
+    program = ClosedJaxpr(jaxpr.replace(outvars=[jaxpr.outvars[i] for i in followed]), body.consts)
+    program = ClosedJaxpr(program.jaxpr.replace(eqns=_needed(program.jaxpr)), body.consts)
+
+    def step(now, x):
+        inputs = [*(value.known for value in consts), *map(now.get, range(count)), *x]
+        return dict(zip(followed, interpret(program.jaxpr, program.consts, inputs, bind), strict=True)), now
+
+    with jax.ensure_compile_time_eval():
+        start = {i: jax.numpy.asarray(carry[i].known) for i in followed}
+        steps = jax.lax.scan(step, start, [value.known for value in xs], length)[1]
+    for i in followed:
+        found[i] = np.asarray(steps[i])
+    return found
+
+
+def _used(jaxpr, outs) -> list[int]:
+    """Return the numbers of the inputs that ``outs`` are computed from."""
+    kept = _needed(jaxpr.replace(outvars=outs))
+    used = {v for v in [*outs, *(v for eqn in kept for v in eqn.invars)] if not isinstance(v, Literal)}
+    return [n for n, v in enumerate(jaxpr.invars) if v in used]
+
+
+def _warn(eqn) -> None:
+    """Say that the pattern of a scan is larger than need be, at the line of the user."""
+    site = site_of(frames_of(eqn))
+    file, line = (site.file, site.line) if site else ("<unknown>", 0)
+    warnings.warn_explicit(
+        f"the scan at {file}:{line} has {eqn.params['length']} steps and hands its carry on through many of them: its "
+        f"sparsity pattern is that of all steps taken together, which is exact or too large, and then dense. Give the "
+        f"pattern by hand (pattern=...), or carry for a few steps only.",
+        DensePatternWarning,
+        file,
+        line,
+    )
 
 
 def _cost(jaxpr):

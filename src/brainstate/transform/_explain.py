@@ -20,7 +20,7 @@ from .._compat import scan_inputs
 from .._scope import Scope, stage
 from ._gradient import differentiable
 from ._interpret import interpret
-from ._subject import settled, subject_of
+from ._subject import random_like, settled, subject_of
 
 __all__ = ["Explanation", "Row", "explain"]
 
@@ -157,12 +157,11 @@ class Explanation:
 
 
 def _gradient(subject, leaves, seed) -> list[np.ndarray]:
-    """Return the gradient at ``leaves``: of a scalar as it is, of anything else along a random cotangent."""
+    """Return the gradient at ``leaves``: of a real scalar as it is, of anything else along a random cotangent."""
     value, pull, _ = jax.vjp(subject.call, leaves, has_aux=True)
     rng = np.random.default_rng(seed)
-    single = len(value) == 1 and jnp.shape(value[0]) == ()
-    given = [np.ones(()) if single else rng.standard_normal(jnp.shape(v)) for v in value]
-    cotangent = [jnp.asarray(g, jnp.result_type(v)) for g, v in zip(given, value, strict=True)]
+    single = len(value) == 1 and jnp.shape(value[0]) == () and not jnp.iscomplexobj(value[0])
+    cotangent = [jnp.ones((), jnp.result_type(value[0]))] if single else random_like(rng, value)
     return [np.asarray(g) for g in pull(cotangent)[0]]
 
 
@@ -171,10 +170,10 @@ def _nearby(subject, seed, points=4) -> list[bool]:
     zero = [True] * len(subject.leaves)
     for n in range(1, points + 1):
         rng, leaves = np.random.default_rng((seed, n)), []
-        for leaf in map(jnp.asarray, subject.leaves):
+        arrays = [jnp.asarray(leaf) for leaf in subject.leaves]
+        for leaf, move in zip(arrays, random_like(rng, arrays), strict=True):
             size = float(jnp.sqrt(jnp.mean(jnp.abs(leaf) ** 2))) or 1.0
-            move = jnp.asarray(0.01 * size * rng.standard_normal(leaf.shape), leaf.dtype)
-            leaves.append(leaf + move)
+            leaves.append(leaf + 0.01 * size * move)
         zero = [was and not g.any() for was, g in zip(zero, _gradient(subject, leaves, seed), strict=True)]
     return zero
 
@@ -206,8 +205,8 @@ def explain(
     Parameters
     ----------
     f : callable
-        The function; ``jit`` must be able to trace it. If it returns no scalar, the gradient is that of a product
-        with random numbers. No State changes, and random numbers are those that the next call will draw.
+        The function; ``jit`` must be able to trace it. If it returns no real scalar, the gradient is that of a
+        product with random numbers. No State changes, and random numbers are those that the next call will draw.
     *args : pytree
         Its arguments.
     grad_states, argnums

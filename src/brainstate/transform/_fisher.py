@@ -12,9 +12,9 @@ approximation of the other two away from a good fit, is told by Kunstner, Balles
 empirical Fisher approximation".
 
 In closed form (Martens 2020, "New insights and perspectives on the natural gradient method"), ``Fᵢ`` is
-``diag(p) - p pᵀ`` for logits of a categorical with probabilities ``p``, ``p (1 - p)`` for logits of Bernoullis, and
-``I`` for the mean of a Gaussian of unit variance: each the Hessian of its negative log-likelihood, so that `exact` is
-the generalised Gauss-Newton matrix of that loss.
+``diag(p) - p pᵀ`` for logits of a categorical with probabilities ``p``, ``p (1 - p)`` for logits of Bernoullis, the
+rate ``exp(f)`` for logarithms of the rates of Poissons, and ``I`` for the mean of a Gaussian of unit variance: each the
+Hessian of its negative log-likelihood, so that `exact` is the generalised Gauss-Newton matrix of that loss.
 """
 
 from collections.abc import Callable
@@ -68,6 +68,10 @@ def _draw_gaussian(key, f, number):
     return f[None] + jax.random.normal(key, (number, *f.shape), f.dtype)
 
 
+def _draw_poisson(key, f, number):
+    return jax.random.poisson(key, jnp.exp(f)[None], (number, *f.shape)).astype(f.dtype)
+
+
 def _exact_categorical(p, u):
     return p * u - p * (p * u).sum(axis=-1, keepdims=True)
 
@@ -76,6 +80,7 @@ LIKELIHOODS = {
     "categorical": _Likelihood(_softmax, _exact_categorical, _draw_categorical, 1, _one_hot),
     "gaussian": _Likelihood(lambda f: f, lambda mean, u: u, _draw_gaussian, 0),
     "bernoulli": _Likelihood(jax.nn.sigmoid, lambda p, u: p * (1 - p) * u, _draw_bernoulli, 0),
+    "poisson": _Likelihood(jnp.exp, lambda rate, u: rate * u, _draw_poisson, 0),
 }
 
 
@@ -161,7 +166,8 @@ def fisher(
         The model; ``model_fn(*args)`` returns one array with the examples on its first axis, or ``(output, aux)``.
     likelihood : str
         What the output stands for: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
-        logits; ``"gaussian"``, the mean, with unit variance. Further axes are independent parts of one example.
+        logits; ``"poisson"``, the logarithm of the rate; ``"gaussian"``, the mean, with unit variance. Further axes
+        are independent parts of one example.
     grad_states, argnums, has_aux, check_states, debug_nan
         See `GradientTransform`, and for ``debug_nan`` and operators `hvp`.
     kind : str

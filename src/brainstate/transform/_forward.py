@@ -2,9 +2,11 @@
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
 backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions.
+which is why it suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with
+``v = a + ib`` the mean of ``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, what ``jax.grad`` returns.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +36,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 raise StateValueError(f"fwd_grad needs a real scalar output of a floating type, the output is {kind}.")
             if drct_der_clip is not None:
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
-            return [jnp.asarray(slope, t.dtype) * t for t in tangents], aux
+            return [jnp.asarray(slope, t.dtype) * jnp.conj(t) for t in tangents], aux
 
         def averaged(key):
             if tangent_size is None:
@@ -50,7 +52,9 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
 
 
 def _normal(key, leaf):
-    return jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
+    """Return standard normal numbers like ``leaf``; of complex ones both parts are, where JAX's have half of it."""
+    normal = jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
+    return normal * jnp.asarray(math.sqrt(2), normal.dtype) if jnp.iscomplexobj(normal) else normal
 
 
 def fwd_grad(
@@ -76,7 +80,7 @@ def fwd_grad(
     fun : callable, optional
         The function; it returns a real scalar. Left out: a decorator is returned.
     grad_states, argnums, has_aux, return_value, check_states, debug_nan
-        See `GradientTransform`. What is differentiated is real.
+        See `GradientTransform`. Complex values are differentiated as `grad` does: ``∂f/∂x - i ∂f/∂y``.
     tangent_size : int, optional
         Average over this many random directions, the ``n`` of the variance; without it, one.
     drct_der_clip : float, optional

@@ -331,8 +331,8 @@ class Target:
             out = self.fun(*args, **kwargs)
             refuse_states(out, f"results of a function under {self.name}")
             writes = scope.close()
-        if self.check_states and scope.unused:
-            raise self._unused(call.selection, scope.unused)
+        if self.check_states and (scope.unused or scope.overwritten):
+            raise self._unused(call.selection, scope.unused, scope.overwritten)
         value, aux = self._parts(out)
         if not jax.tree.leaves(value):
             raise StateTypeError(
@@ -383,11 +383,16 @@ class Target:
                 values[i] = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, value)
         return tuple(mixed)
 
-    def _unused(self, selection, unused):
-        where = ", ".join(selection.locate(s) for s in selection.states if s in unused)
+    def _unused(self, selection, unused, overwritten):
+        idle = ", ".join(selection.locate(s) for s in selection.states if s in unused)
+        lost = ", ".join(selection.locate(s) for s in selection.states if s in overwritten)
+        faults = [f"never reads {idle}"] if idle else []
+        faults += [f"writes {lost} before it reads it, so that the value at the start has no influence"] if lost else []
+        fixes = ["Remove from grad_states what is not used"] if idle else []
+        fixes += ["Write (reset) outside of the function, or read first"] if lost else []
         return StateValueError(
-            f"the function never reads {where}: the gradient would be zero. Remove from grad_states what is not used, "
-            f"or set check_states=False to get zeros."
+            f"the function {', and '.join(faults)}: the gradient would be zero. {'. '.join(fixes)}, or set "
+            f"check_states=False to get zeros."
         )
 
 
@@ -436,7 +441,7 @@ class GradientTransform:
     transform_params : dict, optional
         Further keyword arguments of ``transform``.
     check_states : bool
-        Refuse States that the function never reads (their gradient would be zero).
+        Refuse States that the function never reads, or writes before it reads them (their gradient would be zero).
     debug_nan : bool
         Raise an error if the derivative, or a value that is one number, holds NaN or infinities, or anything else that
         comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches

@@ -9,25 +9,62 @@ A solver calls the function as often as it likes, so a function that writes Stat
 no meaning here and is refused.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import valid_jaxtype
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun, valid_jaxtype
+from jax.interpreters import batching, mlir
 
-from .._errors import StateTypeError, StateValueError
+from .._carry import may_fail
+from .._compat import optional, varying_axes
+from .._errors import NoSolutionError, StateTypeError, StateValueError
 from .._scope import gather, refuse_states, stage
 from ._gradient import differentiable
+from ._interpret import program
+from ._nan import leave
 
 __all__ = ["argmin", "fixed_point", "root"]
 
 
+# ------------------------------------------------------------------------------------------ was there a solution
+
+
+def _check_solved(failed, several=False, *, name, max_steps):
+    """Raise an error if any of ``failed`` is true."""
+    failed = np.asarray(failed)
+    if failed.any():
+        lanes = f", in {failed.sum()} of {failed.size} lanes" if failed.ndim else ""
+        error = NoSolutionError(
+            f"{name} found no solution{lanes}: not within {max_steps} steps (`max_steps`), or a step failed. Begin "
+            f"nearer to it, or give another solver of optimistix."
+        )
+        leave(error, several)
+    return failed
+
+
+def _checked_in_program(failed, **params):
+    check = functools.partial(_check_solved, several=bool(varying_axes(failed)), **params)
+    return jax.pure_callback(check, jax.ShapeDtypeStruct(failed.shape, bool), failed)
+
+
+# An identity that raises, once for all lanes: `vmap` hands it all of them.
+_solved = Primitive("solution_check")
+_solved.def_impl(_check_solved)
+_solved.def_abstract_eval(lambda failed, **params: failed)
+batching.defvectorized(_solved)
+mlir.register_lowering(_solved, mlir.lower_fun(_checked_in_program, multiple_results=False))
+
+
+# ------------------------------------------------------------------------------------------ the solver
+
+
 def _solve(name, fun, y0, args, solver, max_steps, check):
     """Return the solution of ``solver``'s problem; ``check(out types, y types)`` judges what ``fun`` returns."""
-    import equinox
-    import optimistix
-
+    optimistix = optional("optimistix", name, "implicit")
     if not callable(fun):
         raise StateTypeError(f"{name} solves for a function; got {type(fun).__name__}, which cannot be called.")
     if type(max_steps) is not int or max_steps < 1:
@@ -41,29 +78,66 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
             f"number of times. Let it only read States; write, and draw random numbers, before or after."
         )
     check(staged.result_types, jax.tree.map(jax.typeof, y0))
-    reads = list(staged.reads)
-
-    def pure(y, inputs):
-        values, args = inputs
-        return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
-
+    pure, inputs = _pure(staged, y0, args)
     tolerance = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(y0))).eps) ** (2 / 3)
     call, default = _problem(optimistix, name)
-    solver = solver or default(rtol=tolerance, atol=tolerance)
-    solution = call(pure, solver, y0, (gather(reads), args), max_steps=max_steps, throw=False)
-    return equinox.error_if(
-        solution.value,
-        solution.result != optimistix.RESULTS.successful,
-        f"{name} found no solution: not within {max_steps} steps (`max_steps`), or a step failed. Begin nearer to it, "
-        f"or give another solver of optimistix.",
-    )
+    solver = default(rtol=tolerance, atol=tolerance) if solver is None else solver
+    solution = call(pure, solver, y0, inputs, max_steps=max_steps, throw=False)
+    may_fail()
+    failed = _solved.bind(solution.result != optimistix.RESULTS.successful, name=name, max_steps=max_steps)
+    return jax.tree.map(lambda y: jnp.where(failed, jnp.asarray(jnp.nan, y.dtype), y), solution.value)
+
+
+def _pure(staged, y0, args):
+    """Return what was staged as ``pure(y, inputs)``, and the inputs: of States, arguments and closures.
+
+    JAX's and Equinox's caches keep this function, and so it refers to no State and no array.
+    """
+    reads = list(staged.reads)
+    others, treedef = jax.tree.flatten((gather(reads), args))
+    places = [i for i, leaf in enumerate(others) if valid_jaxtype(leaf)]
+    arrays, (unknowns, y_tree) = [others[i] for i in places], jax.tree.flatten(y0)
+
+    def run(leaves):
+        filled = dict(zip(places, leaves[len(unknowns) :], strict=True))
+        values, args = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(others)])
+        y = y_tree.unflatten(leaves[: len(unknowns)])
+        return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
+
+    closed, out_tree = program(run, [*unknowns, *arrays])
+    jaxpr = closed.jaxpr
+    compute = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]), ()))
+
+    def pure(y, inputs):
+        constants, arrays = inputs
+        return out_tree.unflatten(compute(*constants, *jax.tree.leaves(y), *arrays))
+
+    return pure, (closed.consts, arrays)
+
+
+@functools.cache
+def _newton(optimistix):
+    """Return Newton's method that also ends where rounding does: at a step that is small and shrinks no more.
+
+    Optimistix wants the value of the function below ``atol``, which one of large terms never is.
+    """
+
+    class Newton(optimistix.Newton):
+        def terminate(self, fn, y, args, options, state, tags):
+            done, result = super().terminate(fn, y, args, options, state, tags)
+            step, unit = self.norm(state.diff), jnp.finfo(state.diffsize.dtype).eps
+            stuck = (state.diffsize <= 1) & (state.diffsize > state.diffsize_prev / 2)
+            rounded = (step > 0) & (step <= 8 * unit * self.norm(y))
+            return done | stuck | rounded, result
+
+    return Newton
 
 
 def _problem(optimistix, name):
     """Return the function of optimistix, and the solver it has unless one is given."""
     return {
-        "root": (optimistix.root_find, optimistix.Newton),
-        "fixed_point": (optimistix.fixed_point, optimistix.Newton),
+        "root": (optimistix.root_find, _newton(optimistix)),
+        "fixed_point": (optimistix.fixed_point, _newton(optimistix)),
         "argmin": (optimistix.minimise, optimistix.BFGS),
     }[name]
 
@@ -128,7 +202,7 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
     *args : Any
         Further arguments of ``fun``.
     solver : optimistix.AbstractRootFinder, optional
-        By default Newton's method, to a tolerance of ``eps ** (2 / 3)`` of the dtype.
+        By default Newton's method, to a tolerance of ``eps ** (2 / 3)`` of the dtype, or as far as rounding allows.
     max_steps : int
         How many steps are allowed.
 
@@ -143,10 +217,11 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
         If ``fun`` cannot be called, or ``y0`` holds something else than floating-point arrays.
     StateValueError
         If ``fun`` writes a State or draws random numbers, or its result does not fit.
-    RuntimeError
-        If there is no solution within ``max_steps``; also in compiled code.
+    NoSolutionError
+        If there is no solution within ``max_steps``; also in compiled code, and if one lane of a map has none: the
+        message says how many. A `jit` waits for its end to know, and the States are then as they were.
     ModuleNotFoundError
-        If optimistix is not installed: ``pip install brainstate[implicit]``.
+        If optimistix is not installed: ``pip install optimistix``.
 
     Examples
     --------
@@ -178,7 +253,7 @@ def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_step
 
     Raises
     ------
-    StateTypeError, StateValueError, RuntimeError, ModuleNotFoundError
+    StateTypeError, StateValueError, NoSolutionError, ModuleNotFoundError
         As in `root`.
 
     Examples
@@ -211,7 +286,7 @@ def argmin(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: in
 
     Raises
     ------
-    StateTypeError, StateValueError, RuntimeError, ModuleNotFoundError
+    StateTypeError, StateValueError, NoSolutionError, ModuleNotFoundError
         As in `root`.
 
     Examples

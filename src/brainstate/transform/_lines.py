@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.source_info_util import current_name_stack, user_context
 
-__all__ = ["Site", "at_line", "called_at", "frames_of", "site_of"]
+__all__ = ["Site", "at_line", "called_at", "frames_of", "is_part", "site_of"]
 
 _OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
+_LOOPS = str(Path(__file__).with_name("_loops.py"))
+_PARTS = "checkpointed_scan.<locals>.part", "_repeated.<locals>.<lambda>"  # what calls the scans of a loop that is cut
 _LAYERS = _OURS + "nn" + os.sep
 _LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 
@@ -56,6 +58,12 @@ def called_at(frames) -> str | None:
         if file.startswith(_LIBRARIES) and not short.startswith("_") and "<" not in function:
             name = short
     return name
+
+
+def is_part(eqn) -> bool:
+    """Tell whether an equation is a part of a loop that is cut into parts, as the frames of it show."""
+    ours = (function for file, _, function in frames_of(eqn) if file == _LOOPS)
+    return eqn.primitive.name == "scan" and next(ours, "").endswith(_PARTS)
 
 
 def at_line(eqn) -> Any:

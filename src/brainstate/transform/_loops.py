@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
 from .._carry import Writes
-from .._compat import jit_disabled
+from .._compat import jit_disabled, varying_axes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, refuse_states, stage
 from ._progress import ProgressBar, ticking
@@ -89,11 +89,24 @@ def _cast(value, types):
     return jax.tree.map(cast, value, types) if same else value
 
 
+def _blank(state, staged):
+    """Return a first value for ``state``, which no iteration reads: to take its own would be a use of it."""
+
+    def zeros(aval):
+        value, axes = jnp.zeros(aval.shape, aval.dtype), varying_axes(aval)
+        return jax.lax.pcast(value, axes, to="varying") if axes else value
+
+    types = staged.written_types[state]
+    if any(jnp.issubdtype(t.dtype, jax.dtypes.extended) or any(t.sharding.spec) for t in jax.tree.leaves(types)):
+        return gather([state])[0]
+    return jax.tree.map(zeros, types)
+
+
 def _stage_body(name, fun, call, init, known):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
-        before = [init, gather(staged.writes)]
+        before = [init, [gather([s])[0] if s in staged.reads else _blank(s, staged) for s in staged.writes]]
     result = staged.result_types
     if name.endswith("scan"):
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -141,11 +154,12 @@ class _Body:
         commit(Writes(self.carried, list(values)))
 
     def _compatible(self, state, value, at_least_once):
-        before, after = types_of(value), self.staged.written_types[state]
+        after = self.staged.written_types[state]
+        if state not in self.staged.reads and not at_least_once:  # it may keep its value
+            value = _cast(gather([state])[0], after)
+        before = types_of(value)
         if agree(before, after):
             return value
-        if at_least_once and state not in self.staged.reads:
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), after)  # overwritten before anyone looks
         raise StateTypeError(
             f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
             f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "

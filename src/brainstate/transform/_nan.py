@@ -39,7 +39,7 @@ from .._compat import nans_checked, varying_axes
 from .._errors import NonFiniteError
 from .._scope import Scope, Staged, commit, eager, gather, is_tracer, stage
 from ._interpret import opened, within
-from ._lines import site_of
+from ._lines import is_part, site_of
 from ._origins import Given, Origin, Value, inexact, origins
 from ._remedies import likely, shown
 
@@ -50,6 +50,7 @@ __all__ = [
     "checks",
     "guarded",
     "holds_check",
+    "leave",
     "leaving_out",
     "made",
     "unwrapped",
@@ -319,6 +320,9 @@ class Program:
                 f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
             )
             return NonFiniteError(_text(text, lines), **facts)
+        scans = (eqn for inner in within(self.jaxpr) for eqn in opened(inner).eqns)
+        if found[0].where.path and any(map(is_part, scans)):
+            lines.append("iterations  are counted within a part of a checkpointed or bounded loop, which has many")
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
 
 
@@ -443,6 +447,17 @@ def guarded(program, inputs, result, bad: list) -> Any:
     return jax.tree.map(lambda x: x + _nan_unless(fine, jax.typeof(x).dtype) if inexact(x) else x, result)
 
 
+def leave(error: Exception, several: bool) -> None:
+    """Raise ``error`` in a callback, for `unwrapped` to find; or leave it, so that no other device waits for ever."""
+    if several or _awaited[0]:
+        _left.append(error)
+        if not _awaited[0]:
+            logging.getLogger(__name__).error("%s", error)
+        return
+    _raised.append(copy.copy(error))  # not with the frames of this call
+    raise error
+
+
 def _is_key(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -477,13 +492,8 @@ def _gate(program, bad, inputs):
         # Another device may be waiting for this callback, and would compute nothing meanwhile.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             error = program.search(*parts, lane)
-        if several or _awaited[0]:
-            _left.append(error)
-            if not _awaited[0]:
-                logging.getLogger(__name__).error("%s", error)
-            return np.ones(sizes, bool)
-        _raised.append(copy.copy(error))  # not with the frames of this call
-        raise error
+        leave(error, several)
+        return np.ones(sizes, bool)
 
     def fails(bad, operands):
         # Under vmap both branches run; lanes come together, along leading axes that are 1 for what has no lanes.
@@ -502,7 +512,7 @@ def unwrapped():
         yield
     except Exception as failure:
         for error in tuple(_raised):
-            if not isinstance(failure, NonFiniteError) and str(error) in str(failure):
+            if not isinstance(failure, type(error)) and str(error) in str(failure):
                 with contextlib.suppress(ValueError):  # another thread had the same
                     _raised.remove(error)
                 raise error from None

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._compat import optional
 from .._errors import StateValueError
 
 __all__ = ["ProgressBar", "ticking"]
@@ -51,8 +52,7 @@ class _Bar:
     """The bar of one run of one loop: opens at the first call, closes at the last."""
 
     def __init__(self, length, spec):
-        from tqdm.auto import tqdm  # here, so that it is missed where the loop is called
-
+        tqdm = optional("tqdm.auto", "a ProgressBar", "progress").tqdm  # it is missed where the loop is called
         self.make, self.length, self.spec, self.bar, self.done = tqdm, length, spec, None, 0
 
     def move(self, done):

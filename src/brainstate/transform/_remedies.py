@@ -12,6 +12,21 @@ _TRAP = (
     "the derivative here is infinite, and it is multiplied by zero: the value is masked later (jnp.where and the "
     "like), or nothing goes this way. Zero times infinity is NaN"
 )
+_EXPLODES = (
+    "the derivative grows on its way back, as from step to step of a loop, until it is too large for its dtype",
+    "clip it on the way, begin with smaller weights, go back fewer steps, or use a wider dtype",
+)
+_GROWING = {
+    "mul",
+    "add",
+    "add_any",
+    "sub",
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_sum",
+    "cumsum",
+    "scatter-add",
+}
 _NORM = (
     "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",
     "add a small number under the root, or replace the zero before: x = jnp.where(is_zero, 1.0, x)",
@@ -51,9 +66,16 @@ def _at_fault(origin) -> list[np.ndarray]:
     return [x[bad] if x.shape == bad.shape else x.ravel() for x in origin.operands]
 
 
+def _overflows(origin) -> bool:
+    """Tell whether what is not finite is a product or sum of finite numbers, which then were too large."""
+    return origin.primitive in _GROWING and all(np.isfinite(x).all() for x in _at_fault(origin) if x.dtype.kind in "fc")
+
+
 def _of_derivative(origin) -> tuple[str, str] | None:
     called, spoilt = origin.where.called or "", origin.spoilt
     at = _at_fault(origin)
+    if _overflows(origin):
+        return _EXPLODES
     if called == "norm":
         return _NORM
     if origin.primitive == "div" and origin.kind == "NaN" and all((x == 0).any() for x in at):
@@ -109,6 +131,6 @@ def _elsewhere(origin) -> tuple[str, str]:
         if origin.primitive == "mul":
             return "zero times infinity", "do not multiply by a mask where a value may be infinite: use jnp.where"
         return "infinities that cancel (inf - inf)", "mask with a large finite number in place of infinity"
-    if origin.kind == "Inf":
+    if origin.kind == "Inf" or _overflows(origin):
         return "the result is too large for its dtype", "scale the values down, or use a wider dtype"
     return "an operation outside its domain", "look at the ranges of the operands"

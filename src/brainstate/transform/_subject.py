@@ -14,10 +14,11 @@ import numpy as np
 
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, is_tracer, refuse_states
+from .._scope import Cell, Scope, commit, is_tracer, refuse_states
+from ._choice import owns_states
 from ._gradient import Target, check_argnums, differentiable, names_of
 
-__all__ = ["Subject", "call_plainly", "is_python", "pulled", "settled", "subject_of", "wide"]
+__all__ = ["Subject", "call_plainly", "is_python", "pulled", "random_like", "settled", "subject_of", "wide"]
 
 
 def is_python(leaf) -> bool:
@@ -29,6 +30,17 @@ def wide(leaf) -> np.ndarray:
     """Return ``leaf`` in the double precision of NumPy."""
     array = np.asarray(leaf)
     return array.astype(np.complex128 if jnp.iscomplexobj(array) else np.float64)
+
+
+def random_like(rng: np.random.Generator, leaves: list) -> list:
+    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``, as both parts of complex ones."""
+
+    def like(leaf):
+        numbers = (rng.choice((-1, 1), jnp.shape(leaf)) * rng.uniform(2 / 3, 4 / 3, jnp.shape(leaf)) for _ in "xy")
+        value = next(numbers) + (1j * next(numbers) if jnp.iscomplexobj(leaf) else 0)
+        return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
+
+    return [like(leaf) for leaf in leaves]
 
 
 # ------------------------------------------------------------------------------------------ plain calls
@@ -114,6 +126,18 @@ def _moved(leaf, step, v):
     return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
 
 
+def _refuse_states(name, args) -> None:
+    """Refuse States and Modules among the arguments: here they have most likely been given for ``grad_states``."""
+    for i, arg in enumerate(args):
+        for leaf in jax.tree.leaves(arg):
+            if isinstance(leaf, Cell) or owns_states(leaf):
+                what = leaf.describe() if isinstance(leaf, Cell) else f"a {type(leaf).__name__}, which has States"
+                raise StateValueError(
+                    f"{name}: argument {i} is or holds {what}, and what follows the function are its arguments. Name "
+                    f"what is differentiated: {name}(f, ..., grad_states=...)."
+                )
+
+
 def _positions(name, args, grad_states, argnums):
     """Return ``argnums``; without it, and without States, every argument that can be differentiated."""
     argnums = check_argnums(argnums)
@@ -134,6 +158,7 @@ def _positions(name, args, grad_states, argnums):
 
 def subject_of(name, fun, args, grad_states, argnums) -> Subject:
     """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
+    _refuse_states(name, args)
     target = Target(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
     diff, call, rest = target.open(args, {})
     leaves, treedef = jax.tree.flatten(diff)
