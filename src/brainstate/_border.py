@@ -1,8 +1,8 @@
 """The border between States and JAX's caches: what keeps a trace of JAX's own from being used again when it is stale.
 
 JAX keeps what it has traced by the identity of the function and the types of its arguments. A State that is read while
-``jax.jit``, ``jax.lax.scan`` or another staging transform of JAX traces a function is in that key not at all: its value,
-or the tracer that stands for it, lies in what JAX keeps. The key of every cache of JAX also holds the values of *user
+``jax.jit``, ``jax.lax.scan`` or another staging transform of JAX traces a function is not in that key: its value, or
+the tracer that stands for it, lies in what JAX keeps. The key of every cache of JAX also holds the values of *user
 contexts*, and this module owns one of them. Its value is called the *token*::
 
     token, everywhere        None, until a State was met; then one number for all threads outside of scopes
@@ -23,14 +23,34 @@ The programs of `jit` itself know their States, and are looked up `apart`, witho
 
 import contextlib
 import itertools
+import os
+import sys
+import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.extend.core import set_current_trace
 
-from ._compat import AT_ONCE, current_trace
+from ._compat import AT_ONCE, current_trace, stages_within
+from ._errors import FrozenReadWarning, TraceContextError
 
-__all__ = ["altered", "apart", "changed", "forget", "meet", "separate", "switched", "token"]
+__all__ = [
+    "altered",
+    "apart",
+    "changed",
+    "deferred",
+    "everywhere",
+    "forget",
+    "meet",
+    "outside_rule",
+    "read_inside",
+    "separate",
+    "switched",
+    "token",
+]
 
 switched: list[bool] = []  # not empty from the first meeting on: asked wherever a State changes
 
@@ -38,6 +58,14 @@ _token = jax.make_user_context(None)
 _number = itertools.count(1)
 _TIDY = 128  # so many tokens later JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
 _spent = [0]
+_told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
+
+_LAUNCH = str(Path(__file__).with_name("_launch.py"))
+_RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
+_NOT_USERS = (
+    str(Path(__file__).parent) + os.sep,
+    str(Path(jax.__file__).parent) + os.sep,
+)  # frames that a warning skips
 
 
 class _Met:
@@ -107,7 +135,7 @@ def _renew(scope):
         scope.context = context
 
 
-def meet(scope, state) -> "_Met | None":
+def _note(scope, state) -> "_Met | None":
     """Note that a program of JAX's own, traced in ``scope`` or outside of all (None), holds the value of ``state``.
 
     Returns what is known of the State if the program is one outside: each change of the value will cost a trace.
@@ -136,3 +164,80 @@ def forget(trace) -> None:
     """Take back what ``trace`` was the first to meet: it ends in an error, and JAX will keep nothing of it."""
     for state in [state for state, met in _states.items() if met.first() is trace]:
         del _states[state]
+
+
+# ------------------------------------------------------------------------- reads under transforms of JAX's own
+
+
+def read_inside(scope, state, value):
+    """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
+    staged = stages_within(scope.trace)
+    if (deferred(scope) and current_trace() is not AT_ONCE) or (
+        staged is None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+    ):
+        raise outside_rule(state)
+    if not staged:
+        return value
+    meet(scope, state)
+    frame: Any = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.endswith(_RULES):
+        frame = frame.f_back
+    if frame is None:
+        return value
+    # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
+    with set_current_trace(scope.trace):
+        return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if isinstance(leaf, Tracer) else leaf, value)
+
+
+def _undifferentiable(state, leaf):
+    same = jax.custom_jvp(lambda x: x)
+
+    def refuse(primals, tangents):
+        raise outside_rule(state)
+
+    same.defjvp(refuse)
+    return same(leaf)
+
+
+def outside_rule(state) -> TraceContextError:
+    """Return the error for a read of ``state`` by what JAX runs elsewhere than in the transform in progress."""
+    return TraceContextError(
+        f"{state.describe()} is read in a function or rule of jax.custom_jvp or jax.custom_vjp, or of a library that "
+        f"defines an operation with them, which JAX runs outside of the transform in progress: a derivative would be "
+        f"lost, or the value compiled in. Pass `state.value` to that function as an argument, or declare the State: "
+        f"brainstate.transform.custom_vjp(fun, states=...)."
+    )
+
+
+def deferred(scope, frame: Any = None) -> bool:
+    """Tell whether JAX runs a rule, or lowers, for a compiled function that was called in ``scope`` and has ended."""
+    if scope is not None:
+        return scope.launches > 0
+    frame = frame or sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _LAUNCH:
+        frame = frame.f_back
+    return frame is not None
+
+
+def meet(scope, state) -> None:
+    """Note that a program of JAX's own holds the value of ``state``; warn once for each line that reads it outside."""
+    met = _note(scope, state)
+    if met is None:
+        return
+    level, frame, trace = 1, sys._getframe(), current_trace()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
+        level, frame = level + 1, frame.f_back
+    if deferred(None, frame.f_back):
+        raise outside_rule(state)
+    line = frame.f_code.co_filename, frame.f_lineno
+    if line in met.told or (_told and _told[0]() is trace and _told[1] == line):
+        return  # a line that reads a whole model is told of the first State
+    met.told.add(line)
+    _told[:] = weakref.ref(trace), line
+    warnings.warn(
+        f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its value is a "
+        f"constant of that program, so after each change JAX traces and compiles anew whatever is called outside of "
+        f"brainstate.transform. Use the transform of the same name from brainstate.transform.",
+        FrozenReadWarning,
+        stacklevel=level,
+    )

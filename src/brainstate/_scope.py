@@ -31,14 +31,10 @@ Invariants
 """
 
 import gc
-import os
-import sys
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
-from pathlib import Path
 from threading import get_ident
 from typing import Any
 
@@ -46,10 +42,10 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._border import altered, changed, everywhere, forget, meet, separate, switched
+from ._border import altered, changed, everywhere, forget, meet, read_inside, separate, switched
 from ._carry import Absent, Writes, awaited
 from ._compat import AT_ONCE, current_trace, stages_within, staging
-from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError, a_type
+from ._errors import StateTypeError, StateValueError, TraceContextError, a_type
 
 __all__ = [
     "Cell",
@@ -59,7 +55,6 @@ __all__ = [
     "caught",
     "commit",
     "create",
-    "deferred",
     "differentiated",
     "eager",
     "frozen_here",
@@ -70,7 +65,6 @@ __all__ = [
     "invalidate",
     "is_tracer",
     "read",
-    "outside_rule",
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
@@ -78,12 +72,6 @@ __all__ = [
     "write",
 ]
 
-_LAUNCH = str(Path(__file__).with_name("_launch.py"))
-_RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
-_NOT_USERS = (
-    str(Path(__file__).parent) + os.sep,
-    str(Path(jax.__file__).parent) + os.sep,
-)  # frames that a warning skips
 
 class _Thread(threading.local):
     def __init__(self):
@@ -91,7 +79,6 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
 _open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
@@ -246,7 +233,7 @@ class Scope:
     def _inherit(self, state):
         outer = self.parent.read(state) if self.parent is not None else _stored(state)
         if self.frozen:
-            _meet(self.parent, state)
+            meet(self.parent, state)
         leaves, treedef = _flatten(state, outer)
         if self.stages:
             leaves = self._mark(state, leaves, treedef)
@@ -296,7 +283,7 @@ def read(state):
     if scope is not None:
         value = scope.read(state)
         if current_trace() is not scope.trace:
-            value = _read_inside(scope, state, value)
+            value = read_inside(scope, state, value)
         elif switched and state in scope.lent:  # it may be changed in place
             altered(scope, state)
         return value
@@ -305,7 +292,7 @@ def read(state):
     except AttributeError:
         value = _stored(state)
     if current_trace() is not AT_ONCE and staging():
-        _meet(None, state)
+        meet(None, state)
     elif switched and type(value) not in _plain:
         altered(None, state)
     return value
@@ -497,82 +484,6 @@ def _raw_transform(state):
         f"{state.describe()} was written inside a raw JAX transform, which does not know States: a tracer would leak, "
         f"or the write be lost. Wrap the function with the transform of the same name from brainstate.transform "
         f"(jit, grad, vmap, ...) instead."
-    )
-
-
-def _read_inside(scope, state, value):
-    """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
-    staged = stages_within(scope.trace)
-    if (deferred(scope) and not eager()) or (staged is None and _has_tracer(value)):
-        raise outside_rule(state)
-    if not staged:
-        return value
-    _meet(scope, state)
-    frame: Any = sys._getframe()
-    while frame is not None and not frame.f_code.co_filename.endswith(_RULES):
-        frame = frame.f_back
-    if frame is None:
-        return value
-    # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
-    with set_current_trace(scope.trace):
-        return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if is_tracer(leaf) else leaf, value)
-
-
-def _undifferentiable(state, leaf):
-    same = jax.custom_jvp(lambda x: x)
-
-    def refuse(primals, tangents):
-        raise outside_rule(state)
-
-    same.defjvp(refuse)
-    return same(leaf)
-
-
-def outside_rule(state) -> TraceContextError:
-    """Return the error for a read of ``state`` by what JAX runs elsewhere than in the transform in progress."""
-    return TraceContextError(
-        f"{state.describe()} is read in a function or rule of jax.custom_jvp or jax.custom_vjp, or of a library that "
-        f"defines an operation with them, which JAX runs outside of the transform in progress: a derivative would be "
-        f"lost, or the value compiled in. Pass `state.value` to that function as an argument, or declare the State: "
-        f"brainstate.transform.custom_vjp(fun, states=...)."
-    )
-
-
-def _has_tracer(value) -> bool:
-    return any(map(is_tracer, jax.tree.leaves(value)))
-
-
-def deferred(scope, frame: Any = None) -> bool:
-    """Tell whether JAX runs a rule, or lowers, for a compiled function that was called in ``scope`` and has ended."""
-    if scope is not None:
-        return scope.launches > 0
-    frame = frame or sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _LAUNCH:
-        frame = frame.f_back
-    return frame is not None
-
-
-def _meet(scope, state) -> None:
-    """Note that a program of JAX's own holds the value of ``state``; warn once for each line that reads it outside."""
-    met = meet(scope, state)
-    if met is None:
-        return
-    level, frame, trace = 1, sys._getframe(), current_trace()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
-        level, frame = level + 1, frame.f_back
-    if deferred(None, frame.f_back):
-        raise outside_rule(state)
-    line = frame.f_code.co_filename, frame.f_lineno
-    if line in met.told or (_told and _told[0]() is trace and _told[1] == line):
-        return  # a line that reads a whole model is told of the first State
-    met.told.add(line)
-    _told[:] = weakref.ref(trace), line
-    warnings.warn(
-        f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its value is a "
-        f"constant of that program, so after each change JAX traces and compiles anew whatever is called outside of "
-        f"brainstate.transform. Use the transform of the same name from brainstate.transform.",
-        FrozenReadWarning,
-        stacklevel=level,
     )
 
 

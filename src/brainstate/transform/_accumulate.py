@@ -6,6 +6,7 @@ loop over the parts. A part of weight 0 is computed, and then nothing of it is k
 NaN. The loop that this stands for leaves such a part out.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 

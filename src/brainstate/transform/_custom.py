@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
+from .._border import deferred, outside_rule
 from .._errors import StateTypeError, StateValueError, a_type
-from .._scope import Scope, commit, deferred, differentiated, gather, outside_rule
+from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
 from ._gradient import check_argnums, select
 from ._signature import most_positional, signature_of

@@ -15,7 +15,7 @@ from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, gather, refuse_states, stage
 from .._state import State
-from ._gradient import Selection, select
+from ._gradient import select
 
 __all__ = ["functional", "substituted"]
 
@@ -83,7 +83,7 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
         born = set(staged.born)
         selection = select(tuple(state for state in staged.used if state not in born), "states", State)
     elif args or kwargs:
-        raise StateTypeError(f"{name}: example arguments are for finding the States; here `states` says which they are.")
+        raise StateTypeError(f"{name}: example arguments are for finding the States; here `states` says which.")
     else:
         selection = select(states, "states", State)
 

@@ -29,6 +29,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
+from .._border import apart
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, outside
