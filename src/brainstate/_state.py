@@ -3,7 +3,10 @@
 A State holds any pytree (arrays, numbers, nested containers; outside transforms any object at all) in
 ``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_scope``), so the same
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
-is a leaf for ``jax.tree``, and holds no other State.
+is a leaf for ``jax.tree``, and holds no other State. It stands for no array: where ``.value`` was forgotten, it says so.
+
+A subclass may define ``value`` anew, to show something else than the seam keeps. Copies, snapshots and what loads
+go by the *stored* value, which is also what is differentiated.
 
 The kinds differ in meaning only, and are what filters select by::
 
@@ -20,6 +23,7 @@ selects, and so what is compiled: a change of them is announced as the replaceme
 
 import copy as _copy
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Self
@@ -102,6 +106,8 @@ class State(_scope.Cell):
     __slots__ = ("__dict__", "_owner")
 
     def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+        if name is not None and not isinstance(name, str):
+            raise StateTypeError(f"the name of a State is a string, not a {type(name).__name__}: {name!r}.")
         self.name = name
         self._owner = None
         self.tag = () if tag is None else tag
@@ -120,8 +126,11 @@ class State(_scope.Cell):
 
     @tag.setter
     def tag(self, tags: str | Iterable[str]) -> None:
+        tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
+        if not all(isinstance(tag, str) for tag in tags):
+            raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
         old = self.__dict__.get("tag")
-        new = self.__dict__["tag"] = _Tags({tags} if isinstance(tags, str) else tags)
+        new = self.__dict__["tag"] = _Tags(tags)
         new._state = weakref.ref(self)
         if old is not None and old != new:
             _announce(self)
@@ -157,7 +166,7 @@ class State(_scope.Cell):
 
     def copy(self) -> Self:
         """Return a new State with the same value and a copy of the metadata."""
-        return rebuild(type(self), self.value, self.metadata())
+        return rebuild(type(self), _scope.read(self), self.metadata())
 
     def replace(self, value: Any, **metadata: Any) -> Self:
         """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
@@ -176,7 +185,8 @@ class State(_scope.Cell):
         """
         if type(other) is not type(self):
             raise StateValueError(f"{self.describe()} cannot take over a {type(other).__name__}: the classes differ.")
-        self.value, self.name = other.value, other.name
+        _scope.write(self, _scope.read(other))
+        self.name = other.name
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any] | None:
         """Return ``(one value for each lane, the value afterwards)`` for a map that writes this State undeclared.
@@ -190,14 +200,33 @@ class State(_scope.Cell):
         where = f" {self.name!r}" if self.name else f" at {self._owner}" if self._owner else ""
         return f"{type(self).__name__}{where}" if where else f"an unnamed {type(self).__name__}{_layout(self)}"
 
+    def __eq__(self, other):
+        if isinstance(other, _VALUES):
+            raise _no_value(self)
+        return NotImplemented  # by identity
+
+    __hash__ = _scope.Cell.__hash__
+
+    def __format__(self, spec):
+        if spec:
+            raise _no_value(self, f":{spec}")
+        return repr(self)
+
+    @property
+    def __jax_array__(self):
+        if sys._getframe(1).f_code.co_name == "bind":  # JAX asks in C, where only this may be raised
+            raise _NoAttribute("__jax_array__")
+        raise StateValueError(str(_no_value(self)))  # JAX has words of its own for a TypeError
+
     def __copy__(self) -> Self:
         return self.copy()
 
     def __deepcopy__(self, memo) -> Self:
-        return rebuild(type(self), _copy.deepcopy(self.value, memo), _copy.deepcopy(self.metadata(), memo))
+        value, metadata = _copy.deepcopy((_scope.read(self), self.metadata()), memo)
+        return rebuild(type(self), value, metadata)
 
     def __reduce__(self):
-        return rebuild, (type(self), self.value, self.metadata())
+        return rebuild, (type(self), _scope.read(self), self.metadata())
 
     def __repr__(self) -> str:
         extra = {k: v for k, v in self.__dict__.items() if v is not None and v != set()}
@@ -224,6 +253,46 @@ def _layout(state) -> str:
 class _Word(str):
     __slots__ = ()
     __repr__ = str.__str__
+
+
+# -------------------------------------------------------------------------------------------- `.value` was forgotten
+
+_VALUES = (int, float, complex, str, bytes, list, tuple, dict, np.ndarray, np.generic, jax.Array)
+_OPERATORS = (
+    "bool int float complex index len getitem setitem neg pos abs invert round trunc floor ceil lt le gt ge array "
+    "array_ufunc " + " ".join(f"{op} r{op}" for op in "add sub mul truediv floordiv mod divmod pow matmul".split())
+).split() + [f"{r}{op}" for op in "lshift rshift and xor or".split() for r in ("", "r")]
+
+
+class _NoAttribute(StateTypeError, AttributeError):
+    """Of an array, but not of a State: an AttributeError as well, so that ``hasattr`` works."""
+
+
+class _OfArrays:
+    """An attribute that arrays have: a State has none, unless it is given one."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __get__(self, state, owner):
+        if state is None:
+            raise AttributeError(self.name)
+        raise _NoAttribute(str(_no_value(state, f".{self.name}")))
+
+
+def _no_value(state, use="") -> StateTypeError:
+    return StateTypeError(f"{state.describe()} is not the value that it holds: write `.value{use}` after the State.")
+
+
+def _refuse(self, *args, **kwargs):
+    raise _no_value(self)
+
+
+for _name in _OPERATORS:
+    setattr(State, f"__{_name}__", _refuse)
+for _name in dir(jax.Array):
+    if not _name.startswith("_") and not hasattr(State, _name):
+        setattr(State, _name, _OfArrays(_name))
 
 
 def _refuse_reserved(cls, metadata) -> None:

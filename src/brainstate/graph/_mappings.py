@@ -15,6 +15,7 @@ from typing import Any, Self
 import jax
 
 from .._errors import StateTypeError, StateValueError
+from .._scope import read
 from .._state import State
 from ..filters import Filter, to_predicates
 from ._paths import dotted, in_order
@@ -66,8 +67,8 @@ def complete(name: str, wanted: Mapping, given: Mapping) -> None:
 
 
 def plain(x: Any) -> Any:
-    """Return the value of a State or snapshot, and anything else as it is."""
-    return x.value if isinstance(x, State | TreefyState) else x
+    """Return the stored value of a State or snapshot, and anything else as it is."""
+    return read(x) if isinstance(x, State) else x.value if isinstance(x, TreefyState) else x
 
 
 class _PathMapping(dict):

@@ -39,8 +39,10 @@ class Node:
         if hasattr(getattr(type(self), name, None), "__set__"):
             object.__setattr__(self, name, value)
             return
-        value = adopt(value, f"{type(self).__name__}.{name}")
+        where = f"{type(self).__name__}.{name}"
+        value = adopt(value, where)
         old = self.__dict__.get(name, value)
+        refuse_loss(old, value, where)
         object.__setattr__(self, name, value)
         if old is not value and holds_state(old):
             invalidate(f"{type(self).__name__}.{name} was replaced")
@@ -56,6 +58,32 @@ def own(state: State, where: str) -> None:
     """Tell a State its place, for messages; the first one counts."""
     if state._owner is None:
         state._owner = where  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def refuse_loss(old: Any, new: Any, where: str) -> None:
+    """Refuse that something else takes the place of a State, at any depth of a container: ``.value`` was forgotten.
+
+    Another State, a Module and containers of them replace it, and None takes it away: nobody assigns that by mistake.
+    """
+    if isinstance(old, State):
+        if new is not None and not holds_state(new):
+            given = "array" if hasattr(new, "shape") else type(new).__name__
+            raise StateTypeError(
+                f"{where} is a {type(old).__name__}, which `... = <{given}>` would drop: write `{where}.value = ...` to "
+                f"change its value, or first `del {where}` (or assign a new State) to replace it."
+            )
+        return
+    kind = None if old is new or isinstance(old, Node) else kind_of(old)
+    if kind is None:
+        return
+    parts, kind = kind.parts(old), None if isinstance(new, Node) else kind_of(new)
+    if kind is not None:
+        others = kind.parts(new)
+        for key in parts.keys() & others.keys():
+            refuse_loss(parts[key], others[key], f"{where}[{key!r}]")
+    elif hasattr(new, "shape"):
+        for key, part in parts.items():
+            refuse_loss(part, new, f"{where}[{key!r}]")
 
 
 def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
@@ -132,6 +160,15 @@ class Owned:
         self._kind.fill(self, parts)
 
 
+def _refuse_lost(before, after, entered):
+    """Refuse what entered a container in the very place of a State that left it."""
+    left, new = set(map(id, before.values())) - set(map(id, after.values())), set(map(id, entered))
+    for key in before.keys() & after.keys():
+        old, x = before[key], after[key]
+        if id(old) in left and id(x) in new:
+            refuse_loss(old, x, getattr(old, "_owner", None) or f"[{key!r}]")
+
+
 def _noticing(base: type, name: str, kind: Kind) -> Callable:
     """Return method ``name`` of ``base`` so that what enters is adopted and announced."""
     method = getattr(base, name)
@@ -144,6 +181,7 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
                 if key not in before or before[key] is not x:
                     base.__setitem__(self, key, adopt(x, f"{type(self).__name__}[{key!r}]"))
                     moved.append(x)
+            _refuse_lost(before, kind.parts(self), moved)
         except Exception:
             base.clear(self)
             kind.fill(self, before)

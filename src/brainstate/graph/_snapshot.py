@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from .._scope import read
 from .._state import State, rebuild
 
 __all__ = ["Static", "TreefyState", "same", "shown"]
@@ -106,7 +107,7 @@ class TreefyState:
     @classmethod
     def of(cls, state: State) -> Self:
         """Take a snapshot. Containers in the value are copied, arrays are shared."""
-        value = state.value
+        value = read(state)  # as it is stored, whatever a subclass shows as ``value``
         if not isinstance(value, jax.Array):
             value = jax.tree.map(lambda leaf: leaf, value)
         new = cls.__new__(cls)

@@ -1,0 +1,273 @@
+"""Faults of States, Modules, layers and graphs that were found by trying, each with its neighbours."""
+
+import copy
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from _unchanged import unchanged
+from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn
+from brainstate.transform import for_loop, grad, jit, vmap
+
+
+class Net(nn.Module):
+    """Two layers in a list, States in a list, a dict and an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(2, 2, w_init=jnp.ones), nn.Linear(2, 2, w_init=jnp.ones)]
+        self.ws = [ParamState(jnp.ones(2)), ParamState(jnp.zeros(2))]
+        self.table = {"a": ParamState(jnp.ones(2)), "n": State(jnp.array(0))}
+        self.pair = (ParamState(jnp.ones(2)), 1.0)
+        self.n = State(jnp.array(0))
+
+
+# ------------------------------------------------------------------------------------------ A7: `.value` was forgotten
+
+
+def set_(thing, key, value):
+    """Assign, as an expression."""
+    if isinstance(key, str) and isinstance(thing, nn.Module):
+        setattr(thing, key, value)
+    else:
+        thing[key] = value
+
+
+OVER = {
+    "count": lambda m: set_(m, "n", m.n.value + 1),
+    "array": lambda m: set_(m.layers[0], "weight", jnp.ones((2, 2))),
+    "numpy": lambda m: set_(m.layers[0], "weight", np.ones((2, 2))),
+    "number": lambda m: set_(m, "n", 3),
+    "text": lambda m: set_(m, "n", "three"),
+    "element": lambda m: set_(m.ws, 0, jnp.ones(2)),
+    "slice": lambda m: set_(m.ws, slice(None), [jnp.ones(2), jnp.ones(2)]),
+    "list over list": lambda m: set_(m, "ws", [w.value for w in m.ws]),
+    "array over list": lambda m: set_(m, "ws", jnp.stack([w.value for w in m.ws])),
+    "tuple over tuple": lambda m: set_(m, "pair", (jnp.ones(2), 1.0)),
+    "entry": lambda m: set_(m.table, "a", jnp.ones(2)),
+    "update": lambda m: m.table.update(a=jnp.ones(2)),
+    "union": lambda m: m.table.__ior__({"n": 1}),
+}
+
+
+@pytest.mark.parametrize("over", OVER.values(), ids=OVER)
+@pytest.mark.parametrize("around", [lambda f: f(), lambda f: jit(f)(), lambda f: grad(f)(1.0)], ids=["", "jit", "grad"])
+def test_a7_nothing_takes_the_place_of_a_state(over, around):
+    model = Net()
+    before = model.states()
+    with unchanged(*before.values()), pytest.raises(StateTypeError, match=r"would drop: write `.*value = .*`del "):
+        around(lambda *_: over(model))
+    assert model.states() == before and all(a is b for a, b in zip(model.states().values(), before.values()))
+
+
+def test_a7_what_may_replace_a_state():
+    model = Net()
+    model.n = State(jnp.array(5))
+    model.n = None  # taken away
+    model.n = State(1)
+    model.n = [State(2)]
+    model.n = nn.Linear(2, 2)
+    model.ws[0] = ParamState(jnp.ones(3))
+    model.ws.insert(0, "text")  # nothing is lost
+    del model.ws[1]
+    model.ws[1] = None
+    model.ws = []
+    model.ws.append(3.0)
+    model.layers[0] = jnp.cos
+    del model.table
+    model.table = jnp.ones(2)
+    assert list(model.states()) == [
+        *[("layers", 1, "bias"), ("layers", 1, "weight"), ("n", "bias"), ("n", "weight"), ("pair", 0)]
+    ]
+
+
+s = State(jnp.ones(2), name="s")
+USES = {
+    "if": lambda: 1 if s else 2,
+    "not": lambda: not s,
+    "while": lambda: any([s]),
+    "== 3": lambda: s == 3,
+    "!=": lambda: s != 3,
+    "3 ==": lambda: s == 3.0,
+    "== array": lambda: s == jnp.ones(2),
+    "array ==": lambda: jnp.ones(2) == s,
+    "numpy ==": lambda: np.ones(2) == s,
+    "== text": lambda: s == "on",
+    "<": lambda: s < 3,
+    "+": lambda: s + 1,
+    "1 -": lambda: 1 - s,
+    "+=": lambda: exec("s += 1", {"s": s}),
+    "**": lambda: s**2,
+    "//": lambda: 3 // s,
+    "divmod": lambda: divmod(s, 2),
+    "-": lambda: -s,
+    "~": lambda: ~s,
+    "abs": lambda: abs(s),
+    "round": lambda: round(s),
+    "&": lambda: s & True,
+    "<<": lambda: 1 << s,
+    "@": lambda: s @ s,
+    "array @": lambda: jnp.ones(2) @ s,
+    "numpy @": lambda: np.ones(2) @ s,
+    "array +": lambda: jnp.ones(2) + s,
+    "numpy +": lambda: np.ones(2) + s,
+    "number *": lambda: 2.0 * s,
+    "float": lambda: float(s),
+    "int": lambda: int(s),
+    "math": lambda: math.exp(s),
+    "range": lambda: range(s),
+    "len": lambda: len(s),
+    "iter": lambda: [x for x in s],
+    "star": lambda: [*s],
+    "in": lambda: 1.0 in s,
+    "[0]": lambda: s[0],
+    "[0] =": lambda: set_(s, 0, 1.0),
+    ".shape": lambda: s.shape,
+    ".dtype": lambda: s.dtype,
+    ".T": lambda: s.T,
+    ".at": lambda: s.at[0].set(1.0),
+    ".sum()": lambda: s.sum(),
+    ".astype": lambda: s.astype(int),
+    "format": lambda: f"{s:.3f}",
+    "np.asarray": lambda: np.asarray(s),
+    "np.array of a list": lambda: np.array([s, s]),
+    "np.exp": lambda: np.exp(s),
+    "np.sum": lambda: np.sum(s),
+    "np.mean": lambda: np.mean(s),
+    "jnp.asarray": lambda: jnp.asarray(s),
+    "jnp.array of a list": lambda: jnp.array([s, s]),
+    "jnp.sum": lambda: jnp.sum(s),
+    "jnp.dot": lambda: jnp.dot(jnp.ones(2), s),
+    "jnp.where": lambda: jnp.where(s, 1, 2),
+    "jnp.shape": lambda: jnp.shape(s),
+    "jax.nn": lambda: jax.nn.softmax(s),
+    "stack": lambda: jnp.stack([s, s]),
+    "index": lambda: jnp.ones(3)[s],
+    ".set": lambda: jnp.ones(2).at[0].set(s),
+    "raw jit": lambda: jax.jit(lambda x: x)(s),
+    "raw grad": lambda: jax.grad(lambda x: x)(s),
+    "raw vmap": lambda: jax.vmap(lambda x: x)(s),
+    "raw cond": lambda: jax.lax.cond(s, lambda: 1, lambda: 2),
+    "raw scan": lambda: jax.lax.scan(lambda c, x: (c, x), s, None, length=2),
+    "layer": lambda: nn.Linear(2, 2)(s),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("inside", [False, True], ids=["", "jit"])
+def test_a7_a_state_in_the_place_of_its_value(use, inside):
+    with pytest.raises((StateTypeError, StateValueError), match=r"^State 's' is not the value that it holds: write `\.value\S*` after"):
+        jit(use)() if inside else use()
+
+
+@pytest.mark.parametrize("use", [jax.lax.sin, jax.nn.relu])
+def test_a7_a_primitive_of_jax_names_the_class(use):
+    """JAX asks such an operand nothing that could answer, and says itself what it was given."""
+    with pytest.raises(TypeError, match=r"The problematic value is of type <class 'brainstate.*State'>"):
+        use(s)
+
+
+def test_a7_what_a_state_can_do():
+    other, model = s.copy(), Net()
+    assert s == s and s != other and s in [other, s] and s not in [other]
+    assert [other, s].index(s) == 1 and {s: 1}[s] == 1 and len({s, other, s}) == 2
+    assert s is not None and s != None  # noqa: E711
+    assert f"{s}" == repr(s) == format(s) and "float32[2]" in str(s)
+    assert jax.tree.leaves([s, {"a": s}]) == [s, s]
+    assert [model, s, other].index(other) == 2 and (model in [s, model])
+    assert not hasattr(s, "shape") and not hasattr(s, "sum") and not hasattr(s, "nonsense")
+    assert State(1.0, shape=(3,), size="big").shape == (3,)  # metadata may be called so
+    with pytest.raises(AttributeError, match="nonsense"):
+        s.nonsense  # noqa: B018
+    assert vmap(lambda x: x * s.value.sum())(jnp.ones(2)).tolist() == [2.0, 2.0]
+
+
+# ------------------------------------------------------------------------------------------ A3: a State that shows another value
+
+
+class Positive(ParamState):
+    """A positive number, stored as its logarithm."""
+
+    def __init__(self, value, **metadata):
+        super().__init__(jnp.log(value), **metadata)
+
+    @property
+    def value(self):
+        """What is shown."""
+        return jnp.exp(super().value)
+
+    @value.setter
+    def value(self, new):
+        ParamState.value.fset(self, jnp.log(new))
+
+
+def stored(state):
+    """Return what the seam keeps."""
+    return ParamState.value.fget(state)
+
+
+def through_load(load):
+    """Return ``load(target module, source State)`` as a function of the source."""
+
+    def way(p):
+        node = {"p": Positive(7.0), "q": State(1.0)}
+        load(node, p)
+        return node["p"]
+
+    return way
+
+
+COPIES = {
+    "copy": lambda p: p.copy(),
+    "copy.copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda p: pickle.loads(pickle.dumps(p)),
+    "replace": lambda p: p.replace(stored(p)),
+    "clone": lambda p: graph.clone({"p": p})["p"],
+    "clone of a Module": lambda p: graph.clone([{"p": p}])[0]["p"],
+    "split and merge": lambda p: graph.treefy_merge(*graph.treefy_split({"p": p}))["p"],
+    "snapshot": lambda p: graph.treefy_states({"p": p}).p.to_state(),
+    "through numpy": lambda p: jax.tree.map(np.asarray, graph.treefy_states({"p": p})).p.to_state(),
+    "pickled snapshot": lambda p: pickle.loads(pickle.dumps(graph.treefy_states({"p": p}))).p.to_state(),
+    "pop_states": lambda p: graph.pop_states({"p": p}, ...).p.to_state(),
+    "update_states, snapshots": through_load(lambda n, p: graph.update_states(n, graph.treefy_states({"p": p}))),
+    "update_states, States": through_load(lambda n, p: graph.update_states(n, {"p": p})),
+    "update_states, values": through_load(
+        lambda n, p: graph.update_states(n, graph.states({"p": p}).to_dict_values())
+    ),
+    "assign_dict_values": through_load(
+        lambda n, p: graph.states({"p": n["p"]}).assign_dict_values(graph.states({"p": p}).to_dict_values())
+    ),
+    "replace_by_pure_dict": through_load(
+        lambda n, p: graph.states(n).to_nest().replace_by_pure_dict(graph.treefy_states({"p": p}).to_pure_dict())
+    ),
+    "copy_from": through_load(lambda n, p: n["p"].copy_from(p)),
+    "restore_value": through_load(lambda n, p: n["p"].restore_value(stored(p))),
+}
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a3_a_state_that_shows_another_value_is_copied_as_it_is_stored(way):
+    p = Positive(3.0, name="p")
+    again = way(p)
+    assert type(again) is Positive and again is not p
+    assert float(stored(again)) == float(stored(p)) == pytest.approx(math.log(3.0))
+    assert float(again.value) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("way", [COPIES[k] for k in COPIES if "pickle" not in k and "numpy" not in k])
+def test_a3_inside_transforms(way):
+    p = Positive(3.0)
+
+    def square():
+        return way(p).value ** 2  # 9 = exp(2 log 3), so its derivative by the logarithm is 18
+
+    assert float(jit(square)()) == pytest.approx(9.0)
+    assert float(grad(lambda: way(p).value ** 2 + 0 * p.value, p)()) == pytest.approx(18.0)
+    assert float(jit(grad(lambda: way(p).value ** 2 + 0 * p.value, p))()) == pytest.approx(18.0)
+    assert for_loop(lambda x: x * way(p).value, jnp.ones(2)).tolist() == pytest.approx([3.0, 3.0])
+    assert float(p.value) == pytest.approx(3.0)
