@@ -271,3 +271,106 @@ def test_a3_inside_transforms(way):
     assert float(jit(grad(lambda: way(p).value ** 2 + 0 * p.value, p))()) == pytest.approx(18.0)
     assert for_loop(lambda x: x * way(p).value, jnp.ones(2)).tolist() == pytest.approx([3.0, 3.0])
     assert float(p.value) == pytest.approx(3.0)
+
+
+# ------------------------------------------------------------------------------------------ A8: loading looks at what it is given
+
+
+def loads():
+    """Return ways to load ``{name: value}`` into the States of a layer, in part or as a whole."""
+    return {
+        "update_states": lambda layer, new: graph.update_states(layer, new),
+        "update_states, second tree": lambda layer, new: graph.update_states(layer, {"bias": jnp.ones(3, jnp.float32)}, new),
+        "update_states, snapshots": lambda layer, new: graph.update_states(
+            layer, graph.NestedDict({k: graph.TreefyState(ParamState, v) for k, v in new.items()})
+        ),
+        "update_states, States": lambda layer, new: graph.update_states(layer, {k: State(v) for k, v in new.items()}),
+        "replace_by_pure_dict": lambda layer, new: layer.states().to_nest().replace_by_pure_dict(new),
+        "snapshots": lambda layer, new: graph.treefy_states(layer).replace_by_pure_dict(new),
+        "assign_dict_values": lambda layer, new: layer.states().assign_dict_values({(k,): v for k, v in new.items()}),
+    }
+
+
+WHOLE = {"bias": jnp.zeros(3), "weight": jnp.zeros((2, 3))}
+
+
+@pytest.mark.parametrize("way", loads().values(), ids=loads())
+@pytest.mark.parametrize("around", ["", "jit", "grad", "vmap"])
+def test_a8_all_that_does_not_fit_is_named_and_nothing_is_loaded(way, around):
+    layer = nn.Linear(2, 3)
+    arounds = {"jit": lambda f: jit(f)(1.0), "grad": lambda f: grad(f)(1.0), "vmap": lambda f: vmap(f)(jnp.ones(2))}
+    run = arounds.get(around, lambda f: f(1.0))
+    wrong = {
+        "weight": lambda x: x * jnp.zeros((3, 2)),
+        "bias": lambda x: jnp.zeros(3, jnp.int32),
+        "scale": lambda x: x,
+        "deep": lambda x: {"er": x},
+    }
+
+    def load(x):
+        way(layer, {key: make(x) for key, make in wrong.items()})
+        return x
+
+    pattern = r"has unknown ('scale', 'deep|'deep.*'scale|'scale).*does not fit at.*float32\[3,2\] for float32\[2,3\].*"
+    with unchanged(*layer.states().values()), pytest.raises(StateValueError, match=pattern + "Nothing was changed"):
+        run(load)
+
+
+@pytest.mark.parametrize("way", loads().values(), ids=loads())
+def test_a8_what_fits_is_loaded(way):
+    layer = nn.Linear(2, 3)
+    way(layer, WHOLE | {"weight": np.full((2, 3), 0.5, np.float32)})
+    way(layer, WHOLE | {"weight": np.full((2, 3), 0.5)})  # float64 of NumPy is float32 for JAX
+    with jax.enable_x64(True), pytest.raises(StateValueError, match=r"'weight' \(float64\[2,3\] for float32\[2,3\]\)"):
+        way(layer, WHOLE | {"weight": np.full((2, 3), 0.5)})
+
+
+def test_a8_missing_unexpected_and_unfit_together():
+    layer = nn.Linear(2, 3)
+    with unchanged(*layer.states().values()), pytest.raises(
+        StateValueError,
+        match=r"^data lacks 'bias', has unknown 'b' and does not fit at 'weight' \(float32\[3\] for float32\[2,3\]\): .*"
+        r"the paths are: 'bias', 'weight'; structure, shape and dtype must agree",
+    ):
+        layer.states().assign_dict_values({("b",): jnp.zeros(3), ("weight",): jnp.zeros(3)})
+    graph.update_states(layer, {"bias": jnp.full(3, 2.0)})  # a part of it
+    assert layer.bias.value.tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(StateTypeError, match="tree 0 is a mapping"):
+        graph.update_states(layer, [jnp.zeros(3)])
+
+
+FITS = [
+    *[(jnp.zeros(2), new, True) for new in (np.zeros(2, np.float32), np.zeros(2), jnp.ones(2))],
+    *[(jnp.zeros(2), new, False) for new in (jnp.zeros(3), jnp.zeros((1, 2)), jnp.zeros(2, int), 1.0, None, "two", [0.0])],
+    *[(jnp.float32(0), new, True) for new in (1.0, 2, True, np.float32(1), np.float64(1), jnp.float32(1))],
+    *[(jnp.float32(0), new, False) for new in (1j, jnp.int32(1), jnp.zeros(1), jnp.float16(1))],
+    *[(jnp.int32(0), new, True) for new in (1, True, np.int32(1), np.int64(1))],
+    *[(jnp.int32(0), new, False) for new in (1.0, jnp.float32(1), jnp.uint8(1), jnp.bool_(True))],
+    *[(jnp.bfloat16(0), new, True) for new in (1.0, jnp.bfloat16(1))],
+    *[(1.0, new, True) for new in (2.0, 2, jnp.float32(3), np.float64(3))],
+    *[(1, new, True) for new in (2, True, jnp.int32(3))],
+    *[(1.0, new, False) for new in (1j, jnp.int32(3), jnp.zeros(1), "one")],
+    *[(1, new, False) for new in (2.5, jnp.float32(3))],
+    *[(True, new, False) for new in (2, 1.0)],
+    *[("idle", new, True) for new in ("busy",)],
+    *[("idle", new, False) for new in (1.0, jnp.ones(2))],
+    ({"a": 1.0, "b": [jnp.ones(2)]}, {"a": 2.0, "b": [jnp.zeros(2)]}, True),
+    *[({"a": 1.0, "b": jnp.ones(2)}, new, False) for new in ({"a": 1.0}, {"a": 1.0, "b": jnp.ones(3)}, jnp.ones(2))],
+    (jax.random.key(0), jax.random.key(1), True),
+    (jax.random.key(0), jax.random.key_data(jax.random.key(1)), False),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "fits"), FITS)
+def test_a8_what_may_take_the_place_of_a_value(old, new, fits):
+    s = State(old, name="s")
+    if fits:
+        before = jax.tree.map(jax.typeof, old) if not isinstance(old, str) else None
+        s.restore_value(new)
+        if before is not None and not isinstance(old, bool | int | float):
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+                lambda x: (jax.typeof(x).shape, jax.typeof(x).dtype), s.value
+            )
+        return
+    with unchanged(s), pytest.raises(StateValueError, match=r"State 's': the value to restore is .* must agree"):
+        s.restore_value(new)

@@ -29,12 +29,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import valid_jaxtype
 
 from . import _scope
 from ._errors import StateTypeError, StateValueError
 
-__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "rebuild"]
+__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "fitted", "rebuild"]
 
 
 class _Tags(set):
@@ -136,17 +138,19 @@ class State(_scope.Cell):
             _announce(self)
 
     def restore_value(self, value: Any) -> None:
-        """Assign ``value``, which must have the tree structure of the present value.
+        """Assign the stored value, which must have the structure, shapes and dtypes of the present one.
+
+        A Python number takes the dtype of a scalar array, if that can hold it.
 
         Raises
         ------
         StateValueError
-            If the structures differ; the State is unchanged.
+            If they differ; the State is unchanged.
         """
-        new, old = jax.tree.structure(value), jax.tree.structure(self.value)
-        if new != old:
-            raise StateValueError(f"{self.describe()} holds {old}, the value to restore is {new}: they must agree.")
-        self.value = value
+        value, problem = fitted(_scope.read(self), value)
+        if problem:
+            raise StateValueError(f"{self.describe()}: the value to restore is {problem}; they must agree.")
+        _scope.write(self, value)
 
     def value_call(self, fun: Callable[[Any], Any]) -> Any:
         """Return ``jax.tree.map(fun, self.value)``; the State is unchanged."""
@@ -236,23 +240,65 @@ class State(_scope.Cell):
 def _layout(state) -> str:
     """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
 
+    value = getattr(state, "_value", _scope.Cell)
+    return "(no value yet)" if value is _scope.Cell else f"({_shown(value)})"
+
+
+def _shown(value) -> str:
+    """Write a value with shapes and dtypes in place of arrays."""
+
     def short(leaf):
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         return repr(leaf) if isinstance(leaf, str | bool | int | float | complex) else type(leaf).__name__
 
-    value = getattr(state, "_value", _scope.Cell)
-    if value is _scope.Cell:
-        return "(no value yet)"
-    if value is None:
-        return "(None)"
-    shown = jax.tree.map(lambda leaf: _Word(short(leaf)), value)
-    return f"({shown!r})"
+    return repr(jax.tree.map(lambda leaf: _Word(short(leaf)), value))
 
 
 class _Word(str):
     __slots__ = ()
     __repr__ = str.__str__
+
+
+# ------------------------------------------------------------------------------------------ values that are loaded
+
+_NUMBERS = {bool: 0, int: 1, float: 2, complex: 3}
+_ORDER = (np.bool_, np.integer, np.floating, np.complexfloating)
+
+
+def fitted(old: Any, new: Any) -> tuple[Any, str]:
+    """Return ``new`` as what may take the place of ``old``, and in words why it may not, empty if it may.
+
+    Arrays need equal shapes, and equal dtypes as JAX has them: NumPy's float64 is float32 unless 64 bits are enabled. A
+    Python number is converted to the dtype of a scalar that can hold it, and an array of one element may take the
+    place of a Python number of its kind.
+    """
+    olds, treedef = jax.tree.flatten(old)
+    news, other = jax.tree.flatten(new)
+    if treedef == other:
+        pairs = [_leaf_fitted(a, b) for a, b in zip(olds, news, strict=True)]
+        if all(fits for _, fits in pairs):
+            return treedef.unflatten([leaf for leaf, _ in pairs]), ""
+    was, now = _shown(old), _shown(new)
+    return new, f"{now} for {was}" if was != now else f"{now} in {other} for {treedef}"
+
+
+def _leaf_fitted(old, new):
+    if not (valid_jaxtype(old) and valid_jaxtype(new)):
+        return new, valid_jaxtype(old) == valid_jaxtype(new)
+    was, now = jax.typeof(old), jax.typeof(new)
+    kinds = [_kind(was.dtype), _kind(now.dtype)]
+    if type(new) in _NUMBERS:
+        fits = was.shape == () and kinds[1] <= kinds[0]
+        return (type(old)(new) if type(old) in _NUMBERS else jnp.asarray(new, was.dtype)) if fits else new, fits
+    fits = was.shape == now.shape and (kinds[0] == kinds[1] if type(old) in _NUMBERS else was.dtype == now.dtype)
+    if fits and isinstance(new, np.ndarray | np.generic) and new.dtype != now.dtype:
+        new = np.asarray(new, now.dtype)
+    return new, fits
+
+
+def _kind(dtype) -> int:
+    return next((i for i, kind in enumerate(_ORDER) if jax.dtypes.issubdtype(dtype, kind)), -1)
 
 
 # -------------------------------------------------------------------------------------------- `.value` was forgotten

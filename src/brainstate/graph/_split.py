@@ -22,7 +22,7 @@ import jax
 from .._errors import StateTypeError, StateValueError
 from .._state import State
 from ..filters import Filter
-from ._mappings import FlattedDict, complete, pair, select, take_all
+from ._mappings import FlattedDict, assign, complete, loadable, select, take_all
 from ._nodes import Owned, own
 from ._parts import Kind, kind_of
 from ._paths import Path, dotted, in_order
@@ -251,7 +251,8 @@ def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:
     Raises
     ------
     StateValueError
-        If a path leads to no State; nothing is changed then.
+        If paths lead to no State, or values have another structure, shape or dtype than the States hold: all of them
+        are named, and nothing is changed.
 
     Examples
     --------
@@ -264,9 +265,8 @@ def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:
     states, _ = survey(node)
     new: dict = {}
     for i, data in enumerate((tree, *trees)):
-        new.update(pair(states, data, f"tree {i}"))
-    for path, value in new.items():
-        states[path].value = value
+        new.update(loadable(f"tree {i}", states, data))
+    assign(states, new)
 
 
 def pop_states(node: Any, *filters: Filter) -> Any:
