@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from _unchanged import unchanged
-from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn
-from brainstate.transform import for_loop, grad, jit, vmap
+from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn, random
+from brainstate.transform import for_loop, grad, jit, vmap, vmap_new_states
 
 
 class Net(nn.Module):
@@ -374,3 +374,210 @@ def test_a8_what_may_take_the_place_of_a_value(old, new, fits):
         return
     with unchanged(s), pytest.raises(StateValueError, match=r"State 's': the value to restore is .* must agree"):
         s.restore_value(new)
+
+
+# ------------------------------------------------------------------------------------------ A9: layers look at their input
+
+
+class Deep(nn.Module):
+    """Layers at some depth, with a method of another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(4, 3), jnp.tanh, nn.Sequential(nn.Linear(2, 5)))
+
+    def update(self, x):
+        """Call them."""
+        return self.head(x)
+
+    def forward(self, x):
+        """Call them, without `update`."""
+        return self.head(x)
+
+
+def test_a9_an_input_that_does_not_fit_names_the_layer():
+    model, x = Deep(), jnp.ones((7, 4))
+    for call in (model, jit(model), lambda x: grad(lambda: model(x).sum(), model.states())()):
+        with pytest.raises(
+            StateValueError,
+            match=r"^Linear at head.layers.2.layers.0 of Deep: the last axis of the input must be in_size=\(2,\), after "
+            r"any batch axes; the input has shape \(7, 3\)",
+        ):
+            call(x)
+    with pytest.raises(StateValueError, match=r"^Linear at layers.2.layers.0 of Sequential: the last axis"):
+        jit(model.forward)(x)
+    with pytest.raises(StateValueError, match=r"^Linear: the last axis .* shape \(\)"):
+        nn.Linear(2, 3)(1.0)
+    with pytest.raises(StateValueError, match=r"^Linear: the last 2 axes .* in_size=\(5, 2\).* shape \(4, 2\)"):
+        nn.Linear((5, 2), (5, 3))(jnp.ones((4, 2)))
+    assert nn.Linear((5, 2), (5, 3))(jnp.ones((4, 5, 2))).shape == (4, 5, 3)
+
+
+def test_a9_a_stacked_model_called_as_if_it_were_one():
+    model = vmap_new_states(Deep, axis_size=3)()
+    layer = model.head[0]
+    with pytest.raises(StateValueError, match=r"Linear.*its weight has shape \(3, 4, 3\).*vmap_new_states.*\.vmap with"):
+        layer(jnp.ones((5, 3, 4)))
+    assert vmap(layer, in_states=layer)(jnp.ones((3, 5, 4))).shape == (3, 5, 3)
+    assert vmap(lambda: layer(jnp.ones((5, 4))), in_states=layer)().shape == (3, 5, 3)
+    assert vmap(nn.Linear(4, 3))(jnp.ones((3, 5, 4))).shape == (3, 5, 3)
+
+
+FOREIGN = {
+    "size 0": (lambda: nn.Linear(0, 2), StateValueError, r"a size has ints from 1 up, not 0"),
+    "size -1": (lambda: nn.Linear(2, -1), StateValueError, r"a size has ints from 1 up, not -1"),
+    "size 2.5": (lambda: nn.Linear(2.5, 1), StateTypeError, r"a size is an int or a tuple of ints, not 2.5"),
+    "size None": (lambda: nn.Linear(None, 1), StateTypeError, r"a size is an int or a tuple of ints, not None"),
+    "size text": (lambda: nn.Linear("ab", 1), StateTypeError, r"a size is an int or a tuple of ints, not 'ab'"),
+    "no axis": (lambda: nn.Linear((), ()), StateValueError, r"a size has at least one int, not \(\)"),
+    "rate": (lambda: nn.Dropout("a"), StateTypeError, r"rate is a number, .* not 'a'"),
+    "rate None": (lambda: nn.Dropout(None), StateTypeError, r"rate is a number, .* not None"),
+    "rate nan": (lambda: nn.Dropout(float("nan")), StateValueError, r"rate is the probability .* not nan"),
+    "layer": (lambda: nn.Sequential(nn.Linear(1, 1), None), StateTypeError, r"layer 1 of Sequential is a NoneType"),
+    "init": (lambda: nn.Linear(1, 1, w_init=3), StateTypeError, r"w_init is a function .* not 3"),
+    "init shape": (lambda: nn.Linear(1, 2, b_init=lambda _: jnp.ones(3)), StateValueError, r"b_init.*\(3,\).*\(2,\)"),
+    "name": (lambda: State(1.0, name=3), StateTypeError, r"the name of a State is a string, not a int: 3"),
+    "tag": (lambda: State(1.0, tag=3), StateTypeError, r"the tags of a State are strings; .* not \[3\]"),
+    "tags": (lambda: State(1.0, tag=["a", 3]), StateTypeError, r"the tags of a State are strings"),
+    "add_tag": (lambda: State(1.0).add_tag(3), StateTypeError, r"the tags of a State are strings"),
+    "snapshot tag": (lambda: graph.TreefyState(State, 1.0, tag=3), StateTypeError, r"tags .* are strings"),
+    "states": (lambda: graph.states(None), StateTypeError, r"States are looked for in a Module.*, not in None"),
+    "nodes": (lambda: graph.nodes(3), StateTypeError, r"States are looked for in a Module.*, not in 3"),
+    "treefy_states": (lambda: graph.treefy_states("x"), StateTypeError, r"States are looked for in .* not in 'x'"),
+    "function": (lambda: graph.states(jnp.sin), StateTypeError, r"States are looked for in a Module"),
+    "class": (lambda: graph.states(nn.Linear), StateTypeError, r"States are looked for in a Module"),
+    "clone": (lambda: graph.clone(3), StateTypeError, r"States are looked for in a Module.*, not in 3"),
+    "split": (lambda: graph.treefy_split(jnp.ones(2)), StateTypeError, r"States are looked for in a Module"),
+    "update_states": (lambda: graph.update_states(None, {}), StateTypeError, r"States are looked for in a Module"),
+    "pop_states": (lambda: graph.pop_states(3, ...), StateTypeError, r"States are looked for in a Module"),
+    "merge": (lambda: graph.treefy_merge(3, {}), StateTypeError, r"a GraphDef.*not a int"),
+    "merge trees": (
+        lambda: graph.treefy_merge(graph.graphdef({}), None),
+        StateTypeError,
+        r"the trees to merge are mappings.*not a NoneType",
+    ),
+}
+
+
+@pytest.mark.parametrize(("misuse", "error", "pattern"), FOREIGN.values(), ids=FOREIGN)
+def test_d_misuse_is_named(misuse, error, pattern):
+    with pytest.raises(error, match=pattern):
+        misuse()
+
+
+def test_d_what_may_be_looked_through():
+    state = State(1.0)
+    assert list(graph.states(state).values()) == [state]
+    for empty in ({}, [], (), nn.Module()):
+        assert not graph.states(empty) and graph.clone(empty) is not None
+
+
+# ------------------------------------------------------------------------------------------ A10: arguments of a Sequential
+
+
+class Seen(nn.Module):
+    """Return the input, and remember what was given."""
+
+    def update(self, x, train=True, *, scale=1.0):
+        """Return the input, scaled."""
+        self.seen = train, scale
+        return x * scale
+
+
+def seen(**options):
+    """Return layers with an argument in several of them, and what the last call gave them."""
+    layers = Seen(), jnp.cos, nn.Sequential(Seen(), nn.Dropout(0.5)), Seen(), lambda x: x
+    net = nn.Sequential(*layers)
+    return net, lambda: [layers[0].seen, layers[2][0].seen, layers[3].seen]
+
+
+def test_a10_dropout_in_a_sequential_is_evaluated():
+    net = nn.Sequential(nn.Linear(3, 30), jax.nn.relu, nn.Sequential(nn.Dropout(0.5), jnp.tanh), nn.Dropout(0.5))
+    x = jnp.ones((4, 3))
+    expected = jnp.tanh(jax.nn.relu(net[0](x)))
+    assert jnp.array_equal(net(x, train=False), expected) and jnp.array_equal(net(x=x, train=False), expected)
+    assert jnp.array_equal(net(x, False), expected)
+    assert jnp.array_equal(jit(net, static_argnames="train")(x, train=False), jit(lambda: expected)())
+    assert not jnp.array_equal(net(x), net(x, train=True))
+
+
+def test_a10_arguments_reach_the_layers_that_have_them():
+    net, what = seen()
+    assert float(net(2.0, train=False)) == pytest.approx(math.cos(2.0))
+    assert what() == [(False, 1.0)] * 3
+    assert float(net(2.0, False, scale=3.0)) == pytest.approx(9 * math.cos(6.0))
+    assert what() == [(False, 3.0)] * 3
+    assert float(net(x=2.0, train=False)) == pytest.approx(math.cos(2.0))
+    assert nn.Sequential(lambda *xs: sum(xs), jnp.square)(1.0, 2.0) == 9.0
+    assert nn.Sequential(lambda x, y: x + y, lambda x, **k: (x, k))(1.0, 2.0, z=3.0) == (3.0, {"y": 2.0, "z": 3.0})
+    assert nn.Sequential()(5.0) == 5.0
+    assert nn.Sequential(jnp.cos, nn.Dropout(0.5))(0.0, False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "pattern"),
+    [
+        (lambda net: net(2.0, trian=False), r"no layer of Sequential takes the argument 'trian'; .* 'scale', 'train'"),
+        (lambda net: net(2.0, x=2.0), r"no layer of Sequential takes the argument 'x'"),
+        (lambda net: net(2.0, False, 3.0), r"Sequential got 3 positional arguments"),
+        (lambda net: net(2.0, False, train=True), r"Sequential got 2 positional arguments.*by name as well"),
+        (lambda net: nn.Sequential(jnp.cos, jnp.sin)(1.0, 2.0), r"Sequential got 2 positional arguments"),
+        (lambda net: nn.Sequential(jnp.cos)(), r"Sequential needs an argument"),
+        (lambda net: nn.Sequential()(1.0, train=False), r"no layer of Sequential takes the argument 'train'"),
+    ],
+)
+def test_a10_an_argument_that_no_layer_takes(call, pattern):
+    with pytest.raises(StateTypeError, match=pattern):
+        call(seen()[0])
+
+
+# ------------------------------------------------------------------------------------------ C: initialisers of JAX
+
+INIT = jax.nn.initializers
+
+
+@pytest.mark.parametrize(
+    "init",
+    [INIT.glorot_uniform(), INIT.zeros, INIT.orthogonal(), lambda key, shape, dtype: jax.random.normal(key, shape, dtype)],
+)
+def test_c_initialisers_of_jax(init):
+    random.seed(3)
+    key = random.RandomState(3).split_key()
+    layer = nn.Linear(4, 3, w_init=init, b_init=INIT.ones)
+    assert jnp.array_equal(layer.weight.value, init(key, (4, 3), jnp.float32)) and layer.bias.value.tolist() == [1.0] * 3
+    other = nn.Linear(4, 3, w_init=init)
+    assert jnp.array_equal(other.weight.value, layer.weight.value) == (init is INIT.zeros)
+
+
+@pytest.mark.parametrize("init", [jnp.ones, lambda shape: jnp.full(shape, 1.0), lambda shape, scale=1.0: jnp.ones(shape)])
+def test_c_initialisers_that_take_the_shape(init):
+    before = random.DEFAULT.value
+    assert nn.Linear(4, 3, w_init=init).weight.value.tolist() == [[1.0] * 3] * 4
+    assert random.DEFAULT.value is before
+
+
+# ------------------------------------------------------------------------------------------ C: a Module out of a map
+
+
+def test_c_a_module_is_returned_from_a_map():
+    model = vmap_new_states(Deep, axis_size=5)()
+    assert isinstance(model, Deep) and {s.value.shape[0] for s in model.states().values()} == {5}
+    weights = model.head[0].weight.value
+    assert not jnp.array_equal(weights[0], weights[1])  # each lane draws its own
+    x = jnp.ones(4)
+    layer = vmap_new_states(lambda: nn.Linear(4, 3), axis=1, axis_size=5)()
+    assert layer.weight.value.shape == (4, 5, 3) and layer.bias.value.shape == (3, 5)
+    assert vmap(layer, in_axes=None, in_states={1: layer})(x).shape == (5, 3)
+    one, two, y = vmap(lambda x: ({"m": nn.Linear(4, 3)}["m"], [nn.Linear(4, 2)], x), axis_size=2)(jnp.ones(2))
+    assert one.weight.value.shape == (2, 4, 3) and two[0].weight.value.shape == (2, 4, 2) and y.shape == (2,)
+    assert vmap(lambda x: model, axis_size=2)(jnp.ones(2)) is model
+
+
+def test_c_a_module_with_lanes_outside_its_states_is_refused():
+    def build(x):
+        layer = nn.Linear(4, 3)
+        layer.scale = x
+        return layer
+
+    with pytest.raises(StateValueError, match=r"attribute 'scale' of Linear.*Make it a State"):
+        vmap(build)(jnp.ones(2))

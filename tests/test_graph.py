@@ -99,7 +99,10 @@ def test_what_is_descended_into():
 def test_roots_of_any_kind():
     w = State(1.0)
     assert graph.states(w) == {(): w}
-    assert graph.states(3) == graph.states(None) == graph.nodes("text") == graph.nodes(w) == {}
+    assert graph.nodes(w) == graph.states({}) == {}
+    for nothing in (3, None, "text"):
+        with pytest.raises(TypeError, match="States are looked for in a Module"):
+            graph.states(nothing)
     assert paths([Box(w=w), {"x": State(0)}]) == [(0, "w"), (1, "x")]
     assert list(graph.nodes([Box(), Pair(Box())])) == [(0,), (1, "first")]
     assert list(graph.iter_leaf({"w": w})) == [(("w",), w)]

@@ -36,7 +36,7 @@ from jax.extend.core import valid_jaxtype
 from . import _scope
 from ._errors import StateTypeError, StateValueError
 
-__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "fitted", "rebuild"]
+__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "fitted", "rebuild", "strings"]
 
 
 class _Tags(set):
@@ -56,12 +56,26 @@ def _announcing(method: Callable) -> Callable:
     def change(self, *others):
         before = set(self)
         try:
-            return method(self, *others)
+            result = method(self, *others)
+            strings(self)
+            return result
+        except StateTypeError:
+            set.clear(self)
+            set.update(self, before)
+            raise
         finally:
             if self != before:
                 _announce(self._state())
 
     return change
+
+
+def strings(tags: Any) -> list[str]:
+    """Return one tag or several as a list, and refuse what is no string."""
+    tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
+    if not all(isinstance(tag, str) for tag in tags):
+        raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
+    return tags
 
 
 def _announce(state) -> None:
@@ -128,11 +142,8 @@ class State(_scope.Cell):
 
     @tag.setter
     def tag(self, tags: str | Iterable[str]) -> None:
-        tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
-        if not all(isinstance(tag, str) for tag in tags):
-            raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
         old = self.__dict__.get("tag")
-        new = self.__dict__["tag"] = _Tags(tags)
+        new = self.__dict__["tag"] = _Tags(strings(tags))
         new._state = weakref.ref(self)
         if old is not None and old != new:
             _announce(self)
@@ -174,8 +185,6 @@ class State(_scope.Cell):
 
     def replace(self, value: Any, **metadata: Any) -> Self:
         """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
-        if isinstance(metadata.get("tag"), str):
-            metadata["tag"] = {metadata["tag"]}
         _refuse_reserved(type(self), metadata)
         return rebuild(type(self), value, {**self.metadata(), **metadata})
 
@@ -354,7 +363,7 @@ def rebuild(cls: Any, value: Any, metadata: dict[str, Any]) -> Any:
     state = cls.__new__(cls)
     state._owner = None
     state.__dict__.update(metadata)
-    state.tag = set(metadata.get("tag", ()))
+    state.tag = metadata.get("tag", ())
     _scope.create(state, value)
     return state
 

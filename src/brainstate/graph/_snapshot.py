@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from .._scope import read
-from .._state import State, rebuild
+from .._state import State, rebuild, strings
 
 __all__ = ["Static", "TreefyState", "same", "shown"]
 
@@ -100,8 +100,7 @@ class TreefyState:
     _metadata: dict[str, Any]
 
     def __init__(self, type: _Class, value: Any, /, **metadata: Any):
-        tag = metadata.get("tag") or ()
-        metadata["tag"] = frozenset([tag] if isinstance(tag, str) else tag)
+        metadata["tag"] = frozenset(strings(metadata.get("tag") or ()))
         self.type, self.value, self._metadata = type, value, metadata
 
     @classmethod

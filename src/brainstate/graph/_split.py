@@ -27,7 +27,7 @@ from ._nodes import Owned, own
 from ._parts import Kind, kind_of
 from ._paths import Path, dotted, in_order
 from ._snapshot import Static, TreefyState
-from ._walk import snapshots, survey, walk
+from ._walk import check_root, snapshots, survey, walk
 
 __all__ = [
     "GraphDef",
@@ -146,6 +146,7 @@ def flatten(node: Any) -> tuple[GraphDef, FlattedDict]:
     >>> graph.unflatten(structure, states)
     {'a': State(1.0)}
     """
+    check_root(node)
     taker = _Taker()
     root = taker.take(node, ())
     return GraphDef(root, tuple(taker.states)), FlattedDict(taker.states)
@@ -159,8 +160,14 @@ def unflatten(graphdef: GraphDef, states: Mapping[Path, State]) -> Any:
     StateValueError
         If ``states`` lacks a path of the structure or has an unknown one.
     """
+    _check_structure(graphdef)
     complete("the data to merge", dict.fromkeys(graphdef.paths), states)
     return _Builder(states).build(graphdef.root, ())
+
+
+def _check_structure(graphdef):
+    if not isinstance(graphdef, GraphDef):
+        raise StateTypeError(f"a GraphDef, which treefy_split returns, comes first, not a {type(graphdef).__name__}.")
 
 
 def graphdef(node: Any) -> GraphDef:
@@ -210,6 +217,10 @@ def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
     StateTypeError
         If the trees hold anything but snapshots.
     """
+    _check_structure(graphdef)
+    for tree in trees:
+        if not isinstance(tree, Mapping):
+            raise StateTypeError(f"the trees to merge are mappings, as treefy_split returns, not a {type(tree).__name__}.")
     snapshots = FlattedDict().merge(*trees)
     for path, x in snapshots.items():
         if not isinstance(x, TreefyState):

@@ -8,6 +8,7 @@ Names and order are those of ``graph``: attributes sorted by name, positions cou
 Module once. Dotted names join the parts of a path.
 """
 
+import operator
 import reprlib
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -17,11 +18,12 @@ import jax
 import numpy as np
 
 from .. import graph
+from .._errors import StateTypeError, StateValueError
 from .._state import ParamState, State
 from ..filters import Filter
 from ..graph import Node
 
-__all__ = ["Module", "as_shape"]
+__all__ = ["InputError", "Module", "as_shape"]
 
 _LEVELS = (0, float("inf"))
 
@@ -95,7 +97,11 @@ class Module(Node):
         raise NotImplementedError(f"{type(self).__name__} defines neither `update` nor `__call__`.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.update(*args, **kwargs)
+        try:
+            return self.update(*args, **kwargs)
+        except InputError as error:
+            error.locate(self)
+            raise
 
     def __rrshift__(self, x: Any) -> Any:
         return self(x)
@@ -156,8 +162,38 @@ def _named(prefix, flat):
 
 
 def as_shape(size: int | Iterable[int]) -> tuple[int, ...]:
-    """Return a size as a tuple of ints."""
-    return tuple(int(n) for n in size) if isinstance(size, Iterable) else (int(size),)
+    """Return a size as a tuple of ints.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        If it holds anything but ints from 1 up.
+    """
+    sizes = size if isinstance(size, Iterable) else (size,)
+    try:
+        shape = tuple(map(operator.index, sizes))
+    except TypeError:
+        raise StateTypeError(f"a size is an int or a tuple of ints, not {size!r}.") from None
+    if not shape:
+        raise StateValueError(f"a size has at least one int, not {size!r}.")
+    if any(n < 1 for n in shape):
+        raise StateValueError(f"a size has ints from 1 up, not {size!r}.")
+    return shape
+
+
+class InputError(StateValueError):
+    """A layer was called with what it cannot take; the message names the layer by path, once a Module above is met."""
+
+    def __init__(self, layer: Module, problem: str):
+        self._layer, self._problem = layer, problem
+        super().__init__(f"{type(layer).__name__}: {problem}")
+
+    def locate(self, root: Module) -> None:
+        """Name the layer by its path from ``root``."""
+        for path, module in graph.nodes(root).items():
+            if module is self._layer and path:
+                where = ".".join(map(str, path))
+                self.args = (f"{type(module).__name__} at {where} of {type(root).__name__}: {self._problem}",)
 
 
 def _show(x, path, seen):
