@@ -1,8 +1,12 @@
 """Faults of States, Modules, layers and graphs that were found by trying, each with its neighbours."""
 
 import copy
+import gc
 import math
 import pickle
+import re
+import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,8 @@ import pytest
 
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn, random
-from brainstate.transform import for_loop, grad, jit, vmap, vmap_new_states
+from brainstate._scope import generation
+from brainstate.transform import for_loop, grad, jit, prepare, vmap, vmap_new_states
 
 
 class Net(nn.Module):
@@ -581,3 +586,162 @@ def test_c_a_module_with_lanes_outside_its_states_is_refused():
 
     with pytest.raises(StateValueError, match=r"attribute 'scale' of Linear.*Make it a State"):
         vmap(build)(jnp.ones(2))
+
+
+# ------------------------------------------------------------------------------------------ A11: a changed plain attribute
+
+
+class Switch(nn.Module):
+    """A layer with a flag, a function in an attribute, a list of layers, and numbers that are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.training, self.rate, self.act = True, 0.1, jnp.sin
+        self.layers = [nn.Linear(2, 2, w_init=jnp.ones), jnp.sin]
+        self.table = {"f": jnp.sin}
+        self.unused = 0
+        self.inner = nn.Dropout(0.5)
+
+    def update(self, x):
+        """Read all but `unused` and `inner`."""
+        y = sum(f(x).sum() for f in (*self.layers, self.act, self.table["f"]))
+        return (y * self.rate if self.training else y) + getattr(self, "shift", 0.0) + (self.in_size or (0,))[0]
+
+
+CHANGES = {
+    "flag": (lambda m: setattr(m, "training", False), r"attribute `training` of Switch changed: True → False"),
+    "number": (lambda m: setattr(m, "rate", 0.2), r"attribute `rate` of Switch changed: 0.1 → 0.2"),
+    "function": (lambda m: setattr(m, "act", jnp.cos), r"attribute `act` of Switch changed: sin → cos"),
+    "element": (lambda m: set_(m.layers, 1, jnp.cos), r"list was changed by `__setitem__`"),
+    "append": (lambda m: m.layers.append(jnp.cos), r"list was changed by `append`"),
+    "Module appended": (lambda m: m.layers.append(nn.Linear(2, 2)), r"list of States or Modules .* `append`"),
+    "entry": (lambda m: m.table.update(f=jnp.cos), r"dict was changed by `update`"),
+    "new list": (lambda m: setattr(m, "layers", [nn.Linear(2, 2, w_init=jnp.ones), jnp.cos]), r"Switch.layers was replaced"),
+    "added": (lambda m: setattr(m, "shift", 1.0), r"attribute `shift` of Switch changed, it is 1.0 now"),
+    "deleted": (lambda m: (setattr(m, "shift", 1.0), delattr(m, "shift"), setattr(m, "shift", 2.0)), r"`shift`"),
+    "size": (lambda m: setattr(m, "in_size", 3), r"attribute `_in_size` of Switch"),
+    "State replaced": (lambda m: setattr(m.layers[0], "weight", ParamState(2 * jnp.ones((2, 2)))), r"Linear.weight was"),
+}
+NO_CHANGES = {
+    "same": lambda m: setattr(m, "training", True),
+    "equal": lambda m: setattr(m, "rate", 10**-1),
+    "another attribute": lambda m: setattr(m, "unused", 5),
+    "back again": lambda m: (setattr(m, "training", False), setattr(m, "training", True)),
+    "a layer that is not run": lambda m: setattr(m.inner, "rate", 0.25),
+    "a value": lambda m: setattr(m.layers[0].weight, "value", jnp.zeros((2, 2))),
+    "another Module": lambda m: setattr(nn.Linear(2, 2), "weight", ParamState(jnp.ones(2))),
+    "equal list": lambda m: setattr(m, "table", {"f": jnp.sin}),
+}
+WAYS = {
+    "Module": lambda m: jit(m),
+    "method": lambda m: jit(m.update),
+    "closure": lambda m: jit(lambda x: m(x)),
+    "direct call": lambda m: jit(lambda x: m.update(x)),
+    "grad": lambda m: jit(lambda x: (grad(lambda: m(x), m)(), m(x))[1]),
+    "loop": lambda m: jit(lambda x: for_loop(lambda _: m(x), jnp.ones(2))[0]),
+    "vmap": lambda m: jit(lambda x: vmap(m)(x[None])[0]),
+    "clone": lambda m: jit(lambda x: graph.clone(m)(x)),
+    "inner jit": lambda m: (lambda inner: (inner(jnp.ones(2)), jit(lambda x: inner(x)))[1])(jit(m)),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a11_a_change_is_seen_by_those_that_ran_the_module(change, words, way):
+    model, other, x = Switch(), Switch(), jnp.ones(2)
+    compiled, beside = way(model), jit(other)
+    compiled(x), beside(x)
+    change(model)
+    for _ in range(3):
+        assert float(compiled(x)) == pytest.approx(float(model(x)), rel=1e-5)
+        beside(x)
+    traces = compiled.retraces()
+    assert len(beside.retraces()) == 1 and len(traces) == 2
+    assert any(re.search(words, cause) for cause in traces[-1].causes)
+
+
+@pytest.mark.parametrize("change", NO_CHANGES.values(), ids=NO_CHANGES)
+@pytest.mark.parametrize("way", [WAYS[k] for k in WAYS if k != "clone"], ids=[k for k in WAYS if k != "clone"])
+def test_a11_what_is_no_change_for_a_function_does_not_trace_it(change, way):
+    model, x = Switch(), jnp.ones(2)
+    compiled = way(model)
+    compiled(x)
+    change(model)
+    for _ in range(2):
+        assert float(compiled(x)) == pytest.approx(float(model(x)), rel=1e-5)
+    assert len(compiled.retraces()) == 1
+
+
+def test_a11_what_compiled_code_assigns_itself_is_no_change():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.last, self.log = 0, None, []
+
+        def update(self, x):
+            self.calls = self.calls + 1
+            self.last = x
+            self.log.append("called")
+            return x
+
+    model = Counts()
+    compiled = jit(model)
+    for _ in range(4):
+        compiled(1.0)
+    assert model.calls == 1 and len(compiled.retraces()) == 1
+    model.calls = 10
+    compiled(1.0)
+    assert model.calls == 11
+
+
+def test_a11_a_change_before_it_was_run_or_elsewhere_costs_nothing():
+    model = Switch()
+    before = generation()
+    for i in range(5):
+        model.rate = i
+    assert generation() == before
+
+
+def test_a11_what_keeps_changing_is_told():
+    model, x = Switch(), jnp.ones(2)
+    compiled = jit(model)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i in range(8):
+            model.rate = float(i)
+            compiled(x)
+    assert len(told) == 1 and told[0].filename == __file__
+    assert re.search(r"5 times because Switch.rate changed: make it a State, or an argument", str(told[0].message))
+
+
+def test_a11_a_prepared_program_that_is_concerned_is_stale():
+    model, other, x = Switch(), Switch(), jnp.ones(2)
+    prepared, beside = prepare(model, x), prepare(other, x)
+    model.unused = 3
+    assert float(prepared(x)) == pytest.approx(float(model(x)), rel=1e-5)
+    model.training = False
+    with pytest.raises(StateValueError, match=r"stale \(attribute `training` of Switch changed: True → False\)"):
+        prepared(x)
+    beside(x)
+
+
+def test_a11_the_classes_are_as_before_after_a_trace():
+    jit(Switch())(jnp.ones(2))
+    with pytest.raises(ZeroDivisionError):
+        jit(lambda: 1 / 0)()
+    assert nn.Module.__getattribute__ is object.__getattribute__
+    assert "__getitem__" not in vars(type(Switch().layers)) and "__iter__" not in vars(type(Switch().layers))
+
+
+def test_a11_a_compiled_method_keeps_no_instance_alive():
+    class Net(Switch):
+        @jit
+        def step(self, x):
+            return self(x)
+
+    model = Net()
+    model.step(jnp.ones(2))
+    dead = weakref.ref(model)
+    del model
+    gc.collect()
+    assert dead() is None

@@ -31,7 +31,6 @@ from ._scope import (
     gather,
     innermost,
     is_tracer,
-    replaced_since,
 )
 
 __all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
@@ -70,22 +69,25 @@ class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
     ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
-    ``_explain`` has the words for arguments that JAX refuses.
+    ``_look(program)`` does if something changed that concerns it, ``_explain`` has the words for arguments that JAX refuses.
     """
 
     _program: Any
     _retry: Any
     _explain: Any
     _begin: Any
+    _look: Any
 
     def __call__(self, /, *args, **kwargs):
         """Run the compiled function on the present values of the States and commit what it writes."""
         program = self._program
         if program.generation != _generation[0]:
-            program = self._begin("; ".join(replaced_since(program.generation)))
+            program = self._look(program)
         try:
             if not program.written or (_open and innermost() is not None):
                 out = launch(program.jitted, program.states, program.written, args, kwargs)
+                if _open:
+                    program.touched.pass_on()
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
                 written, values, i = program.written, [], 0
@@ -143,6 +145,7 @@ class Ready:
     _states: tuple
     _written: tuple
     _generation: int
+    _touched: Any
     _donates: bool
     _renew: Any
     _refused: Any
@@ -202,4 +205,5 @@ class Ready:
             self._refused(args, kwargs)
             raise
         commit(Writes(self._written, list(new)))
+        self._touched.pass_on()
         return out

@@ -71,7 +71,10 @@ __all__ = [
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
+    "retag",
+    "retagged",
     "stage",
+    "users_level",
     "write",
 ]
 
@@ -96,7 +99,7 @@ _step_lock = threading.RLock()  # held by a whole read-compute-write call of a c
 
 # Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
 # hold on to a State that is no longer reachable, and is traced again.
-_generation = [0]
+_generation, _retagged = [0], [0]
 _replaced = deque(maxlen=16)  # the last of these changes, in words
 
 
@@ -109,6 +112,17 @@ def invalidate(what: str) -> None:
     """Announce that a State or Module was replaced, and where, so that compiled functions look again."""
     _replaced.append(what)
     _generation[0] += 1
+
+
+def retag(what: str) -> None:
+    """Announce that the tags of a State changed: whatever has selected by tags looks again."""
+    _retagged[0] += 1
+    invalidate(what)
+
+
+def retagged() -> int:
+    """Return the number of changes of tags so far."""
+    return _retagged[0]
 
 
 def replaced_since(count: int) -> list[str]:
@@ -461,16 +475,21 @@ def _has_tracer(value) -> bool:
     return any(map(is_tracer, jax.tree.leaves(value)))
 
 
-def _warn_frozen(state) -> None:
-    level, frame = 1, sys._getframe()
+def users_level() -> int:
+    """Return the ``stacklevel`` of a warning, given where this is called, that shows the line of the user."""
+    level, frame = 0, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
         level, frame = level + 1, frame.f_back
+    return level
+
+
+def _warn_frozen(state) -> None:
     warnings.warn(
         f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "
         f"compiled in as a constant and later changes are not seen. Use the transform of the same name from "
         f"brainstate.transform.",
         FrozenReadWarning,
-        stacklevel=level,
+        stacklevel=users_level(),
     )
 
 

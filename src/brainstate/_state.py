@@ -80,7 +80,7 @@ def strings(tags: Any) -> list[str]:
 
 def _announce(state) -> None:
     if hasattr(state, "_value"):  # one that a transform creates, and tags, is new to all that was compiled
-        _scope.invalidate(f"the tags of {state.describe()} changed")
+        _scope.retag(f"the tags of {state.describe()} changed")
 
 
 _CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"

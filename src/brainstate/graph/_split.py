@@ -21,9 +21,10 @@ import jax
 
 from .._errors import StateTypeError, StateValueError
 from .._state import State
+from .._watch import note
 from ..filters import Filter
 from ._mappings import FlattedDict, assign, complete, loadable, select, take_all
-from ._nodes import Owned, own
+from ._nodes import Node, Owned, own
 from ._parts import Kind, kind_of
 from ._paths import Path, dotted, in_order
 from ._snapshot import Static, TreefyState
@@ -106,6 +107,8 @@ class _Taker:
             return Static(x)
         if isinstance(x, Owned):
             x.check_origin()
+        if isinstance(x, Node):
+            note(x)
         number = self.number(x) if kind.identity else -1
         parts = kind.parts(x)
         edges = {key: self.take(parts[key], (*path, key)) for key in in_order(parts)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._errors import StateTypeError, StateValueError
 from .._state import State
+from .._watch import STRUCTURE, note
 from ..filters import Filter
 from ._mappings import FlattedDict, NestedDict, select
 from ._nodes import NODE, Node, Owned
@@ -49,6 +50,8 @@ def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kin
             seen[id(x)] = x
             if isinstance(x, Owned):
                 x.check_origin()
+        if kind is NODE:
+            note(x, STRUCTURE)
         stack.append((path, x, above, kind))
         parts = kind.parts(x)
         below = above + (kind is NODE)

@@ -72,12 +72,12 @@ class Module(Node):
     @property
     def name(self) -> str | None:
         """The name that was given, or None."""
-        return self.__dict__.get("_name")
+        return getattr(self, "_name", None)
 
     @property
     def in_size(self) -> tuple[int, ...] | None:
         """The shape of one input without batch axes; an int may be assigned."""
-        return self.__dict__.get("_in_size")
+        return getattr(self, "_in_size", None)
 
     @in_size.setter
     def in_size(self, size: int | Iterable[int]) -> None:
@@ -86,7 +86,7 @@ class Module(Node):
     @property
     def out_size(self) -> tuple[int, ...] | None:
         """The shape of one output without batch axes; an int may be assigned."""
-        return self.__dict__.get("_out_size")
+        return getattr(self, "_out_size", None)
 
     @out_size.setter
     def out_size(self, size: int | Iterable[int]) -> None:
