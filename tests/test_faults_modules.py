@@ -165,7 +165,9 @@ USES = {
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("inside", [False, True], ids=["", "jit"])
 def test_a7_a_state_in_the_place_of_its_value(use, inside):
-    with pytest.raises((StateTypeError, StateValueError), match=r"^State 's' is not the value that it holds: write `\.value\S*` after"):
+    with pytest.raises(
+        (StateTypeError, StateValueError), match=r"^State 's' is not the value that it holds: write `\.value\S*` after"
+    ):
         jit(use)() if inside else use()
 
 
@@ -241,9 +243,7 @@ COPIES = {
     "pop_states": lambda p: graph.pop_states({"p": p}, ...).p.to_state(),
     "update_states, snapshots": through_load(lambda n, p: graph.update_states(n, graph.treefy_states({"p": p}))),
     "update_states, States": through_load(lambda n, p: graph.update_states(n, {"p": p})),
-    "update_states, values": through_load(
-        lambda n, p: graph.update_states(n, graph.states({"p": p}).to_dict_values())
-    ),
+    "update_states, values": through_load(lambda n, p: graph.update_states(n, graph.states({"p": p}).to_dict_values())),
     "assign_dict_values": through_load(
         lambda n, p: graph.states({"p": n["p"]}).assign_dict_values(graph.states({"p": p}).to_dict_values())
     ),
@@ -285,7 +285,9 @@ def loads():
     """Return ways to load ``{name: value}`` into the States of a layer, in part or as a whole."""
     return {
         "update_states": lambda layer, new: graph.update_states(layer, new),
-        "update_states, second tree": lambda layer, new: graph.update_states(layer, {"bias": jnp.ones(3, jnp.float32)}, new),
+        "update_states, second tree": lambda layer, new: graph.update_states(
+            layer, {"bias": jnp.ones(3, jnp.float32)}, new
+        ),
         "update_states, snapshots": lambda layer, new: graph.update_states(
             layer, graph.NestedDict({k: graph.TreefyState(ParamState, v) for k, v in new.items()})
         ),
@@ -332,10 +334,13 @@ def test_a8_what_fits_is_loaded(way):
 
 def test_a8_missing_unexpected_and_unfit_together():
     layer = nn.Linear(2, 3)
-    with unchanged(*layer.states().values()), pytest.raises(
-        StateValueError,
-        match=r"^data lacks 'bias', has unknown 'b' and does not fit at 'weight' \(float32\[3\] for float32\[2,3\]\): .*"
-        r"the paths are: 'bias', 'weight'; structure, shape and dtype must agree",
+    with (
+        unchanged(*layer.states().values()),
+        pytest.raises(
+            StateValueError,
+            match=r"^data lacks 'bias', has unknown 'b' and does not fit at 'weight' \(float32\[3\] for float32\[2,3\]\): .*"
+            r"the paths are: 'bias', 'weight'; structure, shape and dtype must agree",
+        ),
     ):
         layer.states().assign_dict_values({("b",): jnp.zeros(3), ("weight",): jnp.zeros(3)})
     graph.update_states(layer, {"bias": jnp.full(3, 2.0)})  # a part of it
@@ -346,7 +351,10 @@ def test_a8_missing_unexpected_and_unfit_together():
 
 FITS = [
     *[(jnp.zeros(2), new, True) for new in (np.zeros(2, np.float32), np.zeros(2), jnp.ones(2))],
-    *[(jnp.zeros(2), new, False) for new in (jnp.zeros(3), jnp.zeros((1, 2)), jnp.zeros(2, int), 1.0, None, "two", [0.0])],
+    *[
+        (jnp.zeros(2), new, False)
+        for new in (jnp.zeros(3), jnp.zeros((1, 2)), jnp.zeros(2, int), 1.0, None, "two", [0.0])
+    ],
     *[(jnp.float32(0), new, True) for new in (1.0, 2, True, np.float32(1), np.float64(1), jnp.float32(1))],
     *[(jnp.float32(0), new, False) for new in (1j, jnp.int32(1), jnp.zeros(1), jnp.float16(1))],
     *[(jnp.int32(0), new, True) for new in (1, True, np.int32(1), np.int64(1))],
@@ -421,7 +429,9 @@ def test_a9_an_input_that_does_not_fit_names_the_layer():
 def test_a9_a_stacked_model_called_as_if_it_were_one():
     model = vmap_new_states(Deep, axis_size=3)()
     layer = model.head[0]
-    with pytest.raises(StateValueError, match=r"Linear.*its weight has shape \(3, 4, 3\).*vmap_new_states.*\.vmap with"):
+    with pytest.raises(
+        StateValueError, match=r"Linear.*its weight has shape \(3, 4, 3\).*vmap_new_states.*\.vmap with"
+    ):
         layer(jnp.ones((5, 3, 4)))
     assert vmap(layer, in_states=layer)(jnp.ones((3, 5, 4))).shape == (3, 5, 3)
     assert vmap(lambda: layer(jnp.ones((5, 4))), in_states=layer)().shape == (3, 5, 3)
@@ -543,18 +553,27 @@ INIT = jax.nn.initializers
 
 @pytest.mark.parametrize(
     "init",
-    [INIT.glorot_uniform(), INIT.zeros, INIT.orthogonal(), lambda key, shape, dtype: jax.random.normal(key, shape, dtype)],
+    [
+        INIT.glorot_uniform(),
+        INIT.zeros,
+        INIT.orthogonal(),
+        lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+    ],
 )
 def test_c_initialisers_of_jax(init):
     random.seed(3)
     key = random.RandomState(3).split_key()
     layer = nn.Linear(4, 3, w_init=init, b_init=INIT.ones)
-    assert jnp.array_equal(layer.weight.value, init(key, (4, 3), jnp.float32)) and layer.bias.value.tolist() == [1.0] * 3
+    assert (
+        jnp.array_equal(layer.weight.value, init(key, (4, 3), jnp.float32)) and layer.bias.value.tolist() == [1.0] * 3
+    )
     other = nn.Linear(4, 3, w_init=init)
     assert jnp.array_equal(other.weight.value, layer.weight.value) == (init is INIT.zeros)
 
 
-@pytest.mark.parametrize("init", [jnp.ones, lambda shape: jnp.full(shape, 1.0), lambda shape, scale=1.0: jnp.ones(shape)])
+@pytest.mark.parametrize(
+    "init", [jnp.ones, lambda shape: jnp.full(shape, 1.0), lambda shape, scale=1.0: jnp.ones(shape)]
+)
 def test_c_initialisers_that_take_the_shape(init):
     before = random.DEFAULT.value
     assert nn.Linear(4, 3, w_init=init).weight.value.tolist() == [[1.0] * 3] * 4
@@ -616,11 +635,17 @@ CHANGES = {
     "append": (lambda m: m.layers.append(jnp.cos), r"list was changed by `append`"),
     "Module appended": (lambda m: m.layers.append(nn.Linear(2, 2)), r"list of States or Modules .* `append`"),
     "entry": (lambda m: m.table.update(f=jnp.cos), r"dict was changed by `update`"),
-    "new list": (lambda m: setattr(m, "layers", [nn.Linear(2, 2, w_init=jnp.ones), jnp.cos]), r"Switch.layers was replaced"),
+    "new list": (
+        lambda m: setattr(m, "layers", [nn.Linear(2, 2, w_init=jnp.ones), jnp.cos]),
+        r"Switch.layers was replaced",
+    ),
     "added": (lambda m: setattr(m, "shift", 1.0), r"attribute `shift` of Switch changed, it is 1.0 now"),
     "deleted": (lambda m: (setattr(m, "shift", 1.0), delattr(m, "shift"), setattr(m, "shift", 2.0)), r"`shift`"),
     "size": (lambda m: setattr(m, "in_size", 3), r"attribute `_in_size` of Switch"),
-    "State replaced": (lambda m: setattr(m.layers[0], "weight", ParamState(2 * jnp.ones((2, 2)))), r"Linear.weight was"),
+    "State replaced": (
+        lambda m: setattr(m.layers[0], "weight", ParamState(2 * jnp.ones((2, 2)))),
+        r"Linear.weight was",
+    ),
 }
 NO_CHANGES = {
     "same": lambda m: setattr(m, "training", True),

@@ -36,7 +36,17 @@ from jax.extend.core import valid_jaxtype
 from . import _scope
 from ._errors import StateTypeError, StateValueError
 
-__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "fitted", "rebuild", "strings"]
+__all__ = [
+    "BatchState",
+    "HiddenState",
+    "LongTermState",
+    "ParamState",
+    "ShortTermState",
+    "State",
+    "fitted",
+    "rebuild",
+    "strings",
+]
 
 
 class _Tags(set):

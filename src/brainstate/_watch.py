@@ -9,19 +9,34 @@ A later change of something recorded is announced (`changed`): the generation go
 `Touched.changes`, and is traced again only if something differs. An attribute that gets an equal value does not.
 """
 
+import functools
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import jax
 import numpy as np
 
-from ._scope import invalidate, is_tracer
+from ._scope import Cell, invalidate, is_tracer
 
-__all__ = ["ALL", "STRUCTURE", "Container", "Touched", "Watched", "changed", "is_watched", "note", "reading", "register_container"]
+__all__ = [
+    "ALL",
+    "STRUCTURE",
+    "Container",
+    "Touched",
+    "Watched",
+    "changed",
+    "is_watched",
+    "note",
+    "reading",
+    "register_container",
+]
 
 ALL = "__dict__"  # read in place of one attribute: every attribute of an object, every element of a container
 STRUCTURE = "the States below"  # read by a walk over the graph: what holds States
@@ -39,10 +54,11 @@ class Container:
 
 class _Thread(threading.local):
     def __init__(self):
-        self.seen: dict | None = None  # while a trace records: {id: (object, names that were read)}
+        self.seen: dict | None = None  # while a trace records: {id: (weak reference, names that were read)}
 
 
 _thread = _Thread()
+_WRAPPERS = (functools.__file__, str(Path(jax.__file__).parent))  # they copy the attributes of a function
 _lock, _recording = threading.Lock(), [0]
 _watched: dict[int, Any] = {}  # id -> (weak reference, {name: the last change in words}) of what some trace has read
 _containers: list[type] = []
@@ -52,13 +68,20 @@ _READS = "__getitem__ __iter__ __len__ __contains__ __reversed__ get items value
 def note(x: Any, name: str = ALL) -> None:
     """Record that ``x`` is read, if a trace records."""
     seen = _thread.seen
-    if seen is not None:
-        seen.setdefault(id(x), (x, set()))[1].add(name)
+    if seen is None:
+        return
+    ref, names = seen.get(id(x), (None, None))
+    if ref is None or ref() is not x:
+        seen[id(x)] = _, names = weakref.ref(x), set()
+    names.add(name)
 
 
 def _getattribute(self, name):
-    if _thread.seen is not None and (name == ALL or not name.startswith("__")):
-        note(self, name)
+    if _thread.seen is not None:
+        if not name.startswith("__"):
+            note(self, name)
+        elif name == ALL and not sys._getframe(1).f_code.co_filename.startswith(_WRAPPERS):
+            note(self)
     return super(Watched, self).__getattribute__(name)
 
 
@@ -131,7 +154,10 @@ class Touched:
 
     def take(self, seen: dict) -> None:
         """Keep the present values of what was ``seen``."""
-        for x, names in seen.values():
+        for ref, names in seen.values():
+            x = ref()
+            if x is None:
+                continue
             watch = _watched.get(id(x))
             if watch is None or watch[0]() is not x:
                 watch = _watched[id(x)] = weakref.ref(x, lambda _, key=id(x): _watched.pop(key, None)), {}
@@ -163,7 +189,7 @@ class Touched:
 # ------------------------------------------------------------------------------------------ values, referred to weakly
 
 _ABSENT, _TRACED = object(), object()
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
+_HOLDERS = (Cell, Watched, list, tuple, dict)  # what States can be in
 
 
 def _part(x, name):
@@ -173,7 +199,7 @@ def _part(x, name):
     if name == ALL:
         return dict(attributes)
     if name == STRUCTURE:
-        return {key: value for key, value in attributes.items() if not isinstance(value, (*_PLAIN, jax.Array, np.ndarray))}
+        return {key: x for key, x in attributes.items() if isinstance(x, _HOLDERS) or is_dataclass(x)}
     return attributes.get(name, _ABSENT)
 
 
@@ -203,9 +229,9 @@ def _form(value: Any, depth: int = 0) -> Any:
 
 
 def _items(value):
-    return list(dict.items(value)) if isinstance(value, dict) else list(enumerate(tuple.__iter__(value))) if isinstance(
-        value, tuple
-    ) else list(enumerate(list.__iter__(value)))
+    if isinstance(value, dict):
+        return list(dict.items(value))
+    return list(enumerate(list.__iter__(value) if isinstance(value, list) else value))
 
 
 def _is_still(form, value) -> bool:

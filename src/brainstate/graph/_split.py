@@ -223,7 +223,9 @@ def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
     _check_structure(graphdef)
     for tree in trees:
         if not isinstance(tree, Mapping):
-            raise StateTypeError(f"the trees to merge are mappings, as treefy_split returns, not a {type(tree).__name__}.")
+            raise StateTypeError(
+                f"the trees to merge are mappings, as treefy_split returns, not a {type(tree).__name__}."
+            )
     snapshots = FlattedDict().merge(*trees)
     for path, x in snapshots.items():
         if not isinstance(x, TreefyState):

@@ -28,7 +28,9 @@ def _initial(what, init, shape):
     if not callable(init):
         raise StateTypeError(f"{what} is a function that makes the first value from its shape, not {init!r}.")
     try:
-        required = [p for p in inspect.signature(init).parameters.values() if p.default is p.empty and p.kind in _PLACES]
+        required = [
+            p for p in inspect.signature(init).parameters.values() if p.default is p.empty and p.kind in _PLACES
+        ]
     except (TypeError, ValueError):  # a function that is not written in Python
         required = []
     value = init(*(shape,) if len(required) < 2 else (random.split_key(), shape, float)[: len(required)])
@@ -170,7 +172,9 @@ def _taker(layer) -> _Taker:
     kinds = {name: p.kind for name, p in found.parameters.items()}
     places = tuple(name for name, kind in kinds.items() if kind in _PLACES)
     most = float("inf") if Parameter.VAR_POSITIONAL in kinds.values() else len(places)
-    names = tuple(name for name, kind in kinds.items() if kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY))
+    names = tuple(
+        name for name, kind in kinds.items() if kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    )
     return _Taker(places, most, names, Parameter.VAR_KEYWORD in kinds.values(), module)
 
 
@@ -248,7 +252,9 @@ class Sequential(Module):
         ]
         left = [name for name in kwargs if not any(name in given for given in dealt)]
         if left:
-            known = sorted({name for taker in takers for name in taker.names} - {n for names in by_place for n in names})
+            known = sorted(
+                {name for taker in takers for name in taker.names} - {n for names in by_place for n in names}
+            )
             raise StateTypeError(
                 f"no layer of Sequential takes the argument {left[0]!r}; by name, its layers take "
                 f"{', '.join(map(repr, known)) or 'nothing'}."
