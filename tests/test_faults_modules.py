@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from _unchanged import unchanged
-from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn, random
+from brainstate import ParamState, State, StateTypeError, StateValueError, TraceContextError, graph, nn, random
 from brainstate._scope import generation
 from brainstate.transform import for_loop, grad, jit, prepare, vmap, vmap_new_states
 
@@ -770,3 +770,140 @@ def test_a11_a_compiled_method_keeps_no_instance_alive():
     del model
     gc.collect()
     assert dead() is None
+
+
+# ------------------------------------------------------------------------------------------ C: States under raw transforms
+
+
+class Cell(nn.Module):
+    """A layer that counts and remembers."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(2, 2)
+        self.mean = State(jnp.zeros(2))
+        self.count = State(0)
+
+    def update(self, x):
+        """Write both, and make a State of its own."""
+        y = State(self.lin(x))
+        self.mean.value = 0.5 * self.mean.value + y.value
+        self.count.value += 1
+        y.value = y.value + self.mean.value
+        return (y.value**2).sum()
+
+
+def twin(tree, x):
+    """Compute what `Cell` does."""
+    y = x @ tree.lin.weight.value + tree.lin.bias.value
+    return ((y + 0.5 * tree.mean.value + y) ** 2).sum()
+
+
+RAWS = {
+    "jit": lambda f, tree, x: jax.jit(f)(tree, x),
+    "jit again": lambda f, tree, x: (jax.jit(f)(tree, x), jax.jit(f)(tree, x))[1],
+    "grad": lambda f, tree, x: jax.grad(lambda x: f(tree, x))(x),
+    "jit of grad": lambda f, tree, x: jax.jit(jax.grad(f, argnums=1))(tree, x),
+    "hessian": lambda f, tree, x: jax.hessian(f, argnums=1)(tree, x),
+    "vmap": lambda f, tree, x: jax.vmap(f, (None, 0))(tree, jnp.stack([x, 2 * x])),
+    "vmap of grad": lambda f, tree, x: jax.vmap(jax.grad(f, argnums=1), (None, 0))(tree, jnp.stack([x, 2 * x])),
+    "scan": lambda f, tree, x: jax.lax.scan(lambda c, x: (c + f(tree, x), f(tree, x)), 0.0, jnp.stack([x, x])),
+    "checkpoint": lambda f, tree, x: jax.grad(jax.checkpoint(f), argnums=1)(tree, x),
+    "cond": lambda f, tree, x: jax.lax.cond(True, f, lambda tree, x: 0.0, tree, x),
+    "eval_shape": lambda f, tree, x: jax.eval_shape(f, tree, x),
+    "linearize": lambda f, tree, x: jax.linearize(f, tree, x)[0],
+    "our jit around": lambda f, tree, x: jit(lambda x: jax.jit(jax.grad(f, argnums=1))(tree, x))(x),
+    "our grad around": lambda f, tree, x: grad(lambda x: jax.jit(f)(tree, x))(x),
+    "our loop around": lambda f, tree, x: for_loop(lambda x: jax.vmap(f, (None, 0))(tree, x[None]), x[None]),
+}
+
+
+@pytest.mark.parametrize("raw", RAWS.values(), ids=RAWS)
+def test_c_a_model_is_merged_under_raw_transforms(raw):
+    model, x = Cell(), jnp.array([1.0, 2.0])
+    structure, tree = graph.treefy_split(model)
+    inside = raw(lambda tree, x: graph.treefy_merge(structure, tree)(x), tree, x)
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-4) if hasattr(a, "at") else a == b,
+                                     inside, raw(twin, tree, x)))  # fmt: skip
+    assert model.count.value == 0
+
+
+def test_c_gradients_of_the_merged_tree():
+    model, x = Cell(), jnp.array([1.0, 2.0])
+    structure, params, others = graph.treefy_split(model, ParamState, ...)
+
+    def loss(params, others, x):
+        merged = graph.treefy_merge(structure, params, others)
+        out = merged(x)
+        return out, graph.treefy_split(merged, ParamState, ...)[2]
+
+    grads, after = jax.jit(jax.grad(loss, has_aux=True))(params, others, x)
+    expected = jax.grad(lambda params: twin(graph.NestedDict.merge(params, others), x))(params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-4), grads, expected))
+    assert after.count.value == 1 and jnp.allclose(after.mean.value, model.lin(x))
+
+
+@pytest.mark.parametrize("ours", [grad, jit, vmap], ids=["grad", "jit", "vmap"])
+def test_c_our_transforms_on_a_model_that_was_merged_under_raw_ones(ours):
+    structure, tree = graph.treefy_split(Cell())
+    x = jnp.array([1.0, 2.0])
+
+    def step(tree, x):
+        model = graph.treefy_merge(structure, tree)
+        if ours is grad:
+            out = grad(lambda: model(x), model.lin.states())()
+        elif ours is jit:
+            out = jit(model)(x)
+        else:
+            out = vmap(lambda x: model.lin(x))(x[None])
+        return out, model.mean.value, model.count.value
+
+    def plain(tree, x):
+        y = x @ tree.lin.weight.value + tree.lin.bias.value
+        if ours is vmap:
+            return y[None], tree.mean.value, 0
+        return twin(tree, x), 0.5 * tree.mean.value + y, 1
+
+    out, expected = jax.jit(step)(tree, x), jax.jit(plain)(tree, x)
+    assert jnp.allclose(out[1], expected[1], rtol=1e-4) and out[2] == expected[2]
+    if ours is not grad:
+        assert jnp.allclose(out[0], expected[0], rtol=1e-4)
+
+
+LEAKS = {
+    "jit": lambda f: jax.jit(f)(1.0),
+    "grad": lambda f: jax.grad(f)(1.0),
+    "vmap": lambda f: jax.vmap(f)(jnp.ones(2)),
+    "scan": lambda f: jax.lax.scan(lambda c, x: (f(c), None), 1.0, None, length=2),
+    "within ours": lambda f: jit(lambda x: jax.vmap(f)(x))(jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_c_a_state_that_outlives_a_raw_transform_says_so(leak):
+    kept = []
+
+    def f(x):
+        kept.append(State(x, name="kept"))
+        kept[-1].value = kept[-1].value * 2.0
+        return x
+
+    leak(f)
+    for use in (lambda: kept[-1].value, lambda: jit(lambda: kept[-1].value)(), lambda: kept[-1].copy()):
+        with pytest.raises(TraceContextError, match=r"State 'kept' was created under a raw JAX transform"):
+            use()
+    kept[-1].value = 3.0  # it may be given another value
+    assert jit(lambda: kept[-1].value)() == 3.0
+
+
+def test_c_a_write_from_a_transform_inside_is_refused():
+    def f(x):
+        s = State(x, name="s")
+        return jax.lax.scan(lambda c, y: (c, setattr(s, "value", y)), x, jnp.ones(2))[0]
+
+    with pytest.raises(TraceContextError, match=r"State 's' was written inside a raw JAX transform"):
+        jax.jit(f)(1.0)
+    outside = State(1.0, name="outside")
+    with pytest.raises(TraceContextError, match=r"State 'outside' was written inside a raw JAX transform"):
+        jax.jit(lambda x: setattr(outside, "value", x))(1.0)
+    assert outside.value == 1.0

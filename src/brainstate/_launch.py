@@ -45,19 +45,22 @@ def outside() -> bool:
     return innermost() is None and eager()
 
 
-def launch(jitted, states, written, args, kwargs):
+def launch(jitted, states, written, args, kwargs, touched):
     """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
 
-    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. A trace around it
+    reads what its traces have ``touched``.
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
         out, values = jitted(gather(states), *args, **kwargs)
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
-            return launch(jitted, states, written, args, kwargs)
+            return launch(jitted, states, written, args, kwargs, touched)
         changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
         commit(Writes(tuple(changed), list(changed.values())))
+    if _open:
+        touched.pass_on()
     return out
 
 
@@ -85,9 +88,7 @@ class Launcher:
             program = self._look(program)
         try:
             if not program.written or (_open and innermost() is not None):
-                out = launch(program.jitted, program.states, program.written, args, kwargs)
-                if _open:
-                    program.touched.pass_on()
+                out = launch(program.jitted, program.states, program.written, args, kwargs, program.touched)
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
                 written, values, i = program.written, [], 0

@@ -131,9 +131,11 @@ def replaced_since(count: int) -> list[str]:
 
 
 class Cell:
-    """What the seam knows of a State: one slot, empty until the State has a concrete value."""
+    """What the seam knows of a State: its value, empty until it is concrete, and if it was made under a raw transform
+    of JAX a weak reference to that trace, and the value if that is traced.
+    """
 
-    __slots__ = ("__weakref__", "_value")
+    __slots__ = ("__weakref__", "_local", "_value")
 
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
@@ -198,18 +200,23 @@ class Scope:
         try:
             return self.values[state]
         except KeyError:
+            if _local_trace(state, self.trace) is not None:
+                return _stored(state)
             value = self.values[state] = self._inherit(state)
             return value
 
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
+            if _is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
+                _keep_local(state, value)
+                return
             raise TraceContextError(
                 f"{state.describe()} was written inside a raw JAX transform within brainstate.transform.{self.name}: "
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
             )
         _admit(state, value)
-        if state not in self.values and not hasattr(state, "_value") and not self._known(state):
+        if state not in self.values and _is_new(state) and not self._known(state):
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
@@ -303,15 +310,21 @@ def write(state, value) -> None:
         scope.write(state, value)
         return
     if current_trace() is not AT_ONCE:
-        raise _raw_transform(state)
+        if not _is_local(state):
+            raise _raw_transform(state)
+        _keep_local(state, value)
+        return
     if type(value) not in _plain:
         _admit(state, value)
     state._value = value
 
 
 def create(state, value) -> None:
-    """Give a new State its first value; unlike `write`, also under a raw transform if it is concrete."""
-    scope = innermost()
+    """Give a new State its first value; unlike `write`, also under a raw transform, which it may not outlive then."""
+    scope, trace = innermost(), current_trace()
+    if trace is not AT_ONCE and (scope is None or trace is not scope.trace):
+        _keep_local(state, value)
+        return
     if scope is not None:
         scope.write(state, value)
         while scope is not None:
@@ -358,7 +371,12 @@ def commit(writes: Writes) -> None:
     if not states:
         return
     if scope is None and current_trace() is not AT_ONCE:
-        raise _raw_transform(states[0])
+        for state in states:
+            if not (_is_local(state) or _is_new(state)):
+                raise _raw_transform(state)
+        for state, value in zip(states, writes.values, strict=True):
+            _keep_local(state, value)
+        return
     if scope is not None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
@@ -395,6 +413,14 @@ def _stored(state, frozen=False):
     try:
         return state._value
     except AttributeError:
+        if _local_trace(state) is not None:
+            return state._local[1]
+        if hasattr(state, "_local"):
+            raise TraceContextError(
+                f"{state.describe()} was created under a raw JAX transform (jax.jit, jax.grad, ...), and is used outside "
+                f"of it: its value was a tracer, which is gone. Return `state.value` from the function, or create the "
+                f"State outside of it."
+            ) from None
         raise TraceContextError(
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
@@ -405,10 +431,13 @@ def _stored(state, frozen=False):
 _plain = {bool, int, float, complex, str, type(None), Absent}
 
 
-def _admit(state, value) -> None:
-    """Refuse a value that holds a State, or that holds a tracer while no scope is open."""
+def _admit(state, value, traced=False) -> bool:
+    """Refuse a value that holds a State, or that holds a tracer while no scope is open, and tell whether it does.
+
+    ``traced`` says that it may.
+    """
     if type(value) in _plain:
-        return
+        return False
     leaves = _flatten(state, value)[0]
     kinds = {type(leaf) for leaf in leaves} - _plain
     if any(issubclass(kind, Cell) for kind in kinds):
@@ -417,10 +446,44 @@ def _admit(state, value) -> None:
             f"`other.value`, or keep the States in a Module, list or dict."
         )
     tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
-    if tracers and innermost() is None:
+    if tracers and not traced and innermost() is None:
         raise _raw_transform(state)
     if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
         _plain.add(type(value))
+    return bool(tracers)
+
+
+# A State that is made under a raw transform belongs to that trace: it is read there and in what is traced inside,
+# and written there only. Scopes around the transform know nothing of it.
+
+
+def _keep_local(state, value) -> None:
+    """Give ``state``, which belongs to the present trace, a value; a concrete one may outlive the trace."""
+    traced = _admit(state, value, traced=True)
+    state._local = weakref.ref(current_trace()), value
+    if not traced:
+        state._value = value
+    elif hasattr(state, "_value"):
+        del state._value
+
+
+def _is_local(state) -> bool:
+    return hasattr(state, "_local") and state._local[0]() is current_trace()
+
+
+def _is_new(state) -> bool:
+    return not (hasattr(state, "_value") or hasattr(state, "_local"))
+
+
+def _local_trace(state, outer=None):
+    """Return the trace that ``state`` was made under if that is in progress, inside of the trace ``outer``; else None."""
+    made = state._local[0]() if hasattr(state, "_local") else None
+    trace = current_trace() if made is not None else None
+    while trace is not None and trace is not outer:
+        if trace is made:
+            return trace
+        trace = getattr(trace, "parent_trace", None)
+    return None
 
 
 def _flatten(state, value):
@@ -484,6 +547,8 @@ def users_level() -> int:
 
 
 def _warn_frozen(state) -> None:
+    if _local_trace(state) is not None:
+        return  # it lives and dies with that program
     warnings.warn(
         f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "
         f"compiled in as a constant and later changes are not seen. Use the transform of the same name from "

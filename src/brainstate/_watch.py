@@ -176,14 +176,14 @@ class Touched:
 
     def changes(self) -> dict[tuple[str, str], str]:
         """Return ``{(class, name): the change in words}`` of what is no longer as it was."""
-        found = {}
+        told, others = {}, {}  # the change itself; and what it is a part of
         for key, (ref, forms) in list(self._forms.items()):
             x = ref()
             for name, form in forms.items() if x is not None else ():
                 if not _is_still(form, _part(x, name)):
-                    words = _watched[key][1].get(name) if key in _watched else ""
-                    found[type(x).__name__, name] = words or f"{type(x).__name__}.{name} changed"
-        return found
+                    words, place = _watched[key][1].get(name), (type(x).__name__, name)
+                    (told if words else others)[place] = words or f"{'.'.join(place)} changed"
+        return told or others
 
 
 # ------------------------------------------------------------------------------------------ values, referred to weakly

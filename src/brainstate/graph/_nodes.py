@@ -50,7 +50,7 @@ class Node(Watched):
         value = adopt(value, where)
         old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
         if old is not _ABSENT:
-            refuse_loss(old, value, where)
+            _refuse_loss(old, value, where)
         object.__setattr__(self, name, value)
         if old is not value:
             self._changed(name, old, value)
@@ -78,7 +78,7 @@ def own(state: State, where: str) -> None:
         state._owner = where  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def refuse_loss(old: Any, new: Any, where: str) -> None:
+def _refuse_loss(old: Any, new: Any, where: str) -> None:
     """Refuse that something else takes the place of a State, at any depth of a container: ``.value`` was forgotten.
 
     Another State, a Module and containers of them replace it, and None takes it away: nobody assigns that by mistake.
@@ -98,10 +98,10 @@ def refuse_loss(old: Any, new: Any, where: str) -> None:
     if kind is not None:
         others = kind.parts(new)
         for key in parts.keys() & others.keys():
-            refuse_loss(parts[key], others[key], f"{where}[{key!r}]")
+            _refuse_loss(parts[key], others[key], f"{where}[{key!r}]")
     elif hasattr(new, "shape"):
         for key, part in parts.items():
-            refuse_loss(part, new, f"{where}[{key!r}]")
+            _refuse_loss(part, new, f"{where}[{key!r}]")
 
 
 def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
@@ -184,7 +184,7 @@ def _refuse_lost(before, after, entered):
     for key in before.keys() & after.keys():
         old, x = before[key], after[key]
         if id(old) in left and id(x) in new:
-            refuse_loss(old, x, getattr(old, "_owner", None) or f"[{key!r}]")
+            _refuse_loss(old, x, getattr(old, "_owner", None) or f"[{key!r}]")
 
 
 def _noticing(base: type, name: str, kind: Kind) -> Callable:

@@ -155,7 +155,7 @@ class _Program:
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return launch(self.jitted, self.states, self.written, args, kwargs)
+        return launch(self.jitted, self.states, self.written, args, kwargs, self.touched)
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
@@ -250,7 +250,7 @@ class _Ahead:
         program, step = self._program, self._step
         entry = program.arranged(step, self._gives)
         entry = waiting(entry) if program.waits else entry
-        return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
+        return launch(entry, program.states[: self._inputs], program.written, args, kwargs, program.touched)
 
 
 class Jit(Launcher):
