@@ -31,7 +31,7 @@ class Net(nn.Module):
         self.n = State(jnp.array(0))
 
 
-# ------------------------------------------------------------------------------------------ A7: `.value` was forgotten
+# ------------------------------------------ A7: `.value` was forgotten
 
 
 def set_(thing, key, value):
@@ -66,7 +66,9 @@ def test_a7_nothing_takes_the_place_of_a_state(over, around):
     before = model.states()
     with unchanged(*before.values()), pytest.raises(StateTypeError, match=r"would drop: write `.*value = .*`del "):
         around(lambda *_: over(model))
-    assert model.states() == before and all(a is b for a, b in zip(model.states().values(), before.values()))
+    assert model.states() == before and all(
+        a is b for a, b in zip(model.states().values(), before.values(), strict=True)
+    )
 
 
 def test_a7_what_may_replace_a_state():
@@ -193,7 +195,7 @@ def test_a7_what_a_state_can_do():
     assert vmap(lambda x: x * s.value.sum())(jnp.ones(2)).tolist() == [2.0, 2.0]
 
 
-# ------------------------------------------------------------------------------------------ A3: a State that shows another value
+# ------------------------------------------ A3: a State that shows another value
 
 
 class Positive(ParamState):
@@ -278,7 +280,7 @@ def test_a3_inside_transforms(way):
     assert float(p.value) == pytest.approx(3.0)
 
 
-# ------------------------------------------------------------------------------------------ A8: loading looks at what it is given
+# ------------------------------------------ A8: loading looks at what it is given
 
 
 def loads():
@@ -338,8 +340,8 @@ def test_a8_missing_unexpected_and_unfit_together():
         unchanged(*layer.states().values()),
         pytest.raises(
             StateValueError,
-            match=r"^data lacks 'bias', has unknown 'b' and does not fit at 'weight' \(float32\[3\] for float32\[2,3\]\): .*"
-            r"the paths are: 'bias', 'weight'; structure, shape and dtype must agree",
+            match=r"^data lacks 'bias', has unknown 'b' and does not fit at 'weight' "
+            r"\(float32\[3\] for float32\[2,3\]\): .*the paths are: 'bias', 'weight'; structure, shape and dtype must agree",
         ),
     ):
         layer.states().assign_dict_values({("b",): jnp.zeros(3), ("weight",): jnp.zeros(3)})
@@ -389,7 +391,7 @@ def test_a8_what_may_take_the_place_of_a_value(old, new, fits):
         s.restore_value(new)
 
 
-# ------------------------------------------------------------------------------------------ A9: layers look at their input
+# ------------------------------------------ A9: layers look at their input
 
 
 class Deep(nn.Module):
@@ -413,8 +415,8 @@ def test_a9_an_input_that_does_not_fit_names_the_layer():
     for call in (model, jit(model), lambda x: grad(lambda: model(x).sum(), model.states())()):
         with pytest.raises(
             StateValueError,
-            match=r"^Linear at head.layers.2.layers.0 of Deep: the last axis of the input must be in_size=\(2,\), after "
-            r"any batch axes; the input has shape \(7, 3\)",
+            match=r"^Linear at head.layers.2.layers.0 of Deep: the last axis of the input must be in_size=\(2,\), "
+            r"after any batch axes; the input has shape \(7, 3\)",
         ):
             call(x)
     with pytest.raises(StateValueError, match=r"^Linear at layers.2.layers.0 of Sequential: the last axis"):
@@ -487,7 +489,7 @@ def test_d_what_may_be_looked_through():
         assert not graph.states(empty) and graph.clone(empty) is not None
 
 
-# ------------------------------------------------------------------------------------------ A10: arguments of a Sequential
+# ------------------------------------------ A10: arguments of a Sequential
 
 
 class Seen(nn.Module):
@@ -546,7 +548,7 @@ def test_a10_an_argument_that_no_layer_takes(call, pattern):
         call(seen()[0])
 
 
-# ------------------------------------------------------------------------------------------ C: initialisers of JAX
+# ------------------------------------------ C: initialisers of JAX
 
 INIT = jax.nn.initializers
 
@@ -580,7 +582,7 @@ def test_c_initialisers_that_take_the_shape(init):
     assert random.DEFAULT.value is before
 
 
-# ------------------------------------------------------------------------------------------ C: a Module out of a map
+# ------------------------------------------ C: a Module out of a map
 
 
 def test_c_a_module_is_returned_from_a_map():
@@ -607,7 +609,7 @@ def test_c_a_module_with_lanes_outside_its_states_is_refused():
         vmap(build)(jnp.ones(2))
 
 
-# ------------------------------------------------------------------------------------------ A11: a changed plain attribute
+# ------------------------------------------ A11: a changed plain attribute
 
 
 class Switch(nn.Module):
@@ -772,7 +774,7 @@ def test_a11_a_compiled_method_keeps_no_instance_alive():
     assert dead() is None
 
 
-# ------------------------------------------------------------------------------------------ C: States under raw transforms
+# ------------------------------------------ C: States under raw transforms
 
 
 class Cell(nn.Module):

@@ -31,12 +31,13 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _scope _launch _state _carry _watch"
+CORE = "_errors _compat _scope _launch _state _carry _watch _local"
 LAYERS = {
     "_errors": "",
     "_compat": "",
     "_carry": "",
-    "_scope": "_errors _compat _carry",
+    "_local": "_compat",
+    "_scope": "_errors _compat _carry _local",
     "_watch": "_errors _compat _carry _scope",
     "_launch": "_errors _compat _carry _scope",
     "_state": "_errors _compat _scope",

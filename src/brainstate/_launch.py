@@ -72,7 +72,8 @@ class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
     ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
-    ``_look(program)`` does if something changed that concerns it, ``_explain`` has the words for arguments that JAX refuses.
+    ``_look(program)`` does if something changed that concerns it, and ``_explain`` has the words for arguments that JAX
+    refuses.
     """
 
     _program: Any

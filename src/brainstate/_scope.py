@@ -31,14 +31,11 @@ Invariants
 """
 
 import gc
-import os
-import sys
 import threading
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
-from pathlib import Path
 from threading import get_ident
 from typing import Any
 
@@ -49,6 +46,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_ja
 from ._carry import Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+from ._local import is_local, local_trace, users_level
 
 __all__ = [
     "AT_ONCE",
@@ -74,14 +72,8 @@ __all__ = [
     "retag",
     "retagged",
     "stage",
-    "users_level",
     "write",
 ]
-
-_NOT_USERS = (
-    str(Path(__file__).parent) + os.sep,
-    str(Path(jax.__file__).parent) + os.sep,
-)  # frames that a warning skips
 
 with jax.ensure_compile_time_eval():
     AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
@@ -200,7 +192,7 @@ class Scope:
         try:
             return self.values[state]
         except KeyError:
-            if _local_trace(state, self.trace) is not None:
+            if local_trace(state, self.trace) is not None:
                 return _stored(state)
             value = self.values[state] = self._inherit(state)
             return value
@@ -208,7 +200,7 @@ class Scope:
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
-            if _is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
+            if is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
                 _keep_local(state, value)
                 return
             raise TraceContextError(
@@ -310,7 +302,7 @@ def write(state, value) -> None:
         scope.write(state, value)
         return
     if current_trace() is not AT_ONCE:
-        if not _is_local(state):
+        if not is_local(state):
             raise _raw_transform(state)
         _keep_local(state, value)
         return
@@ -372,7 +364,7 @@ def commit(writes: Writes) -> None:
         return
     if scope is None and current_trace() is not AT_ONCE:
         for state in states:
-            if not (_is_local(state) or _is_new(state)):
+            if not (is_local(state) or _is_new(state)):
                 raise _raw_transform(state)
         for state, value in zip(states, writes.values, strict=True):
             _keep_local(state, value)
@@ -413,12 +405,12 @@ def _stored(state, frozen=False):
     try:
         return state._value
     except AttributeError:
-        if _local_trace(state) is not None:
+        if local_trace(state) is not None:
             return state._local[1]
         if hasattr(state, "_local"):
             raise TraceContextError(
-                f"{state.describe()} was created under a raw JAX transform (jax.jit, jax.grad, ...), and is used outside "
-                f"of it: its value was a tracer, which is gone. Return `state.value` from the function, or create the "
+                f"{state.describe()} was created under a raw JAX transform (jax.jit, jax.grad, ...), and is used "
+                f"outside of it: its value was a tracer, which is gone. Return `state.value` from the function, or create the "
                 f"State outside of it."
             ) from None
         raise TraceContextError(
@@ -467,23 +459,8 @@ def _keep_local(state, value) -> None:
         del state._value
 
 
-def _is_local(state) -> bool:
-    return hasattr(state, "_local") and state._local[0]() is current_trace()
-
-
 def _is_new(state) -> bool:
     return not (hasattr(state, "_value") or hasattr(state, "_local"))
-
-
-def _local_trace(state, outer=None):
-    """Return the trace that ``state`` was made under if that is in progress, inside of the trace ``outer``; else None."""
-    made = state._local[0]() if hasattr(state, "_local") else None
-    trace = current_trace() if made is not None else None
-    while trace is not None and trace is not outer:
-        if trace is made:
-            return trace
-        trace = getattr(trace, "parent_trace", None)
-    return None
 
 
 def _flatten(state, value):
@@ -538,16 +515,8 @@ def _has_tracer(value) -> bool:
     return any(map(is_tracer, jax.tree.leaves(value)))
 
 
-def users_level() -> int:
-    """Return the ``stacklevel`` of a warning, given where this is called, that shows the line of the user."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
 def _warn_frozen(state) -> None:
-    if _local_trace(state) is not None:
+    if local_trace(state) is not None:
         return  # it lives and dies with that program
     warnings.warn(
         f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its present value is "

@@ -3,7 +3,7 @@
 A State holds any pytree (arrays, numbers, nested containers; outside transforms any object at all) in
 ``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_scope``), so the same
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
-is a leaf for ``jax.tree``, and holds no other State. It stands for no array: where ``.value`` was forgotten, it says so.
+is a leaf for ``jax.tree``, and holds no other State. Where ``.value`` was forgotten, it says so.
 
 A subclass may define ``value`` anew, to show something else than the seam keeps. Copies, snapshots and what loads
 go by the *stored* value, which is also what is differentiated.
@@ -258,7 +258,6 @@ class State(_scope.Cell):
 
 def _layout(state) -> str:
     """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
-
     value = getattr(state, "_value", _scope.Cell)
     return "(no value yet)" if value is _scope.Cell else f"({_shown(value)})"
 
@@ -324,9 +323,10 @@ def _kind(dtype) -> int:
 
 _VALUES = (int, float, complex, str, bytes, list, tuple, dict, np.ndarray, np.generic, jax.Array)
 _OPERATORS = (
-    "bool int float complex index len getitem setitem neg pos abs invert round trunc floor ceil lt le gt ge array "
-    "array_ufunc " + " ".join(f"{op} r{op}" for op in "add sub mul truediv floordiv mod divmod pow matmul".split())
-).split() + [f"{r}{op}" for op in "lshift rshift and xor or".split() for r in ("", "r")]
+    *"bool int float complex index len getitem setitem neg pos abs invert round trunc floor ceil lt le gt ge".split(),
+    *"array array_ufunc add sub mul truediv floordiv mod divmod pow matmul lshift rshift and xor or".split(),
+    *"radd rsub rmul rtruediv rfloordiv rmod rdivmod rpow rmatmul rlshift rrshift rand rxor ror".split(),
+)
 
 
 class _NoAttribute(StateTypeError, AttributeError):

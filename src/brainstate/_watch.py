@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -146,6 +147,10 @@ def changed(x: Any, name: str, what: str, structure: bool) -> None:
     invalidate(what)
 
 
+def _forget(key, _):
+    _watched.pop(key, None)
+
+
 class Touched:
     """What traces have read, and the values that it had."""
 
@@ -160,7 +165,7 @@ class Touched:
                 continue
             watch = _watched.get(id(x))
             if watch is None or watch[0]() is not x:
-                watch = _watched[id(x)] = weakref.ref(x, lambda _, key=id(x): _watched.pop(key, None)), {}
+                watch = _watched[id(x)] = weakref.ref(x, partial(_forget, id(x))), {}
             forms = {name: _form(_part(x, name)) for name in names}
             forms = {name: form for name, form in forms.items() if form is not _TRACED}
             self._forms.setdefault(id(x), (watch[0], {}))[1].update(forms)

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import jax
 
-from .._errors import StateTypeError, StateValueError
 from .._carry import Writes
+from .._errors import StateTypeError, StateValueError
 from .._scope import commit, read
 from .._state import State, fitted
 from ..filters import Filter, to_predicates

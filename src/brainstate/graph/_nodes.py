@@ -87,8 +87,8 @@ def _refuse_loss(old: Any, new: Any, where: str) -> None:
         if new is not None and not holds_state(new):
             given = "array" if hasattr(new, "shape") else type(new).__name__
             raise StateTypeError(
-                f"{where} is a {type(old).__name__}, which `... = <{given}>` would drop: write `{where}.value = ...` to "
-                f"change its value, or first `del {where}` (or assign a new State) to replace it."
+                f"{where} is a {type(old).__name__}, which `... = <{given}>` would drop: write `{where}.value = ...` "
+                f"to change its value, or first `del {where}` (or assign a new State) to replace it."
             )
         return
     kind = None if old is new or isinstance(old, Node) else kind_of(old)

@@ -196,8 +196,8 @@ class Sequential(Module):
     Notes
     -----
     A call hands its first argument to the first layer, and each keyword to all layers whose signature has it. Further
-    positional arguments go to the first layer if it takes so many, and, by the names that they have there or else in the
-    first Module that takes so many, to all others as well. A layer that takes any keyword gets all of them.
+    positional arguments go to the first layer if it takes so many, and to all others by the names that they have there,
+    or else in the first Module that takes so many. A layer that takes any keyword gets all of them.
 
     Examples
     --------

@@ -38,8 +38,10 @@ class Module(Node):
 
     Notes
     -----
-    Lists and dicts that are empty or hold States or Modules are kept as equal copies, so change
-    ``module.layers`` and not the list that was assigned. An object in which no State can be found
+    Lists and dicts that are empty or hold States, Modules or functions are kept as equal copies, so change
+    ``module.layers`` and not the list that was assigned. A compiled function that has read an attribute, or an
+    element of such a list or dict, is traced again after it has changed; what is inside of other objects, such as
+    NumPy arrays, is not looked at. An object in which no State can be found
     (an ordinary class that holds one, a set) is refused with a `StateTypeError`.
 
     Examples

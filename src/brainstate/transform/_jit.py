@@ -37,6 +37,7 @@ from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, launch, outside
+from .._local import users_level
 from .._scope import (
     Restart,
     Scope,
@@ -47,7 +48,6 @@ from .._scope import (
     replaced_since,
     retagged,
     stage,
-    users_level,
 )
 from .._watch import Touched, reading
 from ._choice import owns_states
@@ -352,8 +352,8 @@ class Jit(Launcher):
             self._changes[what] += 1
             if self._changes[what] == _OFTEN:
                 warnings.warn(
-                    f"{self!r} was traced again {_OFTEN} times because {'.'.join(what)} changed: make it a State, or an "
-                    f"argument of the function.",
+                    f"{self!r} was traced again {_OFTEN} times because {'.'.join(what)} changed: make it a State, or "
+                    f"an argument of the function.",
                     stacklevel=users_level(),
                 )
         return self._begin("; ".join(dict.fromkeys(changes.values())) or "; ".join(replaced_since(program.generation)))
