@@ -31,13 +31,15 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _border _scope _launch _state _carry"
+CORE = "_errors _compat _local _border _scope _launch _state _carry _watch"
 LAYERS = {
     "_errors": "",
     "_compat": "",
     "_carry": "",
-    "_border": "_compat _errors",
-    "_scope": "_errors _compat _carry _border",
+    "_local": "_compat",
+    "_border": "_compat _errors _local",
+    "_scope": "_errors _compat _carry _local _border",
+    "_watch": "_errors _compat _carry _scope",
     "_launch": "_errors _compat _carry _border _scope",
     "_state": "_errors _compat _scope",
     "filters": CORE,

@@ -151,7 +151,7 @@ def test_pure_dicts():
     tree = treefy_states({"l": {"w": w}})
     tree.replace_by_pure_dict({"l": {"w": 7.0}})
     assert (tree.l.w.value, tree.l.w.type, w.value) == (7.0, ParamState, 5.0)
-    with pytest.raises(ValueError, match=r"data has an entry 'l\.v'.*the paths are: 'l\.w'"):
+    with pytest.raises(ValueError, match=r"data has unknown 'l\.v'.*the paths are: 'l\.w'"):
         tree.replace_by_pure_dict({"l": {"w": 0.0, "v": 7.0}})
     assert tree.l.w.value == 7.0
 

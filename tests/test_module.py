@@ -90,8 +90,9 @@ def test_without_calling_super_init():
     assert Bare().name is None
 
 
-def test_an_attribute_replaced_by_an_array_is_no_state_any_more():
+def test_an_attribute_that_is_deleted_may_become_an_array():
     model = LinearRegressor(1)
+    del model.bias
     model.bias = jnp.zeros(1)
     assert list(model.states()) == [("weight",)]
 

@@ -36,6 +36,7 @@ from jax.extend.core import set_current_trace
 
 from ._compat import AT_ONCE, current_trace, stages_within
 from ._errors import FrozenReadWarning, TraceContextError
+from ._local import local_trace, users_frame
 
 __all__ = [
     "altered",
@@ -62,10 +63,6 @@ _told: list[Any] = []  # the trace, by weak reference, and the line of the user 
 
 _LAUNCH = str(Path(__file__).with_name("_launch.py"))
 _RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
-_NOT_USERS = (
-    str(Path(__file__).parent) + os.sep,
-    str(Path(jax.__file__).parent) + os.sep,
-)  # frames that a warning skips
 
 
 class _Met:
@@ -221,12 +218,12 @@ def deferred(scope, frame: Any = None) -> bool:
 
 def meet(scope, state) -> None:
     """Note that a program of JAX's own holds the value of ``state``; warn once for each line that reads it outside."""
+    if local_trace(state) is not None:
+        return  # the State lives and dies with that program
     met = _note(scope, state)
     if met is None:
         return
-    level, frame, trace = 1, sys._getframe(), current_trace()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
-        level, frame = level + 1, frame.f_back
+    (frame, level), trace = users_frame(), current_trace()
     if deferred(None, frame.f_back):
         raise outside_rule(state)
     line = frame.f_code.co_filename, frame.f_lineno

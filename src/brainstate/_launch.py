@@ -31,7 +31,6 @@ from ._scope import (
     gather,
     innermost,
     is_tracer,
-    replaced_since,
 )
 
 __all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
@@ -58,10 +57,11 @@ def _busy(scope):
             scope.launches -= 1
 
 
-def launch(jitted, states, written, args, kwargs):
+def launch(jitted, states, written, args, kwargs, touched):
     """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
 
-    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. A trace around it
+    reads what its traces have ``touched``.
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
@@ -70,9 +70,11 @@ def launch(jitted, states, written, args, kwargs):
             out, values = jitted(values, *args, **kwargs)
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
-            return launch(jitted, states, written, args, kwargs)
+            return launch(jitted, states, written, args, kwargs, touched)
         changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
         commit(Writes(tuple(changed), list(changed.values())))
+    if _open:
+        touched.pass_on()
     return out
 
 
@@ -84,22 +86,24 @@ class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
     ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
-    ``_explain`` has the words for arguments that JAX refuses.
+    ``_look(program)`` does if something changed that concerns it, and ``_explain`` has the words for arguments that JAX
+    refuses.
     """
 
     _program: Any
     _retry: Any
     _explain: Any
     _begin: Any
+    _look: Any
 
     def __call__(self, /, *args, **kwargs):
         """Run the compiled function on the present values of the States and commit what it writes."""
         program = self._program
         if program.generation != _generation[0]:
-            program = self._begin("; ".join(replaced_since(program.generation)))
+            program = self._look(program)
         try:
             if not program.written or switched or (_open and innermost() is not None):
-                out = launch(program.jitted, program.states, program.written, args, kwargs)
+                out = launch(program.jitted, program.states, program.written, args, kwargs, program.touched)
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
                 written, values, i = program.written, [], 0
@@ -157,6 +161,7 @@ class Ready:
     _states: tuple
     _written: tuple
     _generation: int
+    _touched: Any
     _donates: bool
     _renew: Any
     _refused: Any
@@ -221,4 +226,5 @@ class Ready:
             self._refused(args, kwargs)
             raise
         commit(Writes(self._written, list(new)))
+        self._touched.pass_on()
         return out

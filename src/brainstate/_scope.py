@@ -46,6 +46,7 @@ from ._border import altered, changed, everywhere, forget, meet, read_inside, se
 from ._carry import Absent, Writes, awaited
 from ._compat import AT_ONCE, current_trace, stages_within, staging
 from ._errors import StateTypeError, StateValueError, TraceContextError, a_type
+from ._local import is_local, local_trace
 
 __all__ = [
     "Cell",
@@ -68,6 +69,8 @@ __all__ = [
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
+    "retag",
+    "retagged",
     "stage",
     "write",
 ]
@@ -85,7 +88,7 @@ _step_lock = threading.RLock()  # held by a whole read-compute-write call of a c
 
 # Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
 # hold on to a State that is no longer reachable, and is traced again.
-_generation = [0]
+_generation, _retagged = [0], [0]
 _replaced = deque(maxlen=16)  # the last of these changes, in words
 
 
@@ -102,15 +105,28 @@ def invalidate(what: str) -> None:
         everywhere()
 
 
+def retag(what: str) -> None:
+    """Announce that the tags of a State changed: whatever has selected by tags looks again."""
+    _retagged[0] += 1
+    invalidate(what)
+
+
+def retagged() -> int:
+    """Return the number of changes of tags so far."""
+    return _retagged[0]
+
+
 def replaced_since(count: int) -> list[str]:
     """Return where States or Modules were replaced after the generation ``count``, as far as is remembered."""
     return list(_replaced)[-new:] if (new := _generation[0] - count) else []
 
 
 class Cell:
-    """What the seam knows of a State: one slot, empty until the State has a concrete value."""
+    """What the seam knows of a State: its value, empty until it is concrete, and if it was made under a raw transform
+    of JAX a weak reference to that trace, and the value if that is traced.
+    """
 
-    __slots__ = ("__weakref__", "_value")
+    __slots__ = ("__weakref__", "_local", "_value")
 
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
@@ -189,19 +205,24 @@ class Scope:
         try:
             return self.values[state]
         except KeyError:
+            if local_trace(state, self.trace) is not None:
+                return _stored(state)
             value = self.values[state] = self._inherit(state)
             return value
 
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
+            if is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
+                _keep_local(state, value)
+                return
             forget(current_trace())
             raise TraceContextError(
                 f"{state.describe()} was written inside a raw JAX transform within brainstate.transform.{self.name}: "
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
             )
         _admit(state, value)
-        if state not in self.values and not hasattr(state, "_value") and not self._known(state):
+        if state not in self.values and _is_new(state) and not self._known(state):
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
@@ -313,7 +334,10 @@ def write(state, value) -> None:
         scope.write(state, value)
         return
     if current_trace() is not AT_ONCE:
-        raise _raw_transform(state)
+        if not is_local(state):
+            raise _raw_transform(state)
+        _keep_local(state, value)
+        return
     if type(value) not in _plain:
         _admit(state, value)
     state._value = value
@@ -322,8 +346,11 @@ def write(state, value) -> None:
 
 
 def create(state, value) -> None:
-    """Give a new State its first value; unlike `write`, also under a raw transform if it is concrete."""
-    scope = innermost()
+    """Give a new State its first value; unlike `write`, also under a raw transform, which it may not outlive then."""
+    scope, trace = innermost(), current_trace()
+    if trace is not AT_ONCE and (scope is None or trace is not scope.trace):
+        _keep_local(state, value)
+        return
     if scope is not None:
         scope.write(state, value)
         while scope is not None:
@@ -370,7 +397,12 @@ def commit(writes: Writes) -> None:
     if not states:
         return
     if scope is None and current_trace() is not AT_ONCE:
-        raise _raw_transform(states[0])
+        for state in states:
+            if not (is_local(state) or _is_new(state)):
+                raise _raw_transform(state)
+        for state, value in zip(states, writes.values, strict=True):
+            _keep_local(state, value)
+        return
     if scope is not None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
@@ -410,6 +442,14 @@ def _stored(state):
     try:
         return state._value
     except AttributeError:
+        if local_trace(state) is not None:
+            return state._local[1]
+        if hasattr(state, "_local"):
+            raise TraceContextError(
+                f"{state.describe()} was created under a raw JAX transform (jax.jit, jax.grad, ...), and is used "
+                f"outside of it: its value was a tracer, which is gone. Return `state.value` from the function, or "
+                f"create the State outside of it."
+            ) from None
         raise TraceContextError(
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
@@ -420,10 +460,13 @@ def _stored(state):
 _plain = {bool, int, float, complex, str, type(None), Absent}
 
 
-def _admit(state, value) -> None:
-    """Refuse a value that holds a State, or that holds a tracer while no scope is open."""
+def _admit(state, value, traced=False) -> bool:
+    """Refuse a value that holds a State, or that holds a tracer while no scope is open, and tell whether it does.
+
+    ``traced`` says that it may.
+    """
     if type(value) in _plain:
-        return
+        return False
     leaves = _flatten(state, value)[0]
     kinds = {type(leaf) for leaf in leaves} - _plain
     if any(issubclass(kind, Cell) for kind in kinds):
@@ -432,10 +475,29 @@ def _admit(state, value) -> None:
             f"`other.value`, or keep the States in a Module, list or dict."
         )
     tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
-    if tracers and innermost() is None:
+    if tracers and not traced and innermost() is None:
         raise _raw_transform(state)
     if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
         _plain.add(type(value))
+    return bool(tracers)
+
+
+# A State that is made under a raw transform belongs to that trace: it is read there and in what is traced inside,
+# and written there only. Scopes around the transform know nothing of it.
+
+
+def _keep_local(state, value) -> None:
+    """Give ``state``, which belongs to the present trace, a value; a concrete one may outlive the trace."""
+    traced = _admit(state, value, traced=True)
+    state._local = weakref.ref(current_trace()), value
+    if not traced:
+        state._value = value
+    elif hasattr(state, "_value"):
+        del state._value
+
+
+def _is_new(state) -> bool:
+    return not (hasattr(state, "_value") or hasattr(state, "_local"))
 
 
 def _flatten(state, value):

@@ -3,7 +3,10 @@
 A State holds any pytree (arrays, numbers, nested containers; outside transforms any object at all) in
 ``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_scope``), so the same
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
-is a leaf for ``jax.tree``, and holds no other State.
+is a leaf for ``jax.tree``, and holds no other State. Where ``.value`` was forgotten, it says so.
+
+A subclass may define ``value`` anew, to show something else than the seam keeps. Copies, snapshots and what loads
+go by the *stored* value, which is also what is differentiated.
 
 The kinds differ in meaning only, and are what filters select by::
 
@@ -20,17 +23,30 @@ selects, and so what is compiled: a change of them is announced as the replaceme
 
 import copy as _copy
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import valid_jaxtype
 
 from . import _scope
 from ._errors import StateTypeError, StateValueError, a_type
 
-__all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "rebuild"]
+__all__ = [
+    "BatchState",
+    "HiddenState",
+    "LongTermState",
+    "ParamState",
+    "ShortTermState",
+    "State",
+    "fitted",
+    "rebuild",
+    "strings",
+]
 
 
 class _Tags(set):
@@ -50,7 +66,13 @@ def _announcing(method: Callable) -> Callable:
     def change(self, *others):
         before = set(self)
         try:
-            return method(self, *others)
+            result = method(self, *others)
+            strings(self)
+            return result
+        except StateTypeError:
+            set.clear(self)
+            set.update(self, before)
+            raise
         finally:
             if self != before:
                 _announce(self._state())
@@ -58,9 +80,17 @@ def _announcing(method: Callable) -> Callable:
     return change
 
 
+def strings(tags: Any) -> list[str]:
+    """Return one tag or several as a list, and refuse what is no string."""
+    tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
+    if not all(isinstance(tag, str) for tag in tags):
+        raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
+    return tags
+
+
 def _announce(state) -> None:
     if hasattr(state, "_value"):  # one that a transform creates, and tags, is new to all that was compiled
-        _scope.invalidate(f"the tags of {state.describe()} changed")
+        _scope.retag(f"the tags of {state.describe()} changed")
 
 
 _CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"
@@ -102,6 +132,8 @@ class State(_scope.Cell):
     __slots__ = ("__dict__", "_owner")
 
     def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+        if name is not None and not isinstance(name, str):
+            raise StateTypeError(f"the name of a State is a string, not a {type(name).__name__}: {name!r}.")
         self.name = name
         self._owner = None
         self.tag = () if tag is None else tag
@@ -121,23 +153,25 @@ class State(_scope.Cell):
     @tag.setter
     def tag(self, tags: str | Iterable[str]) -> None:
         old = self.__dict__.get("tag")
-        new = self.__dict__["tag"] = _Tags({tags} if isinstance(tags, str) else tags)
+        new = self.__dict__["tag"] = _Tags(strings(tags))
         new._state = weakref.ref(self)
         if old is not None and old != new:
             _announce(self)
 
     def restore_value(self, value: Any) -> None:
-        """Assign ``value``, which must have the tree structure of the present value.
+        """Assign the stored value, which must have the structure, shapes and dtypes of the present one.
+
+        A Python number takes the dtype of a scalar array, if that can hold it.
 
         Raises
         ------
         StateValueError
-            If the structures differ; the State is unchanged.
+            If they differ; the State is unchanged.
         """
-        new, old = jax.tree.structure(value), jax.tree.structure(_scope.glance(self))
-        if new != old:
-            raise StateValueError(f"{self.describe()} holds {old}, the value to restore is {new}: they must agree.")
-        self.value = value
+        value, problem = fitted(_scope.glance(self), value)
+        if problem:
+            raise StateValueError(f"{self.describe()}: the value to restore is {problem}; they must agree.")
+        _scope.write(self, value)
 
     def value_call(self, fun: Callable[[Any], Any]) -> Any:
         """Return ``jax.tree.map(fun, self.value)``; the State is unchanged."""
@@ -157,12 +191,10 @@ class State(_scope.Cell):
 
     def copy(self) -> Self:
         """Return a new State with the same value and a copy of the metadata."""
-        return rebuild(type(self), self.value, self.metadata())
+        return rebuild(type(self), _scope.read(self), self.metadata())
 
     def replace(self, value: Any, **metadata: Any) -> Self:
         """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
-        if isinstance(metadata.get("tag"), str):
-            metadata["tag"] = {metadata["tag"]}
         _refuse_reserved(type(self), metadata)
         return rebuild(type(self), value, {**self.metadata(), **metadata})
 
@@ -176,7 +208,8 @@ class State(_scope.Cell):
         """
         if type(other) is not type(self):
             raise StateValueError(f"{self.describe()} cannot take over {a_type(other)}: the classes differ.")
-        self.value, self.name = other.value, other.name
+        _scope.write(self, _scope.read(other))
+        self.name = other.name
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any] | None:
         """Return ``(one value for each lane, the value afterwards)`` for a map that writes this State undeclared.
@@ -190,14 +223,33 @@ class State(_scope.Cell):
         where = f" {self.name!r}" if self.name else f" at {self._owner}" if self._owner else ""
         return f"{type(self).__name__}{where}" if where else f"an unnamed {type(self).__name__}{_layout(self)}"
 
+    def __eq__(self, other):
+        if isinstance(other, _VALUES):
+            raise _no_value(self)
+        return NotImplemented  # by identity
+
+    __hash__ = _scope.Cell.__hash__
+
+    def __format__(self, spec):
+        if spec:
+            raise _no_value(self, f":{spec}")
+        return repr(self)
+
+    @property
+    def __jax_array__(self):
+        if sys._getframe(1).f_code.co_name == "bind":  # JAX asks in C, where only this may be raised
+            raise _NoAttribute("__jax_array__")
+        raise StateValueError(str(_no_value(self)))  # JAX has words of its own for a TypeError
+
     def __copy__(self) -> Self:
         return self.copy()
 
     def __deepcopy__(self, memo) -> Self:
-        return rebuild(type(self), _copy.deepcopy(self.value, memo), _copy.deepcopy(self.metadata(), memo))
+        value, metadata = _copy.deepcopy((_scope.read(self), self.metadata()), memo)
+        return rebuild(type(self), value, metadata)
 
     def __reduce__(self):
-        return rebuild, (type(self), self.value, self.metadata())
+        return rebuild, (type(self), _scope.read(self), self.metadata())
 
     def __repr__(self) -> str:
         extra = {k: v for k, v in self.__dict__.items() if v is not None and v != set()}
@@ -206,24 +258,106 @@ class State(_scope.Cell):
 
 def _layout(state) -> str:
     """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
+    value = getattr(state, "_value", _scope.Cell)
+    return "(no value yet)" if value is _scope.Cell else f"({_shown(value)})"
+
+
+def _shown(value) -> str:
+    """Write a value with shapes and dtypes in place of arrays."""
 
     def short(leaf):
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         return repr(leaf) if isinstance(leaf, str | bool | int | float | complex) else type(leaf).__name__
 
-    value = getattr(state, "_value", _scope.Cell)
-    if value is _scope.Cell:
-        return "(no value yet)"
-    if value is None:
-        return "(None)"
-    shown = jax.tree.map(lambda leaf: _Word(short(leaf)), value)
-    return f"({shown!r})"
+    return repr(jax.tree.map(lambda leaf: _Word(short(leaf)), value))
 
 
 class _Word(str):
     __slots__ = ()
     __repr__ = str.__str__
+
+
+# ------------------------------------------------------------------------------------------ values that are loaded
+
+_NUMBERS = {bool: 0, int: 1, float: 2, complex: 3}
+_ORDER = (np.bool_, np.integer, np.floating, np.complexfloating)
+
+
+def fitted(old: Any, new: Any) -> tuple[Any, str]:
+    """Return ``new`` as what may take the place of ``old``, and in words why it may not, empty if it may.
+
+    Arrays need equal shapes, and equal dtypes as JAX has them: NumPy's float64 is float32 unless 64 bits are enabled. A
+    Python number is converted to the dtype of a scalar that can hold it, and an array of one element may take the
+    place of a Python number of its kind.
+    """
+    olds, treedef = jax.tree.flatten(old)
+    news, other = jax.tree.flatten(new)
+    if treedef == other:
+        pairs = [_leaf_fitted(a, b) for a, b in zip(olds, news, strict=True)]
+        if all(fits for _, fits in pairs):
+            return treedef.unflatten([leaf for leaf, _ in pairs]), ""
+    was, now = _shown(old), _shown(new)
+    return new, f"{now} for {was}" if was != now else f"{now} in {other} for {treedef}"
+
+
+def _leaf_fitted(old, new):
+    if not (valid_jaxtype(old) and valid_jaxtype(new)):
+        return new, valid_jaxtype(old) == valid_jaxtype(new)
+    was, now = jax.typeof(old), jax.typeof(new)
+    kinds = [_kind(was.dtype), _kind(now.dtype)]
+    if type(new) in _NUMBERS:
+        fits = was.shape == () and kinds[1] <= kinds[0]
+        return (type(old)(new) if type(old) in _NUMBERS else jnp.asarray(new, was.dtype)) if fits else new, fits
+    fits = was.shape == now.shape and (kinds[0] == kinds[1] if type(old) in _NUMBERS else was.dtype == now.dtype)
+    if fits and isinstance(new, np.ndarray | np.generic) and new.dtype != now.dtype:
+        new = np.asarray(new, now.dtype)
+    return new, fits
+
+
+def _kind(dtype) -> int:
+    return next((i for i, kind in enumerate(_ORDER) if jax.dtypes.issubdtype(dtype, kind)), -1)
+
+
+# -------------------------------------------------------------------------------------------- `.value` was forgotten
+
+_VALUES = (int, float, complex, str, bytes, list, tuple, dict, np.ndarray, np.generic, jax.Array)
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"]
+_BINARY += ["lshift", "rshift", "and", "xor", "or"]
+_OPERATORS = ["bool", "int", "float", "complex", "index", "len", "getitem", "setitem", "array", "array_ufunc"]
+_OPERATORS += ["neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil", "lt", "le", "gt", "ge"]
+_OPERATORS += [*_BINARY, *(f"r{name}" for name in _BINARY)]
+
+
+class _NoAttribute(StateTypeError, AttributeError):
+    """Of an array, but not of a State: an AttributeError as well, so that ``hasattr`` works."""
+
+
+class _OfArrays:
+    """An attribute that arrays have: a State has none, unless it is given one."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __get__(self, state, owner):
+        if state is None:
+            raise AttributeError(self.name)
+        raise _NoAttribute(str(_no_value(state, f".{self.name}")))
+
+
+def _no_value(state, use="") -> StateTypeError:
+    return StateTypeError(f"{state.describe()} is not the value that it holds: write `.value{use}` after the State.")
+
+
+def _refuse(self, *args, **kwargs):
+    raise _no_value(self)
+
+
+for _name in _OPERATORS:
+    setattr(State, f"__{_name}__", _refuse)
+for _name in dir(jax.Array):
+    if not _name.startswith("_") and not hasattr(State, _name):
+        setattr(State, _name, _OfArrays(_name))
 
 
 def _refuse_reserved(cls, metadata) -> None:
@@ -239,7 +373,7 @@ def rebuild(cls: Any, value: Any, metadata: dict[str, Any]) -> Any:
     state = cls.__new__(cls)
     state._owner = None
     state.__dict__.update(metadata)
-    state.tag = set(metadata.get("tag", ()))
+    state.tag = metadata.get("tag", ())
     _scope.create(state, value)
     return state
 

@@ -14,13 +14,15 @@ from typing import Any, Self
 
 import jax
 
+from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._state import State
+from .._scope import commit, read
+from .._state import State, fitted
 from ..filters import Filter, to_predicates
 from ._paths import dotted, in_order
 from ._snapshot import TreefyState
 
-__all__ = ["FlattedDict", "NestedDict", "complete", "pair", "plain", "select", "take_all"]
+__all__ = ["FlattedDict", "NestedDict", "assign", "complete", "loadable", "plain", "select", "take_all"]
 
 
 def select(flat: Mapping, filters: tuple[Filter, ...], *, rest: bool = False) -> list[dict]:
@@ -54,20 +56,56 @@ def take_all(flat: Mapping, filters: tuple[Filter, ...]) -> list[dict]:
 
 def complete(name: str, wanted: Mapping, given: Mapping) -> None:
     """Raise unless ``given`` has exactly the paths of ``wanted``."""
-    absent = [dotted(path) for path in wanted if path not in given]
-    unknown = [dotted(path) for path in given if path not in wanted]
-    wrong = [
-        f"{word} {', '.join(map(repr, paths))}"
-        for word, paths in [("lacks", absent), ("has unknown", unknown)]
-        if paths
+    absent = [path for path in wanted if path not in given]
+    _refuse(name, wanted, absent, [path for path in given if path not in wanted], {})
+
+
+def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False) -> dict:
+    """Return ``{path: value}`` of what ``data``, flat or nested, has for ``targets``, to be assigned as it is.
+
+    Raises
+    ------
+    StateValueError
+        If ``data`` has paths that are none of ``targets``, values of another structure, shape or dtype than the States
+        or snapshots there, or, where it has to be ``whole``, lacks paths: all of them are named.
+    """
+    if not isinstance(data, Mapping):
+        raise StateTypeError(f"{name} is a mapping from paths or names to values, not a {type(data).__name__}.")
+    found, unknown = _pair(targets, data)
+    problems = {}
+    for path, value in found.items():
+        if isinstance(targets[path], State | TreefyState):
+            found[path], problem = fitted(plain(targets[path]), value)
+            problems |= {path: problem} if problem else {}
+    _refuse(name, targets, [path for path in targets if whole and path not in found], unknown, problems)
+    return found
+
+
+def _refuse(name, targets, absent, unknown, problems):
+    """Raise if anything is wrong, and name all of it."""
+    quoted = [[repr(dotted(path)) for path in paths] for paths in (absent, unknown, problems)]
+    quoted[2] = [f"{path} ({problem})" for path, problem in zip(quoted[2], problems.values(), strict=True)]
+    verbs = ("lacks", "has unknown", "does not fit at")
+    wrong = [f"{verb} {', '.join(paths)}" for verb, paths in zip(verbs, quoted, strict=True) if paths]
+    if not wrong:
+        return
+    rules = [
+        "it needs an entry for each path and no other" * bool(absent),
+        f"the paths are: {', '.join(repr(dotted(p)) for p in targets) or 'none'}" * bool(unknown),
+        "structure, shape and dtype must agree (`jnp.asarray(x, dtype)` converts)" * bool(problems),
     ]
-    if wrong:
-        raise StateValueError(f"{name} {' and '.join(wrong)}: it needs an entry for each path and no other.")
+    first = f"{', '.join(wrong[:-1])} and {wrong[-1]}" if len(wrong) > 1 else wrong[0]
+    raise StateValueError(f"{name} {first}: {'; '.join(filter(None, rules))}. Nothing was changed.")
+
+
+def assign(states: Mapping[Any, State], values: Mapping) -> None:
+    """Give States their new stored values, all together."""
+    commit(Writes(tuple(states[path] for path in values), list(values.values())))
 
 
 def plain(x: Any) -> Any:
-    """Return the value of a State or snapshot, and anything else as it is."""
-    return x.value if isinstance(x, State | TreefyState) else x
+    """Return the stored value of a State or snapshot, and anything else as it is."""
+    return read(x) if isinstance(x, State) else x.value if isinstance(x, TreefyState) else x
 
 
 class _PathMapping(dict):
@@ -207,7 +245,8 @@ class FlattedDict(_PathMapping):
         Raises
         ------
         StateValueError
-            If ``data`` lacks a path or has an unknown one; no State is changed then.
+            If ``data`` lacks a path, has an unknown one, or a value of another structure, shape or dtype than the State
+            holds: all of these are named, and no State is changed.
 
         Examples
         --------
@@ -217,9 +256,7 @@ class FlattedDict(_PathMapping):
         >>> states.w
         State(5.0)
         """
-        complete("data", self, data)
-        for path, state in self.items():
-            state.value = plain(data[path])
+        assign(self, loadable("data", self, data, whole=True))
 
     @staticmethod
     def _key(name):
@@ -295,13 +332,14 @@ class NestedDict(_PathMapping):
         Raises
         ------
         StateValueError
-            If ``data`` has a path that is not here; nothing is changed then.
+            If ``data`` has a path that is not here, or a value of another structure, shape or dtype than the State or
+            snapshot holds: all of these are named, and nothing is changed.
         """
         here = self.to_flat()
-        new = pair(here, data, "data")
+        new = loadable("data", here, data)
+        assign(here, {path: value for path, value in new.items() if isinstance(here[path], State)})
         for path, value in new.items():
             if isinstance(here[path], State):
-                here[path].value = value
                 continue
             level = self
             for key in path[:-1]:
@@ -310,15 +348,9 @@ class NestedDict(_PathMapping):
             dict.__setitem__(level, path[-1], old.replace(value) if isinstance(old, TreefyState) else value)
 
 
-def pair(targets: Mapping, data: Mapping, name: str) -> dict:
-    """Return ``{path: value}`` of what ``data``, flat or nested, has for the paths of ``targets``.
-
-    Raises
-    ------
-    StateValueError
-        If ``data`` has a path that is none of ``targets``.
-    """
-    found: dict = {}
+def _pair(targets, data):
+    """Return ``{path: value}`` of what ``data`` has for the paths of ``targets``, and the other paths of ``data``."""
+    found, others = {}, []
     stack = list(data.items()) if _has_paths(data) else [((), data)]
     while stack:
         path, x = stack.pop()
@@ -327,11 +359,8 @@ def pair(targets: Mapping, data: Mapping, name: str) -> dict:
         elif isinstance(x, Mapping):
             stack += [((*path, key), y) for key, y in x.items()]
         else:
-            known = ", ".join(repr(dotted(p)) for p in targets) or "none"
-            raise StateValueError(
-                f"{name} has an entry {dotted(path)!r}, which leads to no State; the paths are: {known}."
-            )
-    return found
+            others.append(path)
+    return found, others
 
 
 def _leaves(level, prefix):

@@ -1,19 +1,19 @@
 """``Node``: the base of Modules, and the containers that a Node owns.
 
-A compiled function knows the States it met. If one of them is replaced on its Module, the function must
-look again, and for this it is enough that the replacement is announced (``_scope.invalidate``): a counter
-goes up, which compiled calls compare. So the places where a State can enter or leave the graph have to
+A compiled function knows what it has read of Modules (``_watch``). If something of it changes, the function must
+look again, and for this it is enough that the change is announced (``_watch.changed``): a counter
+goes up, which compiled calls compare. So the places where something can enter or leave the graph have to
 notice:
 
-* attributes of a Node, in ``__setattr__`` and ``__delattr__``. The first assignment of a name replaces
-  nothing and is not announced; nor is assigning the same object again.
+* attributes of a Node, in ``__setattr__`` and ``__delattr__``.
 * lists and dicts in attributes. A plain list cannot notice anything, so a Node keeps an equal ``NodeList``
-  (``NodeDict``) of it whenever the list is empty or holds States. Since that is a copy, a later change of
-  the original would be lost; the walk over the graph compares the two and raises instead.
+  (``NodeDict``) of it whenever the list is empty or holds States, Modules or functions. Since that is a copy, a later
+  change of the original would be lost; the walk over the graph compares the two and raises instead.
 
 The same places refuse objects in which nobody would find a State (`adopt`).
 """
 
+import reprlib
 import sys
 from collections.abc import Callable
 from operator import is_
@@ -22,15 +22,22 @@ from typing import Any
 import jax
 
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
-from .._scope import invalidate
 from .._state import State
+from .._watch import ALL, STRUCTURE, Container, Watched, changed, is_watched, register_container
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
 from ._paths import in_order
 
 __all__ = ["NODE", "Node", "NodeDict", "NodeList", "Owned", "adopt", "own"]
 
 
-class Node:
+_ABSENT = object()
+
+
+def _short(x) -> str:
+    return "nothing" if x is _ABSENT else getattr(x, "__qualname__", None) or reprlib.repr(x)
+
+
+class Node(Watched):
     """An object whose attributes are parts of the graph: States, Nodes, containers, or static data.
 
     Use ``nn.Module`` unless you want nothing but that.
@@ -44,17 +51,30 @@ class Node:
         if hasattr(getattr(type(self), name, None), "__set__"):
             object.__setattr__(self, name, value)
             return
-        value = adopt(value, f"{type(self).__name__}.{name}")
-        old = self.__dict__.get(name, value)
+        where = f"{type(self).__name__}.{name}"
+        value = adopt(value, where)
+        old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
+        if old is not _ABSENT:
+            _refuse_loss(old, value, where)
         object.__setattr__(self, name, value)
-        if old is not value and holds_state(old):
-            invalidate(f"{type(self).__name__}.{name} was replaced")
+        if old is not value:
+            self._changed(name, old, value)
 
     def __delattr__(self, name: str) -> None:
-        old = self.__dict__.get(name)
+        old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
         object.__delattr__(self, name)
-        if holds_state(old):
-            invalidate(f"{type(self).__name__}.{name} was deleted")
+        self._changed(name, old, _ABSENT)
+
+    def _changed(self, name, old, new):
+        """Announce a change to compiled functions that have read the attribute."""
+        cls = type(self).__name__
+        if old is not _ABSENT and holds_state(old):
+            changed(self, name, f"{cls}.{name} was {'deleted' if new is _ABSENT else 'replaced'}", True)
+        elif is_watched(self):
+            change = f": {_short(old)} → {_short(new)}" if old is not _ABSENT else f", it is {_short(new)} now"
+            changed(self, name, f"attribute `{name}` of {cls} changed{change}", False)
+            if new is not _ABSENT and holds_state(new):
+                changed(self, STRUCTURE, f"{cls}.{name} was added", False)
 
 
 def _no_array(node) -> Exception:
@@ -85,6 +105,32 @@ def own(state: State, where: str) -> None:
         state._owner = where  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _refuse_loss(old: Any, new: Any, where: str) -> None:
+    """Refuse that something else takes the place of a State, at any depth of a container: ``.value`` was forgotten.
+
+    Another State, a Module and containers of them replace it, and None takes it away: nobody assigns that by mistake.
+    """
+    if isinstance(old, State):
+        if new is not None and not holds_state(new):
+            given = "array" if hasattr(new, "shape") else type(new).__name__
+            raise StateTypeError(
+                f"{where} is a {type(old).__name__}, which `... = <{given}>` would drop: write `{where}.value = ...` "
+                f"to change its value, or first `del {where}` (or assign a new State) to replace it."
+            )
+        return
+    kind = None if old is new or isinstance(old, Node) else kind_of(old)
+    if kind is None:
+        return
+    parts, kind = kind.parts(old), None if isinstance(new, Node) else kind_of(new)
+    if kind is not None:
+        others = kind.parts(new)
+        for key in parts.keys() & others.keys():
+            _refuse_loss(parts[key], others[key], f"{where}[{key!r}]")
+    elif hasattr(new, "shape"):
+        for key, part in parts.items():
+            _refuse_loss(part, new, f"{where}[{key!r}]")
+
+
 def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
     """Return ``value`` as a Node keeps it: with owned containers, and nothing hidden.
 
@@ -109,7 +155,7 @@ def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
     within = (*within, id(value))
     parts = {key: adopt(part, f"{where}[{key!r}]", within) for key, part in kind.parts(value).items()}
     owned = {list: NodeList, dict: NodeDict}.get(type(value))
-    if owned and (not parts or any(map(holds_state, parts.values())) or any(map(_is_owned, parts.values()))):
+    if owned and (not parts or any(holds_state(x) or _is_owned(x) or callable(x) for x in parts.values())):
         return owned._adopted(value, parts)
     if isinstance(value, tuple) and any(map(_is_owned, parts.values())):
         return jax.tree.unflatten(kind.spec(value), parts.values())
@@ -123,7 +169,7 @@ def _is_owned(x):
 # ---------------------------------------------------------------------------------------- owned containers
 
 
-class Owned:
+class Owned(Container):
     """What NodeList and NodeDict share: a look at the original, and pickling that survives cycles."""
 
     __slots__ = ()
@@ -159,6 +205,15 @@ class Owned:
         self._kind.fill(self, parts)
 
 
+def _refuse_lost(before, after, entered):
+    """Refuse what entered a container in the very place of a State that left it."""
+    left, new = set(map(id, before.values())) - set(map(id, after.values())), set(map(id, entered))
+    for key in before.keys() & after.keys():
+        old, x = before[key], after[key]
+        if id(old) in left and id(x) in new:
+            _refuse_loss(old, x, getattr(old, "_owner", None) or f"[{key!r}]")
+
+
 def _noticing(base: type, name: str, kind: Kind) -> Callable:
     """Return method ``name`` of ``base`` so that what enters is adopted and announced."""
     method = getattr(base, name)
@@ -171,6 +226,7 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
                 if key not in before or before[key] is not x:
                     base.__setitem__(self, key, adopt(x, f"{type(self).__name__}[{key!r}]"))
                     moved.append(x)
+            _refuse_lost(before, kind.parts(self), moved)
         except Exception:
             base.clear(self)
             kind.fill(self, before)
@@ -178,8 +234,10 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
         after = kind.parts(self)
         moved += [x for key, x in before.items() if key not in after or after[key] is not x]
         self._origin = None
-        if any(map(holds_state, moved)):
-            invalidate(f"a {base.__name__} of States or Modules was changed by `{name}`")
+        if moved:
+            structure = any(map(holds_state, moved))
+            of = " of States or Modules" if structure else ""
+            changed(self, ALL, f"a {base.__name__}{of} was changed by `{name}`", structure)
         return result
 
     change.__name__ = name
@@ -190,14 +248,14 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
 class NodeList(Owned, list):
     """The list that a Node keeps in place of a plain one; it notices when States enter or leave."""
 
-    __slots__ = ("_origin",)
+    __slots__ = ("__weakref__", "_origin")
     _kind = LIST
 
 
 class NodeDict(Owned, dict):
     """The dict that a Node keeps in place of a plain one; it notices when States enter or leave."""
 
-    __slots__ = ("_origin",)
+    __slots__ = ("__weakref__", "_origin")
     _kind = DICT
 
 
@@ -219,6 +277,7 @@ def _prepare(cls, base, mutators):
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     register_kind(cls, kind)
+    register_container(cls)
 
 
 _prepare(

@@ -77,7 +77,7 @@ class Attributes(Kind):
         if hasattr(x, "__slots__") and dataclasses.is_dataclass(x):
             slots = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if hasattr(x, f.name)}
             return slots | getattr(x, "__dict__", {})
-        return vars(x)
+        return object.__getattribute__(x, "__dict__")  # no read of an attribute: who looks notes it
 
     def create(self, cls):
         return object.__new__(cls)

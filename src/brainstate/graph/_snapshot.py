@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from .._errors import article
-from .._state import State, rebuild
+from .._scope import read
+from .._state import State, rebuild, strings
 
 __all__ = ["Static", "TreefyState", "same", "shown"]
 
@@ -100,14 +101,13 @@ class TreefyState:
     _metadata: dict[str, Any]
 
     def __init__(self, type: _Class, value: Any, /, **metadata: Any):
-        tag = metadata.get("tag") or ()
-        metadata["tag"] = frozenset([tag] if isinstance(tag, str) else tag)
+        metadata["tag"] = frozenset(strings(metadata.get("tag") or ()))
         self.type, self.value, self._metadata = type, value, metadata
 
     @classmethod
     def of(cls, state: State) -> Self:
         """Take a snapshot. Containers in the value are copied, arrays are shared."""
-        value = state.value
+        value = read(state)  # as it is stored, whatever a subclass shows as ``value``
         if not isinstance(value, jax.Array):
             value = jax.tree.map(lambda leaf: leaf, value)
         new = cls.__new__(cls)

@@ -21,13 +21,14 @@ import jax
 
 from .._errors import StateTypeError, StateValueError, a_type
 from .._state import State
+from .._watch import note
 from ..filters import Filter
-from ._mappings import FlattedDict, complete, pair, select, take_all
-from ._nodes import Owned, own
+from ._mappings import FlattedDict, assign, complete, loadable, select, take_all
+from ._nodes import Node, Owned, own
 from ._parts import Kind, kind_of
 from ._paths import Path, dotted, in_order
 from ._snapshot import Static, TreefyState
-from ._walk import snapshots, survey, walk
+from ._walk import check_root, snapshots, survey, walk
 
 __all__ = [
     "GraphDef",
@@ -106,6 +107,8 @@ class _Taker:
             return Static(x)
         if isinstance(x, Owned):
             x.check_origin()
+        if isinstance(x, Node):
+            note(x)
         number = self.number(x) if kind.identity else -1
         parts = kind.parts(x)
         edges = {key: self.take(parts[key], (*path, key)) for key in in_order(parts)}
@@ -146,6 +149,7 @@ def flatten(node: Any) -> tuple[GraphDef, FlattedDict]:
     >>> graph.unflatten(structure, states)
     {'a': State(1.0)}
     """
+    check_root(node)
     taker = _Taker()
     root = taker.take(node, ())
     return GraphDef(root, tuple(taker.states)), FlattedDict(taker.states)
@@ -159,8 +163,14 @@ def unflatten(graphdef: GraphDef, states: Mapping[Path, State]) -> Any:
     StateValueError
         If ``states`` lacks a path of the structure or has an unknown one.
     """
+    _check_structure(graphdef)
     complete("the data to merge", dict.fromkeys(graphdef.paths), states)
     return _Builder(states).build(graphdef.root, ())
+
+
+def _check_structure(graphdef):
+    if not isinstance(graphdef, GraphDef):
+        raise StateTypeError(f"a GraphDef, which treefy_split returns, comes first, not a {type(graphdef).__name__}.")
 
 
 def graphdef(node: Any) -> GraphDef:
@@ -210,6 +220,12 @@ def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
     StateTypeError
         If the trees hold anything but snapshots.
     """
+    _check_structure(graphdef)
+    for tree in trees:
+        if not isinstance(tree, Mapping):
+            raise StateTypeError(
+                f"the trees to merge are mappings, as treefy_split returns, not a {type(tree).__name__}."
+            )
     snapshots = FlattedDict().merge(*trees)
     for path, x in snapshots.items():
         if not isinstance(x, TreefyState):
@@ -249,7 +265,8 @@ def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:
     Raises
     ------
     StateValueError
-        If a path leads to no State; nothing is changed then.
+        If paths lead to no State, or values have another structure, shape or dtype than the States hold: all of them
+        are named, and nothing is changed.
 
     Examples
     --------
@@ -262,9 +279,8 @@ def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:
     states, _ = survey(node)
     new: dict = {}
     for i, data in enumerate((tree, *trees)):
-        new.update(pair(states, data, f"tree {i}"))
-    for path, value in new.items():
-        states[path].value = value
+        new.update(loadable(f"tree {i}", states, data))
+    assign(states, new)
 
 
 def pop_states(node: Any, *filters: Filter) -> Any:

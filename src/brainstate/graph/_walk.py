@@ -6,11 +6,13 @@ its parts, so children come before parents. The *level* of a Node is the number 
 has the level of the Node that it belongs to, however many lists and dicts lie between.
 """
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
-from .._errors import StateValueError
+from .._errors import StateTypeError, StateValueError
 from .._state import State
+from .._watch import STRUCTURE, note
 from ..filters import Filter
 from ._mappings import FlattedDict, NestedDict, select
 from ._nodes import NODE, Node, Owned
@@ -18,7 +20,7 @@ from ._parts import Kind, kind_of
 from ._paths import Path, in_order
 from ._snapshot import TreefyState
 
-__all__ = ["iter_leaf", "iter_node", "nodes", "snapshots", "states", "survey", "treefy_states", "walk"]
+__all__ = ["check_root", "iter_leaf", "iter_node", "nodes", "snapshots", "states", "survey", "treefy_states", "walk"]
 
 _ALL_LEVELS = (0, float("inf"))
 
@@ -28,6 +30,7 @@ def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kin
 
     ``above`` is the number of Nodes above; Nodes below level ``last`` are left out with all that they have.
     """
+    check_root(root)
     seen: dict[int, Any] = {}  # the objects are kept, so that no id is used again
     stack: list[tuple] = [((), root, 0, None)]
     while stack:
@@ -47,10 +50,21 @@ def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kin
             seen[id(x)] = x
             if isinstance(x, Owned):
                 x.check_origin()
+        if kind is NODE:
+            note(x, STRUCTURE)
         stack.append((path, x, above, kind))
         parts = kind.parts(x)
         below = above + (kind is NODE)
         stack += [((*path, key), parts[key], below, None) for key in reversed(in_order(parts))]
+
+
+def check_root(root: Any) -> None:
+    """Refuse to look for States where there can be none."""
+    if not isinstance(root, State) and kind_of(root) is None:
+        raise StateTypeError(
+            f"States are looked for in a Module, or in a list, dict or other pytree of Modules and States, not in "
+            f"{reprlib.repr(root)}."
+        )
 
 
 def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[Path, State], dict[Path, Node]]:

@@ -8,6 +8,7 @@ Names and order are those of ``graph``: attributes sorted by name, positions cou
 Module once. Dotted names join the parts of a path.
 """
 
+import operator
 import reprlib
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -17,11 +18,12 @@ import jax
 import numpy as np
 
 from .. import graph
+from .._errors import StateTypeError, StateValueError
 from .._state import ParamState, State
 from ..filters import Filter
 from ..graph import Node
 
-__all__ = ["Module", "as_shape"]
+__all__ = ["InputError", "Module", "as_shape"]
 
 _LEVELS = (0, float("inf"))
 
@@ -36,8 +38,10 @@ class Module(Node):
 
     Notes
     -----
-    Lists and dicts that are empty or hold States or Modules are kept as equal copies, so change
-    ``module.layers`` and not the list that was assigned. An object in which no State can be found
+    Lists and dicts that are empty or hold States, Modules or functions are kept as equal copies, so change
+    ``module.layers`` and not the list that was assigned. A compiled function that has read an attribute, or an
+    element of such a list or dict, is traced again after it has changed; what is inside of other objects, such as
+    NumPy arrays, is not looked at. An object in which no State can be found
     (an ordinary class that holds one, a set) is refused with a `StateTypeError`.
 
     A Module is not a pytree and not an argument of a transform: a function refers to it by name, and
@@ -74,12 +78,12 @@ class Module(Node):
     @property
     def name(self) -> str | None:
         """The name that was given, or None."""
-        return self.__dict__.get("_name")
+        return getattr(self, "_name", None)
 
     @property
     def in_size(self) -> tuple[int, ...] | None:
         """The shape of one input without batch axes; an int may be assigned."""
-        return self.__dict__.get("_in_size")
+        return getattr(self, "_in_size", None)
 
     @in_size.setter
     def in_size(self, size: int | Iterable[int]) -> None:
@@ -88,7 +92,7 @@ class Module(Node):
     @property
     def out_size(self) -> tuple[int, ...] | None:
         """The shape of one output without batch axes; an int may be assigned."""
-        return self.__dict__.get("_out_size")
+        return getattr(self, "_out_size", None)
 
     @out_size.setter
     def out_size(self, size: int | Iterable[int]) -> None:
@@ -99,7 +103,11 @@ class Module(Node):
         raise NotImplementedError(f"{type(self).__name__} defines neither `update` nor `__call__`.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.update(*args, **kwargs)
+        try:
+            return self.update(*args, **kwargs)
+        except InputError as error:
+            error.locate(self)
+            raise
 
     def __rrshift__(self, x: Any) -> Any:
         return self(x)
@@ -160,8 +168,38 @@ def _named(prefix, flat):
 
 
 def as_shape(size: int | Iterable[int]) -> tuple[int, ...]:
-    """Return a size as a tuple of ints."""
-    return tuple(int(n) for n in size) if isinstance(size, Iterable) else (int(size),)
+    """Return a size as a tuple of ints.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        If it holds anything but ints from 1 up.
+    """
+    sizes = size if isinstance(size, Iterable) else (size,)
+    try:
+        shape = tuple(map(operator.index, sizes))
+    except TypeError:
+        raise StateTypeError(f"a size is an int or a tuple of ints, not {size!r}.") from None
+    if not shape:
+        raise StateValueError(f"a size has at least one int, not {size!r}.")
+    if any(n < 1 for n in shape):
+        raise StateValueError(f"a size has ints from 1 up, not {size!r}.")
+    return shape
+
+
+class InputError(StateValueError):
+    """A layer was called with what it cannot take; the message names the layer by path, once a Module above is met."""
+
+    def __init__(self, layer: Module, problem: str):
+        self._layer, self._problem = layer, problem
+        super().__init__(f"{type(layer).__name__}: {problem}")
+
+    def locate(self, root: Module) -> None:
+        """Name the layer by its path from ``root``."""
+        for path, module in graph.nodes(root).items():
+            if module is self._layer and path:
+                where = ".".join(map(str, path))
+                self.args = (f"{type(module).__name__} at {where} of {type(root).__name__}: {self._problem}",)
 
 
 def _show(x, path, seen):

@@ -12,7 +12,7 @@ writes. Which States these are is found while JAX traces, by staging (see ``_sco
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
 arguments, and the number of input States is part of what it sees.
 
-A new program is begun when a Module announces that a State was replaced (`_scope.invalidate`). States that a
+A new program is begun when something has changed that a trace has read of a Module (``_watch``). States that a
 call created and left behind are inputs from the next call on, which is therefore traced again; unless that trace
 too creates States and never uses the old ones, as a function does that makes its States anew each time.
 
@@ -23,7 +23,9 @@ import functools
 import inspect
 import operator
 import threading
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from itertools import compress
 from operator import not_
@@ -37,7 +39,19 @@ from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, launch, outside
-from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
+from .._local import users_frame
+from .._scope import (
+    Restart,
+    Scope,
+    gather,
+    generation,
+    is_tracer,
+    refuse_states,
+    replaced_since,
+    retagged,
+    stage,
+)
+from .._watch import Touched, reading
 from ._choice import owns_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
@@ -47,13 +61,16 @@ from ._wrapper import resemble
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
 
+_OFTEN = 5  # changes of one attribute that a compiled function is traced again for, before it says so
+
 
 class _Program:
     """The compiled forms of a function for one state of the object graph, and the States they take and give."""
 
     def __init__(self, fun, options, donates, journal, seal):
         self.fun, self.donates, self.journal, self.seal = fun, donates, journal, seal
-        self.generation = generation()
+        self.generation, self.retagged = generation(), retagged()
+        self.touched = Touched()  # what its traces read of Modules
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.gives = []  # donates: whether each of `states` is given away
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
@@ -104,7 +121,8 @@ class _Program:
         """Run the function, and note why."""
         record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
         try:
-            staged = stage(self.fun, args, kwargs, name="jit")
+            with reading(self.touched):
+                staged = stage(self.fun, args, kwargs, name="jit")
         except Exception as error:
             record.fail(error)
             raise
@@ -140,7 +158,7 @@ class _Program:
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return launch(self.jitted, self.states, self.written, args, kwargs)
+        return launch(self.jitted, self.states, self.written, args, kwargs, self.touched)
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
@@ -242,7 +260,7 @@ class _Ahead:
         program, step = self._program, self._step
         entry = program.arranged(step, self._gives)
         entry = waiting(entry) if program.waits else entry
-        return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
+        return launch(entry, program.states[: self._inputs], program.written, args, kwargs, program.touched)
 
 
 class Jit(Launcher):
@@ -255,7 +273,7 @@ class Jit(Launcher):
         jax.jit(fun, **options)  # checks them
         self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
-        self._journal = Journal()
+        self._journal, self._changes = Journal(), Counter()
         self._begin()
         resemble(self, fun)
 
@@ -334,6 +352,23 @@ class Jit(Launcher):
         """
         return self._journal.told()
 
+    def _look(self, program: _Program) -> _Program:
+        """Begin a new program if something has changed that this one has read."""
+        now = generation()
+        changes = program.touched.changes()
+        if program.retagged == retagged() and not changes:
+            program.generation = now
+            return program
+        for what in changes:
+            self._changes[what] += 1
+            if self._changes[what] == _OFTEN:
+                warnings.warn(
+                    f"{self!r} was traced again {_OFTEN} times because {'.'.join(what)} changed: make it a State, or "
+                    f"an argument of the function.",
+                    stacklevel=users_frame()[1],
+                )
+        return self._begin("; ".join(dict.fromkeys(changes.values())) or "; ".join(replaced_since(program.generation)))
+
     def _begin(self, why: str = "") -> _Program:
         """Begin a new program."""
         self._journal.begin(why)
@@ -343,7 +378,7 @@ class Jit(Launcher):
     def _ahead(self, step, args, kwargs):
         program = self._program
         if program.generation != generation():
-            program = self._begin("; ".join(replaced_since(program.generation)))
+            program = self._look(program)
         done = program.run(program.ahead(step), args, kwargs)
         if program.newborn:
             made = program.newborn[0]

@@ -33,7 +33,7 @@ from .._border import apart
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, outside
-from .._scope import gather, generation, is_tracer, replaced_since
+from .._scope import gather, generation, is_tracer, replaced_since, retagged
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
@@ -113,6 +113,7 @@ class Prepared(Ready):
         seal.closed = True
         self._states, count = _in_order(program)
         self._written, self._donates = tuple(program.written), program.donates
+        self._touched, self._retagged = program.touched, program.retagged
         self._example = jax.tree.map(_abstract, (args, kwargs))
         values = gather(self._states)
         self._expected = self._of_states(values), self._of_arguments(args, kwargs)
@@ -224,7 +225,11 @@ class Prepared(Ready):
 
     def _renew(self):
         """Look again after States or Modules were replaced somewhere, and refuse if the program is stale."""
-        now, replaced = generation(), "; ".join(dict.fromkeys(replaced_since(self._generation)))
+        now, changes = generation(), self._touched.changes()
+        if self._retagged == retagged() and not changes:
+            self._generation = now
+            return
+        replaced = "; ".join(dict.fromkeys(changes.values() or replaced_since(self._generation)))
         rows = list(compare(self._expected[0], self._of_states(gather(self._states))))
         if not all(row.same for row in rows):
             raise self._mismatch(rows)
@@ -243,7 +248,7 @@ class Prepared(Ready):
         before, after = (*self._states, *self._written), (*_in_order(program)[0], *program.written)
         if before != after or not _same_program(self._traced.jaxpr, traced.jaxpr):
             raise StateValueError(f"{stale}the function {_change(before, after)}. {again}")
-        self._generation = now
+        self._generation, self._touched, self._retagged = now, program.touched, program.retagged
 
 
 def _in_order(program) -> tuple[tuple, int]:

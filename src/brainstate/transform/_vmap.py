@@ -24,8 +24,8 @@ from jax.extend.core import mapped_aval
 
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
-from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
-from ._choice import draws, listed
+from .._scope import Restart, Scope, caught, commit, gather, is_tracer, read, refuse_states, stage
+from ._choice import draws, listed, owns_states
 from ._loops import for_loop, loop_length
 from ._wrapper import resemble
 
@@ -90,6 +90,39 @@ def _without(state, axis, aval):
     return mapped_aval(aval.shape[axis], axis, aval)
 
 
+class _Returned:
+    """A Module among the results, of which the lanes are in its States: a pytree without leaves."""
+
+    def __init__(self, module):
+        self.module = module
+
+    @classmethod
+    def wrap(cls, leaf):
+        """Wrap a Module, which may hold lanes nowhere else, and leave all else as it is."""
+        if not owns_states(leaf):
+            return leaf
+        for module in leaf.nodes().values():
+            for name, value in vars(module).items():
+                if any(is_tracer(x) for x in jax.tree.leaves(value)):
+                    raise StateValueError(
+                        f"the {type(leaf).__name__} that is returned under vmap has an array in the attribute {name!r} "
+                        f"of {type(module).__name__}: only States get the lanes. Make it a State, or a NumPy array."
+                    )
+        return cls(leaf)
+
+    @staticmethod
+    def unwrap(leaf):
+        """Undo `wrap`."""
+        return leaf.module if _is_returned(leaf) else leaf
+
+
+def _is_returned(leaf) -> bool:
+    return isinstance(leaf, _Returned)
+
+
+jax.tree_util.register_pytree_node(_Returned, lambda returned: ((), returned), lambda returned, _: returned)
+
+
 class Mapped:
     """A function on many lanes; made by `vmap`."""
 
@@ -139,7 +172,7 @@ class Mapped:
             raise
         new = [_reduced(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
         commit(Writes((*written, *after), [*new, *after.values()]))
-        return out
+        return jax.tree.map(_Returned.unwrap, out, is_leaf=_is_returned)
 
     def _lanes(self, lane, out_axes, options):
         """Return JAX's map of ``lane``."""
@@ -150,8 +183,11 @@ class Mapped:
         return type(self)(*self._parts[:5], axis, self._parts[6])
 
     def _stage(self, args, kwargs, size):
+        def wrapped(*args, **kwargs):
+            return jax.tree.map(_Returned.wrap, self.fn(*args, **kwargs))
+
         def probe(args, kwargs):
-            raise Restart(stage(self.fn, args, kwargs, name="vmap", scope=_Lane(self.axis_in)))
+            raise Restart(stage(wrapped, args, kwargs, name="vmap", scope=_Lane(self.axis_in)))
 
         options = {**self.options, "axis_size": size}
         return caught(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
@@ -313,7 +349,8 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     Parameters
     ----------
     fn : callable, optional
-        The function of one lane, such as the construction of a model. Left out: a decorator is returned.
+        The function of one lane, such as the class of a model. Left out: a decorator is returned. A Module that it
+        returns, here and under `vmap`, comes back as one Module whose States have the lanes.
     axis : int
         Where the lanes go in the values of the new States; plain `vmap` puts them first.
     **options
@@ -327,12 +364,12 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     Examples
     --------
     >>> import jax.numpy as jnp, brainstate
-    >>> made = []
-    >>> def build(x):
-    ...     made.append(brainstate.State(x * jnp.ones(2)))
-    >>> _ = brainstate.transform.vmap_new_states(build, axis=1)(jnp.arange(3.0))
-    >>> made[0].value.shape
-    (2, 3)
+    >>> layers = brainstate.transform.vmap_new_states(lambda: brainstate.nn.Linear(2, 3), axis_size=5)()
+    >>> layers.weight.value.shape
+    (5, 2, 3)
+    >>> run = brainstate.transform.vmap(layers, in_axes=None, in_states=layers)
+    >>> run(jnp.ones(2)).shape
+    (5, 3)
     """
     if fn is None:
         return functools.partial(vmap_new_states, axis=axis, **options)
