@@ -410,8 +410,8 @@ def _stored(state, frozen=False):
         if hasattr(state, "_local"):
             raise TraceContextError(
                 f"{state.describe()} was created under a raw JAX transform (jax.jit, jax.grad, ...), and is used "
-                f"outside of it: its value was a tracer, which is gone. Return `state.value` from the function, or create the "
-                f"State outside of it."
+                f"outside of it: its value was a tracer, which is gone. Return `state.value` from the function, or "
+                f"create the State outside of it."
             ) from None
         raise TraceContextError(
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "

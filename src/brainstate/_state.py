@@ -322,11 +322,11 @@ def _kind(dtype) -> int:
 # -------------------------------------------------------------------------------------------- `.value` was forgotten
 
 _VALUES = (int, float, complex, str, bytes, list, tuple, dict, np.ndarray, np.generic, jax.Array)
-_OPERATORS = (
-    *"bool int float complex index len getitem setitem neg pos abs invert round trunc floor ceil lt le gt ge".split(),
-    *"array array_ufunc add sub mul truediv floordiv mod divmod pow matmul lshift rshift and xor or".split(),
-    *"radd rsub rmul rtruediv rfloordiv rmod rdivmod rpow rmatmul rlshift rrshift rand rxor ror".split(),
-)
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"]
+_BINARY += ["lshift", "rshift", "and", "xor", "or"]
+_OPERATORS = ["bool", "int", "float", "complex", "index", "len", "getitem", "setitem", "array", "array_ufunc"]
+_OPERATORS += ["neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil", "lt", "le", "gt", "ge"]
+_OPERATORS += [*_BINARY, *(f"r{name}" for name in _BINARY)]
 
 
 class _NoAttribute(StateTypeError, AttributeError):
