@@ -8,10 +8,9 @@ an array of its type; so what the seal stops goes to JAX's ``Compiled``, then an
 beginning, what was prepared for arrays that are committed to a device: JAX does not lower again for another one, it
 only compiles.
 
-What JAX cannot see is that a State or Module was replaced on a Module. That some were, somewhere, is one comparison of
-a counter. Then the function is traced again, by itself and without being compiled: if it would be the same program
-with the same States, the replacement was none of its business; otherwise the prepared program is stale, and every
-call says so.
+What JAX cannot see is that a Module changed. That some did, somewhere, is one comparison of a counter. If something of
+it was read by the function (``_watch``), it is traced again, by itself and without being compiled: if it would be the
+same program with the same States, nothing happens; otherwise the prepared program is stale, and every call says so.
 
 Static arguments are compared at each call and taken out, since JAX compiles them away. States that are donated are
 looked through for arrays that something else refers to as well.
