@@ -1,7 +1,8 @@
 """The path of a compiled call: gather the values, call the program, commit what it writes.
 
 This is where Python adds to the price of a call, so it belongs to the seam (``_scope``) and reads and assigns
-``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
+``State._value`` without a function in between. A signal may come at any time: locks are taken by ``with`` only, which
+CPython does not interrupt between the lock and the block, and a commit that is interrupted is completed. A call that writes holds one lock from reading to committing; a call
 that only reads gathers under the lock of a commit, so that it sees no half of one.
 
 `Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
@@ -20,6 +21,7 @@ from ._errors import TraceContextError
 from ._scope import (
     AT_ONCE,
     Restart,
+    _assign_all,
     _commit_lock,
     _generation,
     _open,
@@ -35,10 +37,6 @@ from ._scope import (
 )
 
 __all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
-
-# Bound once: looking a method up on a lock costs as much as calling it.
-_begin_step, _end_step = _step_lock.acquire, _step_lock.release
-_begin_commit, _end_commit = _commit_lock.acquire, _commit_lock.release
 
 
 def outside() -> bool:
@@ -57,9 +55,14 @@ def launch(jitted, states, written, args, kwargs):
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
             return launch(jitted, states, written, args, kwargs)
-        changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
-        commit(Writes(tuple(changed), list(changed.values())))
+        commit(Writes(*present(written, values)))
     return out
+
+
+def present(written, values) -> tuple[tuple, list]:
+    """Return the States of ``written`` that have a value, and these values."""
+    changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+    return tuple(changed), list(changed.values())
 
 
 def _stored_all(states) -> bool:
@@ -89,27 +92,27 @@ class Launcher:
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
                 written, values, i = program.written, [], 0
-                _begin_step()
-                try:
+                with _step_lock:
                     for state in program.states:
                         values.append(state._value)
-                    out, values = program.jitted(values, *args, **kwargs)
+                    # The shorter call is cheaper.
+                    out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
                         # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
                         if type(value) not in _plain:
                             if not eager():
                                 raise _raw_transform(written[0])
                             break
-                    _begin_commit()
-                    try:
-                        for value in values:  # `written` may have grown in the meantime
-                            if value is not ABSENT:
+                    if program.partial:
+                        written, values = present(written, values)
+                    with _commit_lock:
+                        try:
+                            for value in values:  # `written` may have grown in the meantime
                                 written[i]._value = value
-                            i += 1
-                    finally:
-                        _end_commit()
-                finally:
-                    _end_step()
+                                i += 1
+                        except BaseException:  # an interrupt between two of them
+                            _assign_all(written, values)
+                            raise
             if not program.newborn:
                 return out
             program.adopt()
@@ -159,20 +162,18 @@ class Ready:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
             written, values, i = self._written, [], 0
-            _begin_step()
-            try:
+            with _step_lock:
                 for state in self._states:
                     values.append(state._value)
                 out, values = self._run(values, *args, **kwargs) if kwargs else self._run(values, *args)  # cheaper
-                _begin_commit()
-                try:
-                    for value in values:
-                        written[i]._value = value
-                        i += 1
-                finally:
-                    _end_commit()
-            finally:
-                _end_step()
+                with _commit_lock:
+                    try:
+                        for value in values:
+                            written[i]._value = value
+                            i += 1
+                    except BaseException:  # an interrupt between two of them
+                        _assign_all(written, values)
+                        raise
         except Sealed:
             fast, self._run = self._run, self._run_any
         except Exception:

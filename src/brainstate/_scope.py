@@ -38,6 +38,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -126,6 +127,14 @@ class Cell:
         return type(self).__name__
 
 
+_assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _assign_all(states, values) -> None:
+    """Assign ``values``, all or none: this is one call of C, which no signal divides."""
+    any(map(_assign, states, values))
+
+
 # ------------------------------------------------------------------------------------------------ the marker
 
 
@@ -155,6 +164,7 @@ class Scope:
     def __init__(self, name, values=(), *, stages=False, frozen=False):
         self.name, self.stages, self.frozen = name, stages, frozen
         self.parent = self.trace = None
+        self.inside: Any = None  # a weak reference, which is dead once the `with` block has been left
         self.values, self.written = {}, {}  # both ordered; `written` is used as an ordered set
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
@@ -164,19 +174,18 @@ class Scope:
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
+    @property
+    def __exit__(self):
+        # `with` asks for this before all else, and nothing but `with` keeps it: when it is gone the block has been
+        # left, even where an interrupt came before the first line of `_leave`.
+        leave = partial(_leave, self)
+        self.inside = weakref.ref(leave)
+        return leave
+
     def __enter__(self):
         self.parent, self.trace = innermost(), current_trace()
         _open[get_ident()] = self
         return self
-
-    def __exit__(self, *exc):
-        if self.parent is None:
-            del _open[get_ident()]
-        else:
-            _open[get_ident()] = self.parent
-        # Nothing may keep a finished trace alive.
-        self.trace, self.used = None, tuple(self.values)
-        self.values, self.lent = {}, {}
 
     def read(self, state):
         """Return the value of ``state`` as the function under transformation sees it."""
@@ -262,12 +271,35 @@ class Scope:
 
 def innermost():
     """Return the innermost scope that is open in this thread, or None."""
-    return _open.get(get_ident()) if _open else None
+    scope = _open.get(get_ident()) if _open else None
+    return scope if scope is None or scope.inside() is not None else _abandoned(scope)
+
+
+def _abandoned(scope):
+    """Return the innermost scope that is open, where an interrupt kept ``scope`` from being left."""
+    while scope is not None and scope.inside() is None:
+        scope = scope.parent
+    _return_to(scope)
+    return scope
+
+
+def _return_to(scope):
+    if scope is None:
+        _open.pop(get_ident(), None)
+    else:
+        _open[get_ident()] = scope
+
+
+def _leave(scope, *_):
+    _return_to(scope.parent)
+    # Nothing may keep a finished trace alive.
+    scope.trace, scope.used = None, tuple(scope.values)
+    scope.values, scope.lent = {}, {}
 
 
 def read(state):
     """Return the value of ``state``: from the innermost scope, else from the State itself."""
-    scope = _open.get(get_ident()) if _open else None
+    scope = innermost() if _open else None
     if scope is not None:
         value = scope.read(state)
         # A tracer of ours that a raw jit inside closes over is no constant of its program; a concrete array is.
@@ -284,7 +316,7 @@ def read(state):
 
 def write(state, value) -> None:
     """Set the value of ``state``: in the innermost scope, else in the State itself."""
-    scope = _open.get(get_ident()) if _open else None
+    scope = innermost() if _open else None
     if scope is not None:
         scope.write(state, value)
         return
@@ -353,8 +385,7 @@ def commit(writes: Writes) -> None:
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
-        for state, value in zip(states, writes.values, strict=True):
-            state._value = value
+        _assign_all(states, writes.values)
 
 
 def eager() -> bool:
@@ -494,8 +525,8 @@ class Staged:
         """
         leaves = jax.tree.leaves((args, kwargs))
         outer = _thread.given
-        _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
         try:
+            _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
             return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
         finally:
             _thread.given = outer

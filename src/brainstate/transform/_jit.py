@@ -57,6 +57,7 @@ class _Program:
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
         self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
+        self.partial = False  # whether a trace leaves out a State that another one writes
         self.waits = False  # whether a call waits for its end, since it may fail while it runs
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self.arranged(self.compiled)
@@ -115,11 +116,10 @@ class _Program:
 
     def extend(self, staged):
         """Make inputs of the States that ``staged`` reads, and keep it for the trace that follows."""
-        new = [s for s in staged.reads if s not in set(self.states)]
-        self.states.extend(new)
-        self.gives.extend(False for _ in new)
+        self._add([s for s in staged.reads if s not in set(self.states)])
         if self.donates and not self.waits:
-            self.gives[:] = [gives or s in staged.writes for s, gives in zip(self.states, self.gives, strict=True)]
+            pairs = zip(self.states, self.gives, strict=False)
+            self.gives[:] = [gives or s in staged.writes for s, gives in pairs]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
 
@@ -132,8 +132,11 @@ class _Program:
         """Take the States that the last trace left behind as inputs of the next call."""
         new, self.newborn = self.newborn, ()
         self.adopted[self.kind] = set(new)
-        self.states.extend(new)
-        self.gives.extend(False for _ in new)
+        self._add(new)
+
+    def _add(self, new):
+        self.gives += [False] * len(new)  # first: after an interrupt there may be too many, which nobody looks at
+        self.states += new
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
@@ -146,6 +149,7 @@ class _Program:
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
+        thread = threading.get_ident()
         try:
             while True:
                 if staged is not None:
@@ -155,11 +159,12 @@ class _Program:
                 except Restart as restart:
                     staged = restart.staged
         finally:
-            self.pending.pop(threading.get_ident(), None)
+            self.pending.pop(thread, None)
 
     def _aligned(self, states, values):
         """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
         self.written.extend(s for s in states if s not in set(self.written))
+        self.partial |= len(states) < len(self.written)
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
