@@ -2,7 +2,8 @@
 
 A trace function raises ``KeyboardInterrupt`` before the n-th bytecode that runs in a frame of the package. That is
 more than signals do: CPython looks for them only after calls, at the beginning of a function and at jumps back. Left
-out are the few bytecodes between the end of a ``with`` block and its exit, before which no signal is looked for.
+out are the few bytecodes between the end of a ``with`` block and its exit, and those that do nothing: before none of
+them CPython looks for a signal.
 """
 
 import dis
@@ -31,13 +32,13 @@ def exits(code) -> frozenset[int]:
     """Return the offsets of the bytecodes that leave a ``with`` block, before its exit is called."""
     found, nones = set(), []
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_CONST" and instruction.argval is None:
+        if instruction.opname == "SWAP" or (instruction.opname == "LOAD_CONST" and instruction.argval is None):
             nones.append(instruction.offset)
         elif instruction.opname in ("PRECALL", "CALL") and instruction.arg == 2 and len(nones) >= 3:
-            found |= {*nones[-3:], instruction.offset}
+            found |= {*nones[-4:], instruction.offset}
         else:
             nones = []
-        if instruction.opname in ("PUSH_EXC_INFO", "WITH_EXCEPT_START"):
+        if instruction.opname in ("NOP", "PUSH_EXC_INFO", "WITH_EXCEPT_START"):
             found.add(instruction.offset)
     return frozenset(found)
 
@@ -96,6 +97,7 @@ class Trial:
         self.scenario = scenario
         self.states, self.call = scenario.make()
         self.start = leaves([s.value for s in self.states])
+        self.reset()
         self.values = [self.start]
         self.results = []
         for _ in range(2):

@@ -11,6 +11,8 @@ any other result. So `Ready` asks beforehand where it is called; `Launcher` can 
 """
 
 import contextlib
+from functools import partial
+from itertools import starmap
 from typing import Any
 
 import jax
@@ -33,10 +35,12 @@ from ._scope import (
     gather,
     innermost,
     is_tracer,
+    refuse_taken,
     replaced_since,
 )
+from ._taken import donors, is_deleted
 
-__all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "Sealed", "box", "give", "launch", "outside"]
 
 
 def outside() -> bool:
@@ -51,18 +55,49 @@ def launch(jitted, states, written, args, kwargs):
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
-        out, values = jitted(gather(states), *args, **kwargs)
+        try:
+            out, values = jitted(gather(states), *args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            refuse_taken(states, error)
+            raise
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
             return launch(jitted, states, written, args, kwargs)
-        commit(Writes(*present(written, values)))
+        changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+        commit(Writes(tuple(changed), list(changed.values())))
     return out
 
 
-def present(written, values) -> tuple[tuple, list]:
-    """Return the States of ``written`` that have a value, and these values."""
-    changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
-    return tuple(changed), list(changed.values())
+def give(name, returned, jitted, states, written, args, kwargs):
+    """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
+
+    C puts what the program returns into the list ``returned`` (`box`), so no signal comes between its end and that.
+    """
+    donors[name] = None
+    with _step_lock:
+        try:
+            out, values = jitted(gather(states), *args, **kwargs)
+            if returned:
+                with _commit_lock:
+                    _assign_all(written, values)
+            else:  # inside a transform nothing is given away
+                changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
+                commit(Writes(tuple(changed), list(changed.values())))
+        except BaseException as error:
+            if returned:
+                _assign_all(written, returned[-1][1])
+            else:
+                refuse_taken(states, error, name)
+            raise
+        finally:
+            returned.clear()
+    return out
+
+
+def box(returned, compiled, args, kwargs):
+    """Return ``compiled(*args, **kwargs)``, which is also the last element of ``returned``."""
+    returned.extend(starmap(partial(compiled, **kwargs), [args]))
+    return returned[-1]
 
 
 def _stored_all(states) -> bool:
@@ -72,7 +107,7 @@ def _stored_all(states) -> bool:
 class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
-    ``_program`` has what `launch` takes; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
+    ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
     ``_explain`` has the words for arguments that JAX refuses.
     """
 
@@ -87,8 +122,8 @@ class Launcher:
         if program.generation != _generation[0]:
             program = self._begin("; ".join(replaced_since(program.generation)))
         try:
-            if not program.written or (_open and innermost() is not None):
-                out = launch(program.jitted, program.states, program.written, args, kwargs)
+            if program.donates or not program.written or (_open and innermost() is not None):
+                out = program.launch(args, kwargs)
             else:
                 # What `launch` does, in this frame, with loops that cost least for few States.
                 written, values, i = program.written, [], 0
@@ -103,12 +138,11 @@ class Launcher:
                             if not eager():
                                 raise _raw_transform(written[0])
                             break
-                    if program.partial:
-                        written, values = present(written, values)
                     with _commit_lock:
                         try:
                             for value in values:  # `written` may have grown in the meantime
-                                written[i]._value = value
+                                if value is not ABSENT:
+                                    written[i]._value = value
                                 i += 1
                         except BaseException:  # an interrupt between two of them
                             _assign_all(written, values)
@@ -119,6 +153,9 @@ class Launcher:
             return out
         except Restart as restart:
             staged = restart.staged
+        except (RuntimeError, ValueError) as error:
+            refuse_taken(program.states, error)
+            raise
         except (AttributeError, TypeError, TraceContextError):
             if _stored_all(program.states):
                 self._explain(args, kwargs)
@@ -137,8 +174,8 @@ class Ready:
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
     ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
-    has the words for a call that failed, ``_renew`` looks again after a replacement, and ``_donates`` says whether
-    values are given away.
+    has the words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether values are
+    given away, and `give` has the use of ``_label`` and ``_returned``.
     """
 
     _run: Any
@@ -147,6 +184,8 @@ class Ready:
     _written: tuple
     _generation: int
     _donates: bool
+    _label: str
+    _returned: list
     _renew: Any
     _refused: Any
 
@@ -160,7 +199,14 @@ class Ready:
             if not self._written:
                 with _commit_lock:
                     values = [s._value for s in self._states]
-                return self._run(values, *args, **kwargs)[0]
+                try:
+                    return self._run(values, *args, **kwargs)[0]
+                except (RuntimeError, ValueError):
+                    if not is_deleted(values):
+                        raise
+                return launch(self._run, self._states, (), args, kwargs)  # a call in another thread was taking them
+            if self._donates:
+                return give(self._label, self._returned, self._run, self._states, self._written, args, kwargs)
             written, values, i = self._written, [], 0
             with _step_lock:
                 for state in self._states:
@@ -176,7 +222,8 @@ class Ready:
                         raise
         except Sealed:
             fast, self._run = self._run, self._run_any
-        except Exception:
+        except Exception as error:
+            refuse_taken(self._states, error)
             self._refused(args, kwargs)
             raise
         else:

@@ -39,6 +39,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
 from functools import partial
+from itertools import compress
+from operator import is_not
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -47,9 +49,10 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
-from ._carry import Absent, Writes, awaited
+from ._carry import ABSENT, Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+from ._taken import donors, is_deleted, taken
 
 __all__ = [
     "AT_ONCE",
@@ -71,6 +74,7 @@ __all__ = [
     "read",
     "refuse_foreign",
     "refuse_states",
+    "refuse_taken",
     "replaced_since",
     "stage",
     "write",
@@ -127,12 +131,14 @@ class Cell:
         return type(self).__name__
 
 
+_is_given = partial(is_not, ABSENT)
 _assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _assign_all(states, values) -> None:
-    """Assign ``values``, all or none: this is one call of C, which no signal divides."""
-    any(map(_assign, states, values))
+    """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
+    given = list(map(_is_given, values))
+    any(map(_assign, compress(states, given), compress(values, given)))
 
 
 # ------------------------------------------------------------------------------------------------ the marker
@@ -309,9 +315,10 @@ def read(state):
     if current_trace() is not AT_ONCE and staging():
         _warn_frozen(state)
     try:
-        return state._value
+        value = state._value
     except AttributeError:
         return _stored(state)
+    return _kept(state) if donors and is_deleted(value) else value
 
 
 def write(state, value) -> None:
@@ -348,9 +355,29 @@ def gather(states) -> list:
         return [read(s) for s in states]
     try:
         with _commit_lock:
-            return [s._value for s in states]
+            values = [s._value for s in states]
     except AttributeError:
-        return [_stored(s) for s in states]
+        values = [_stored(s) for s in states]
+    return [_kept(s) for s in states] if donors and is_deleted(values) else values
+
+
+def _kept(state):
+    """Return the value of ``state``, which a call in another thread has taken and is about to replace."""
+    with _step_lock:
+        if is_deleted(state._value):
+            raise taken([state.describe()])
+        return state._value
+
+
+def refuse_taken(states, error, by=None) -> None:
+    """Say which of ``states`` have arrays that are gone, if that is why a call failed or if it took them."""
+    gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
+    if not gone or innermost() is not None or isinstance(error, StateValueError):
+        return
+    words = taken(gone, by, error)
+    if isinstance(error, Exception):
+        raise words from error
+    error.add_note(str(words))
 
 
 def caught(call, fun) -> "Staged":
@@ -410,12 +437,13 @@ def _stored(state, frozen=False):
     if frozen:
         _warn_frozen(state)
     try:
-        return state._value
+        value = state._value
     except AttributeError:
         raise TraceContextError(
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
         ) from None
+    return _kept(state) if donors and is_deleted(value) else value
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.

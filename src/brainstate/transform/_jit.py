@@ -34,8 +34,9 @@ from jax.tree_util import tree_leaves
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._launch import Launcher, launch, outside
+from .._launch import Launcher, box, give, launch, outside
 from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
+from .._taken import donors
 from ._choice import owns_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
@@ -57,10 +58,12 @@ class _Program:
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
         self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
-        self.partial = False  # whether a trace leaves out a State that another one writes
         self.waits = False  # whether a call waits for its end, since it may fail while it runs
+        self.returned = []  # donates: see `give`
+        if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
+            donors[_name(fun)] = None
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self.arranged(self.compiled)
+        self.jitted = self.arranged(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
@@ -140,11 +143,17 @@ class _Program:
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return launch(self.jitted, self.states, self.written, args, kwargs)
+        return self.call(self.jitted, self.states, args, kwargs)
+
+    def call(self, jitted, states, args, kwargs):
+        """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
+        if self.donates:
+            return give(_name(self.fun), self.returned, jitted, states, self.written, args, kwargs)
+        return launch(jitted, states, self.written, args, kwargs)
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
-        entry = self.arranged(getattr(self.compiled, step))
+        entry = self.arranged(getattr(self.compiled, step), [])
         return lambda args, kwargs: entry(gather(self.states), *args, **kwargs)
 
     def run(self, entry, args, kwargs, staged=None):
@@ -164,12 +173,14 @@ class _Program:
     def _aligned(self, states, values):
         """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
         self.written.extend(s for s in states if s not in set(self.written))
-        self.partial |= len(states) < len(self.written)
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def arranged(self, compiled, gives=None):
-        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
+    def arranged(self, compiled, returned, gives=None):
+        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments.
+
+        What it returns when something was given away is also put into ``returned``.
+        """
         if not self.donates:
             return compiled
         gives = self.gives if gives is None else gives
@@ -181,7 +192,7 @@ class _Program:
             leaves = tree_leaves((given, kept, args, kwargs))
             if len(set(map(id, leaves))) < len(leaves):
                 given = owned(given, (kept, args, kwargs))
-            return compiled(given, kept, *args, **kwargs)
+            return box(returned, compiled, (given, kept, *args), kwargs)
 
         return giving
 
@@ -189,6 +200,10 @@ class _Program:
         """Return the values of all States in their order."""
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
         return [next(donated) if give else next(kept) for give in self.gives[:count]]
+
+
+def _name(fun) -> str:
+    return getattr(fun, "__qualname__", type(fun).__name__)
 
 
 def _copy(leaf):
@@ -235,9 +250,9 @@ class _Ahead:
     def __call__(self, /, *args, **kwargs):
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
-        entry = program.arranged(step, self._gives)
+        entry = program.arranged(step, program.returned, self._gives)
         entry = waiting(entry) if program.waits else entry
-        return launch(entry, program.states[: self._inputs], program.written, args, kwargs)
+        return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 
 class Jit(Launcher):

@@ -32,7 +32,7 @@ from jax.tree_util import keystr, tree_leaves
 
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
-from .._launch import Ready, outside
+from .._launch import Ready, box, outside
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
@@ -110,7 +110,7 @@ class Prepared(Ready):
         self._compiled = self._traced.lower().compile()
         seal.closed = True
         self._states, count = _in_order(program)
-        self._written, self._donates = tuple(program.written), program.donates
+        self._written, self._donates, self._returned = tuple(program.written), program.donates, []
         self._example = jax.tree.map(_abstract, (args, kwargs))
         values = gather(self._states)
         self._expected = self._of_states(values), self._of_arguments(args, kwargs)
@@ -118,7 +118,7 @@ class Prepared(Ready):
 
         def whole(run):
             run = waiting(run) if program.waits else run
-            return _giving(run, count, flat) if self._donates else run
+            return _giving(run, count, flat, self._returned) if self._donates else run
 
         self._run_any = self._statics.around(whole(self._compiled.__call__))
         placed = any(_place(leaf) is not None for _, leaf in self._inputs(values, args, kwargs))
@@ -249,10 +249,10 @@ def _in_order(program) -> tuple[tuple, int]:
     return (*given, *compress(program.states, map(not_, program.gives))), len(given)
 
 
-def _giving(compiled, count, flat):
+def _giving(compiled, count, flat, returned):
     """Return ``compiled`` as a function of the values of all States in one list; it donates the first ``count``.
 
-    ``flat`` says that each State and argument is one leaf; where that is no longer so, JAX refuses.
+    What it returns is also put into ``returned``. ``flat`` says that each State and argument is one leaf; where that is no longer so, JAX refuses.
     """
 
     def run(values, /, *args, **kwargs):
@@ -262,7 +262,7 @@ def _giving(compiled, count, flat):
         given, kept, seen = values[:count], values[count:], set(map(id, states))
         if len(seen) < len(states) or not seen.isdisjoint(map(id, others)):
             given = owned(given, (kept, args, kwargs))
-        return compiled(given, kept, *args, **kwargs)
+        return box(returned, compiled, (given, kept, *args), kwargs)
 
     return run
 
