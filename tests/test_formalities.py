@@ -31,11 +31,12 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _scope _launch _state _carry"
+CORE = "_errors _compat _remade _scope _launch _state _carry _taken"
 LAYERS = {
     "_errors": "",
     "_compat": "",
     "_carry": "",
+    "_remade": "_errors",
     "_taken": "_errors",
     "_scope": "_errors _compat _carry _taken",
     "_launch": "_errors _compat _carry _taken _scope",

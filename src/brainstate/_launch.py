@@ -19,7 +19,7 @@ import jax
 
 from ._carry import ABSENT, Writes
 from ._compat import current_trace, jit_disabled
-from ._errors import TraceContextError
+from ._errors import StateValueError, TraceContextError
 from ._scope import (
     AT_ONCE,
     Restart,
@@ -35,10 +35,9 @@ from ._scope import (
     gather,
     innermost,
     is_tracer,
-    refuse_taken,
     replaced_since,
 )
-from ._taken import donors, is_deleted
+from ._taken import donors, is_deleted, taken
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "give", "launch", "outside"]
 
@@ -46,6 +45,17 @@ __all__ = ["Launcher", "Ready", "Sealed", "box", "give", "launch", "outside"]
 def outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
     return innermost() is None and eager()
+
+
+def _refuse_taken(states, error, by=None) -> None:
+    """Say which of ``states`` have arrays that are gone, if that is why a call failed or if it took them."""
+    gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
+    if not gone or innermost() is not None or isinstance(error, StateValueError):
+        return
+    words = taken(gone, by, error)
+    if isinstance(error, Exception):
+        raise words from error
+    error.add_note(str(words))
 
 
 def launch(jitted, states, written, args, kwargs):
@@ -58,7 +68,7 @@ def launch(jitted, states, written, args, kwargs):
         try:
             out, values = jitted(gather(states), *args, **kwargs)
         except (RuntimeError, ValueError) as error:
-            refuse_taken(states, error)
+            _refuse_taken(states, error)
             raise
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
@@ -87,7 +97,7 @@ def give(name, returned, jitted, states, written, args, kwargs):
             if returned:
                 _assign_all(written, returned[-1][1])
             else:
-                refuse_taken(states, error, name)
+                _refuse_taken(states, error, name)
             raise
         finally:
             returned.clear()
@@ -153,16 +163,21 @@ class Launcher:
             return out
         except Restart as restart:
             staged = restart.staged
-        except (RuntimeError, ValueError) as error:
-            refuse_taken(program.states, error)
-            raise
-        except (AttributeError, TypeError, TraceContextError):
-            if _stored_all(program.states):
-                self._explain(args, kwargs)
+        except (AttributeError, RuntimeError, TypeError, ValueError, TraceContextError) as error:
+            if not self._lacks_value(program, error, args, kwargs):
                 raise
-            # An input was created by a call that failed, or by an enclosing transform that has ended.
             program, staged = self._begin("a State that is an input had no value"), None
         return self._retry(program, staged, args, kwargs)
+
+    def _lacks_value(self, program, error, args, kwargs) -> bool:
+        """Tell whether a call failed for want of a value, or find better words for what it failed of."""
+        _refuse_taken(program.states, error)
+        if isinstance(error, RuntimeError | ValueError):
+            return False
+        if _stored_all(program.states):
+            self._explain(args, kwargs)
+            return False
+        return True  # an input was created by a call that failed, or by an enclosing transform that has ended
 
 
 class Sealed(Exception):
@@ -220,14 +235,13 @@ class Ready:
                     except BaseException:  # an interrupt between two of them
                         _assign_all(written, values)
                         raise
+            return out
         except Sealed:
             fast, self._run = self._run, self._run_any
         except Exception as error:
-            refuse_taken(self._states, error)
+            _refuse_taken(self._states, error)
             self._refused(args, kwargs)
             raise
-        else:
-            return out
         try:
             return self(*args, **kwargs)
         except BaseException:

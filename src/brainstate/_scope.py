@@ -74,7 +74,6 @@ __all__ = [
     "read",
     "refuse_foreign",
     "refuse_states",
-    "refuse_taken",
     "replaced_since",
     "stage",
     "write",
@@ -367,17 +366,6 @@ def _kept(state):
         if is_deleted(state._value):
             raise taken([state.describe()])
         return state._value
-
-
-def refuse_taken(states, error, by=None) -> None:
-    """Say which of ``states`` have arrays that are gone, if that is why a call failed or if it took them."""
-    gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
-    if not gone or innermost() is not None or isinstance(error, StateValueError):
-        return
-    words = taken(gone, by, error)
-    if isinstance(error, Exception):
-        raise words from error
-    error.add_note(str(words))
 
 
 def caught(call, fun) -> "Staged":

@@ -14,13 +14,15 @@ notice:
 The same places refuse objects in which nobody would find a State (`adopt`).
 """
 
+import copy
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Any, Self
 
 import jax
 
 from .._errors import StateTypeError, StateValueError
+from .._remade import remade
 from .._scope import invalidate
 from .._state import State
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
@@ -34,6 +36,16 @@ class Node:
 
     Use ``nn.Module`` unless you want nothing but that.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        make, args, state, *_ = self.__reduce_ex__(4)
+        new = memo[id(self)] = make(*args)
+        state = remade(copy.deepcopy(state, memo), memo)  # functions that refer to what is copied, too
+        if hasattr(new, "__setstate__"):
+            new.__setstate__(state)
+        else:
+            new.__dict__.update(state or {})
+        return new
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(getattr(type(self), name, None), "__set__"):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from .._errors import StateTypeError, StateValueError
+from .._remade import Remade
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
 from ._gradient import select
@@ -32,7 +33,7 @@ class _Ruled(Scope):
         return super()._inherit(state)
 
 
-class _Custom:
+class _Custom(Remade):
     """What `custom_vjp` and `custom_jvp` share: the declared States as the first argument of a JAX function."""
 
     name: str

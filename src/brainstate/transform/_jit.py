@@ -21,6 +21,7 @@ A call that writes holds one lock from reading to committing, so concurrent call
 
 import functools
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, box, give, launch, outside
+from .._remade import Remade
 from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
 from .._taken import donors
 from ._choice import owns_states
@@ -255,7 +257,7 @@ class _Ahead:
         return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 
-class Jit(Launcher):
+class Jit(Remade, Launcher):
     """A compiled function with States; made by `jit`."""
 
     def __init__(self, fun, options, donates, seal=None):
@@ -266,6 +268,12 @@ class Jit(Launcher):
         self._journal = Journal()
         self._begin()
         functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
+
+    def _recipe(self):
+        name = self.__module__, getattr(self, "__qualname__", "")
+        if _known_as(*name) is self:  # a function of a module, or of a class there: one for all
+            return _known_as, name
+        return Jit, (self._fun, self._options, self._donates)
 
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
@@ -376,27 +384,39 @@ class Jit(Launcher):
             alive = weakref.ref(instance, lambda _: forget())
             jitted = Jit(_weak_method(self._fun, alive), self._options, self._donates)
             self._methods[id(instance)] = alive, jitted
-        return _Method(instance, jitted)
+        return _Method(instance, jitted, self)
 
     def __repr__(self) -> str:
         return f"jit({getattr(self._fun, '__qualname__', self._fun)!s})"
 
 
-class _Method:
+class _Method(Remade):
     """A compiled method of one instance, which it keeps alive."""
 
-    def __init__(self, instance, jitted):
-        self.__self__, self._jitted = instance, jitted
+    def __init__(self, instance, jitted, unbound):
+        self.__self__, self._jitted, self._unbound = instance, jitted, unbound
         functools.update_wrapper(self, jitted.__wrapped__, updated=())
 
     def __call__(self, /, *args, **kwargs):
         return self._jitted(*args, **kwargs)
+
+    def _recipe(self):
+        return _bound, (self._unbound, self.__self__)
 
     def __getattr__(self, name):
         return getattr(self._jitted, name)
 
     def __repr__(self):
         return f"<bound {self._jitted!r} of {self.__self__!r}>"
+
+
+def _known_as(module, name) -> Any:
+    """Return what has this name in this module, or None."""
+    return functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+
+
+def _bound(unbound, instance) -> _Method:
+    return unbound.__get__(instance, type(instance))
 
 
 def compiled_form(fun: Any) -> Jit | None:

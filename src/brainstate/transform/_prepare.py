@@ -33,6 +33,7 @@ from jax.tree_util import keystr, tree_leaves
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, box, outside
+from .._remade import Remade
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
@@ -95,7 +96,7 @@ def _bytes(size) -> str:
     return f"{size} B"
 
 
-class Prepared(Ready):
+class Prepared(Remade, Ready):
     """A function that was compiled ahead of time; made by `prepare`, and called like the function."""
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
@@ -123,6 +124,12 @@ class Prepared(Ready):
         self._run_any = self._statics.around(whole(self._compiled.__call__))
         placed = any(_place(leaf) is not None for _, leaf in self._inputs(values, args, kwargs))
         self._run = self._run_any if placed else whole(program.compiled)
+
+    def _recipe(self):
+        return _prepare_again, (self.__wrapped__,)
+
+    def __reduce_ex__(self, protocol):
+        return _prepare_again(self.__wrapped__)
 
     # -------------------------------------------------------------------------------------- what it is
 
@@ -241,6 +248,13 @@ class Prepared(Ready):
         if before != after or not _same_program(self._traced.jaxpr, traced.jaxpr):
             raise StateValueError(f"{stale}the function {_change(before, after)}. {again}")
         self._generation = now
+
+
+def _prepare_again(transform):
+    raise StateTypeError(
+        f"prepared {_label(transform)} is compiled for its States and cannot be copied with them: take it away before, "
+        f"and prepare again for the copy."
+    )
 
 
 def _in_order(program) -> tuple[tuple, int]:

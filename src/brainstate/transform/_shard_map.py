@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from .._carry import Writes
 from .._compat import varying_axes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
+from .._remade import Remade
 from .._scope import Restart, Scope, caught, commit, gather, read, stage
 from ._choice import chooser, draws
 
@@ -50,7 +51,7 @@ def _declared(state_specs):
     return spec_of
 
 
-class Sharded:
+class Sharded(Remade):
     """A function on the shards of arrays; made by `shard_map`."""
 
     def __init__(self, f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma):

@@ -24,6 +24,7 @@ from jax.extend.core import mapped_aval
 
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
+from .._remade import Remade
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
 from ._choice import draws, listed
 from ._loops import for_loop, loop_length
@@ -89,7 +90,7 @@ def _without(state, axis, aval):
     return mapped_aval(aval.shape[axis], axis, aval)
 
 
-class Mapped:
+class Mapped(Remade):
     """A function on many lanes; made by `vmap`."""
 
     name, remedy = "vmap", "give axis_size"  # for messages
