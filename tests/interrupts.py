@@ -23,7 +23,7 @@ from brainstate import ParamState, State, _carry, _scope, random
 from brainstate.transform import cond, for_loop, grad, jit, prepare, vmap
 
 PACKAGE = str(Path(brainstate.__file__).parent)
-LOCKS = _scope._step_lock, _scope._commit_lock, random._generator._lock
+LOCKS = _scope._step_lock, _scope._commit_lock, _scope.claim_lock
 other_thread = ThreadPoolExecutor(1)
 
 

@@ -30,6 +30,7 @@ from ._scope import (
     _plain,
     _raw_transform,
     _step_lock,
+    claim,
     commit,
     eager,
     gather,
@@ -58,27 +59,32 @@ def _refuse_taken(states, error, by=None) -> None:
     error.add_note(str(words))
 
 
-def launch(jitted, states, written, args, kwargs):
+def launch(jitted, states, generators, written, args, kwargs):
     """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
 
-    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. ``generators`` are
+    the positions of random generators among the States.
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
+        given = gather(states, generators)
         try:
-            out, values = jitted(gather(states), *args, **kwargs)
+            out, values = jitted(given, *args, **kwargs)
         except (RuntimeError, ValueError) as error:
-            _refuse_taken(states, error)
-            raise
+            if innermost() is not None or not is_deleted(given):
+                raise
+            with _step_lock:  # a call in another thread takes them, and has committed when it lets us in
+                _refuse_taken(states, error)
+                return launch(jitted, states, generators, written, args, kwargs)
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
-            return launch(jitted, states, written, args, kwargs)
+            return launch(jitted, states, generators, written, args, kwargs)
         changed = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
         commit(Writes(tuple(changed), list(changed.values())))
     return out
 
 
-def give(name, returned, jitted, states, written, args, kwargs):
+def give(name, returned, jitted, states, generators, written, args, kwargs):
     """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
 
     C puts what the program returns into the list ``returned`` (`box`), so no signal comes between its end and that.
@@ -86,7 +92,7 @@ def give(name, returned, jitted, states, written, args, kwargs):
     donors[name] = None
     with _step_lock:
         try:
-            out, values = jitted(gather(states), *args, **kwargs)
+            out, values = jitted(gather(states, generators), *args, **kwargs)
             if returned:
                 with _commit_lock:
                     _assign_all(written, values)
@@ -140,6 +146,8 @@ class Launcher:
                 with _step_lock:
                     for state in program.states:
                         values.append(state._value)
+                    for place in program.generators:
+                        values[place] = claim(program.states[place])
                     # The shorter call is cheaper.
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
@@ -189,13 +197,14 @@ class Ready:
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
     ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
-    has the words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether values are
-    given away, and `give` has the use of ``_label`` and ``_returned``.
+    has the words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether
+    values are given away, and `give` has the use of ``_label`` and ``_returned``.
     """
 
     _run: Any
     _run_any: Any
     _states: tuple
+    _generators: list
     _written: tuple
     _generation: int
     _donates: bool
@@ -211,21 +220,19 @@ class Ready:
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
         try:
-            if not self._written:
+            written, values, i = self._written, [], 0
+            if not written:
                 with _commit_lock:
                     values = [s._value for s in self._states]
-                try:
-                    return self._run(values, *args, **kwargs)[0]
-                except (RuntimeError, ValueError):
-                    if not is_deleted(values):
-                        raise
-                return launch(self._run, self._states, (), args, kwargs)  # a call in another thread was taking them
+                return self._run(values, *args, **kwargs)[0]
             if self._donates:
-                return give(self._label, self._returned, self._run, self._states, self._written, args, kwargs)
-            written, values, i = self._written, [], 0
+                more = self._run, self._states, self._generators, written, args, kwargs
+                return give(self._label, self._returned, *more)
             with _step_lock:
                 for state in self._states:
                     values.append(state._value)
+                for place in self._generators:
+                    values[place] = claim(self._states[place])
                 out, values = self._run(values, *args, **kwargs) if kwargs else self._run(values, *args)  # cheaper
                 with _commit_lock:
                     try:
@@ -239,6 +246,8 @@ class Ready:
         except Sealed:
             fast, self._run = self._run, self._run_any
         except Exception as error:
+            if not self._written and is_deleted(values):  # a call in another thread was taking them
+                return launch(self._run, self._states, (), (), args, kwargs)
             _refuse_taken(self._states, error)
             self._refused(args, kwargs)
             raise

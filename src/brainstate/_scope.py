@@ -61,6 +61,8 @@ __all__ = [
     "Scope",
     "Staged",
     "caught",
+    "claim",
+    "claim_lock",
     "commit",
     "create",
     "differentiated",
@@ -68,6 +70,7 @@ __all__ = [
     "frozen_here",
     "gather",
     "generation",
+    "generators",
     "innermost",
     "invalidate",
     "is_tracer",
@@ -97,6 +100,7 @@ _thread = _Thread()
 _open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
+claim_lock = threading.RLock()  # held while a generator is claimed or drawn from at once; nobody waits within
 
 # Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
 # hold on to a State that is no longer reachable, and is traced again.
@@ -124,6 +128,8 @@ class Cell:
     """What the seam knows of a State: one slot, empty until the State has a concrete value."""
 
     __slots__ = ("__weakref__", "_value")
+
+    branch: Any = None  # of a generator, no value of which two threads may use: the method that makes another value
 
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
@@ -236,6 +242,8 @@ class Scope:
 
     def _inherit(self, state):
         outer = self.parent.read(state) if self.parent is not None else _stored(state, self.frozen)
+        if state.branch is not None and self.parent is None and not self.stages:
+            outer = claim(state)
         leaves, treedef = _flatten(state, outer)
         if self.stages:
             leaves = self._mark(state, leaves, treedef)
@@ -348,8 +356,8 @@ def create(state, value) -> None:
     state._value = value
 
 
-def gather(states) -> list:
-    """Return the values of ``states`` as inputs of a transform."""
+def gather(states, generators=None) -> list:
+    """Return the values of ``states`` as inputs of a transform; ``generators`` are the positions of those, if known."""
     if innermost() is not None or current_trace() is not AT_ONCE:
         return [read(s) for s in states]
     try:
@@ -357,7 +365,31 @@ def gather(states) -> list:
             values = [s._value for s in states]
     except AttributeError:
         values = [_stored(s) for s in states]
-    return [_kept(s) for s in states] if donors and is_deleted(values) else values
+    if donors and is_deleted(values):
+        values = [_kept(s) for s in states]
+    for i in range(len(states)) if generators is None else generators:
+        if states[i].branch is not None:
+            values[i] = claim(states[i])
+    return values
+
+
+def generators(states) -> list[int]:
+    """Return the positions of random generators among ``states``."""
+    return [i for i, state in enumerate(states) if state.branch is not None]
+
+
+def claim(state):
+    """Return the value of a generator for this thread, which computes with it and will then write another one.
+
+    If another thread does so now, or did and failed, the generator goes on with a branch of that value. So nobody
+    waits, and what both write in the end leads to different numbers.
+    """
+    with claim_lock:
+        value, thread = state._value, get_ident()
+        if state.claimed is not None and state.claimed[0] is value and state.claimed[1] != thread:
+            value = state._value = state.branch(value)
+        state.claimed = value, thread
+        return value
 
 
 def _kept(state):

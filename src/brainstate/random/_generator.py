@@ -12,9 +12,8 @@ The value is raw key data (``uint32[2]``), because a typed key as an input leave
 import inspect
 import operator
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -25,12 +24,13 @@ from jax.core import Tracer
 
 from .._compat import varying_axes
 from .._errors import StateTypeError, StateValueError
+from .._scope import claim, claim_lock, innermost
 from .._state import State
 from ._samplers import SAMPLERS, Sampler
 
 __all__ = ["DEFAULT", "RandomState", "clone_rng", "default_rng", "on_default", "seed", "seed_context"]
 
-_lock = threading.RLock()  # two threads that draw at the same time get different keys
+_FAR = 2**32 - 1  # folded into a key, it makes one that no split makes
 
 
 def _split(data, impl, n):
@@ -83,7 +83,7 @@ class RandomState(State):
     True
     """
 
-    __slots__ = ("_backup",)
+    __slots__ = ("_backup", "claimed")
 
     impl: str
 
@@ -91,6 +91,7 @@ class RandomState(State):
         """Make the generator without a value; a copy or an unpickled generator starts without backup, too."""
         self = super().__new__(cls)
         self._backup = State(None, name="the backup of a RandomState")
+        self.claimed = None  # the value that a thread computes with, and which; see `_scope.claim`
         return self
 
     def __init__(self, seed_or_key: Any = None):
@@ -175,11 +176,18 @@ class RandomState(State):
 
     def _next_key(self, n: int | None = None) -> jax.Array:
         """Advance, and return one fresh key or `n` of them. Nothing else advances a generator."""
-        with _lock:
-            data = self.value
+        data = self.value
+        with nullcontext() if innermost() is not None else claim_lock:
+            if innermost() is None:
+                data = claim(self)
             split = _split if isinstance(data, Tracer) else _split_at_once
             self.value, keys = split(data, self.impl, n)
         return keys
+
+    def branch(self, value: Any) -> Any:
+        """Return other key data to go on with, while another thread computes with ``value``."""
+        with jax.ensure_compile_time_eval():
+            return jr.key_data(jr.fold_in(jr.wrap_key_data(value, impl=self.impl), _FAR))
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any]:
         """Return raw key data for each of ``size`` lanes, and the generator's own after one draw.

@@ -37,7 +37,7 @@ from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, box, give, launch, outside
 from .._remade import Remade
-from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
+from .._scope import Restart, Scope, gather, generation, generators, is_tracer, refuse_states, replaced_since, stage
 from .._taken import donors
 from ._choice import owns_states
 from ._nan import holds_check, waiting
@@ -55,6 +55,7 @@ class _Program:
         self.fun, self.donates, self.journal, self.seal = fun, donates, journal, seal
         self.generation = generation()
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
+        self.generators = []  # positions of random generators among the inputs
         self.gives = []  # donates: whether each of `states` is given away
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
@@ -124,14 +125,14 @@ class _Program:
         self._add([s for s in staged.reads if s not in set(self.states)])
         if self.donates and not self.waits:
             pairs = zip(self.states, self.gives, strict=False)
-            self.gives[:] = [gives or s in staged.writes for s, gives in pairs]
+            self.gives[:] = [gives or _is_given(s, staged) for s, gives in pairs]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
 
     def _keeps(self, staged):
         """Tell whether ``staged`` writes a State whose buffer should be donated, and so far is not."""
         pairs = zip(self.states, self.gives, strict=False)
-        return self.donates and not self.waits and any(s in staged.writes and not gives for s, gives in pairs)
+        return self.donates and not self.waits and any(_is_given(s, staged) and not gives for s, gives in pairs)
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""
@@ -142,6 +143,7 @@ class _Program:
     def _add(self, new):
         self.gives += [False] * len(new)  # first: after an interrupt there may be too many, which nobody looks at
         self.states += new
+        self.generators = generators(self.states)
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
@@ -150,8 +152,9 @@ class _Program:
     def call(self, jitted, states, args, kwargs):
         """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
         if self.donates:
-            return give(_name(self.fun), self.returned, jitted, states, self.written, args, kwargs)
-        return launch(jitted, states, self.written, args, kwargs)
+            more = jitted, states, self.generators, self.written, args, kwargs
+            return give(_name(self.fun), self.returned, *more)
+        return launch(jitted, states, self.generators, self.written, args, kwargs)
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
@@ -202,6 +205,11 @@ class _Program:
         """Return the values of all States in their order."""
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
         return [next(donated) if give else next(kept) for give in self.gives[:count]]
+
+
+def _is_given(state, staged) -> bool:
+    """Tell whether the buffers of ``state`` are to be donated; those of a generator another thread may use meanwhile."""
+    return state in staged.writes and state.branch is None
 
 
 def _name(fun) -> str:

@@ -34,7 +34,7 @@ from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
 from .._launch import Ready, box, outside
 from .._remade import Remade
-from .._scope import gather, generation, is_tracer, replaced_since
+from .._scope import gather, generation, generators, is_tracer, replaced_since
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
@@ -111,6 +111,7 @@ class Prepared(Remade, Ready):
         self._compiled = self._traced.lower().compile()
         seal.closed = True
         self._states, count = _in_order(program)
+        self._generators = generators(self._states)
         self._written, self._donates, self._returned = tuple(program.written), program.donates, []
         self._example = jax.tree.map(_abstract, (args, kwargs))
         values = gather(self._states)
@@ -266,7 +267,8 @@ def _in_order(program) -> tuple[tuple, int]:
 def _giving(compiled, count, flat, returned):
     """Return ``compiled`` as a function of the values of all States in one list; it donates the first ``count``.
 
-    What it returns is also put into ``returned``. ``flat`` says that each State and argument is one leaf; where that is no longer so, JAX refuses.
+    What it returns is also put into ``returned``.
+    ``flat`` says that each State and argument is one leaf; where that is no longer so, JAX refuses.
     """
 
     def run(values, /, *args, **kwargs):

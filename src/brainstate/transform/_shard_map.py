@@ -21,7 +21,7 @@ from .._carry import Writes
 from .._compat import varying_axes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._remade import Remade
-from .._scope import Restart, Scope, caught, commit, gather, read, stage
+from .._scope import Restart, Scope, caught, commit, gather, stage
 from ._choice import chooser, draws
 
 __all__ = ["Sharded", "shard_map"]
@@ -109,7 +109,7 @@ class Sharded(Remade):
     def _lanes(self, staged):
         """Return {State: (a value for each device, the value afterwards)} of what draws."""
         drawn = [s for s in staged.reads if s in staged.writes and self._per_device(s)]
-        return {s: s.lanes(read(s), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
+        return {s: s.lanes(*gather([s]), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
 
     def _per_device(self, state):
         """Tell whether each device has a value of its own, though none is declared: a generator."""

@@ -198,7 +198,7 @@ class Mapped(Remade):
         """Return {State: a value for each lane} of what draws, and {State: its value afterwards}."""
         lanes, after = {}, {}
         for state in staged.writes:
-            own = state.lanes(read(state), size) if state in staged.reads and self.axis_in(state) is None else None
+            own = state.lanes(*gather([state]), size) if state in staged.reads and self.axis_in(state) is None else None
             if own is not None:
                 lanes[state] = own[0]
                 if self.axis_out(state) is None and not staged.replaces(state):  # a new seed is an ordinary write
