@@ -1,9 +1,11 @@
 """The path of a compiled call: gather the values, call the program, commit what it writes.
 
 This is where Python adds to the price of a call, so it belongs to the seam (``_scope``) and reads and assigns
-``State._value`` without a function in between. A signal may come at any time: locks are taken by ``with`` only, which
-CPython does not interrupt between the lock and the block, and a commit that is interrupted is completed. A call that writes holds one lock from reading to committing; a call
+``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
 that only reads gathers under the lock of a commit, so that it sees no half of one.
+
+A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and the
+block; a commit that is interrupted is completed; and what a program returns that was given buffers is kept by C (`box`).
 
 `Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
 kind of call. JAX runs such a program at once, under a raw transform as well, and what it returns then looks like
@@ -123,8 +125,8 @@ def _stored_all(states) -> bool:
 class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
-    ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a new program,
-    ``_explain`` has the words for arguments that JAX refuses.
+    ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a
+    new program, ``_explain`` has the words for arguments that JAX refuses.
     """
 
     _program: Any
@@ -249,7 +251,8 @@ class Ready:
             if not self._written and is_deleted(values):  # a call in another thread was taking them
                 return launch(self._run, self._states, (), (), args, kwargs)
             _refuse_taken(self._states, error)
-            self._refused(args, kwargs)
+            if not isinstance(error, StateValueError):
+                self._refused(args, kwargs)
             raise
         try:
             return self(*args, **kwargs)

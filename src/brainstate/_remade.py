@@ -15,7 +15,7 @@ import jax
 
 from ._errors import StateTypeError
 
-__all__ = ["Remade", "reached", "remade"]
+__all__ = ["Remade", "deep_copied", "reached", "remade"]
 
 
 class Remade:
@@ -32,10 +32,10 @@ class Remade:
         recipe = self._recipe()
         if recipe is None:
             new = memo[id(self)] = object.__new__(type(self))
-            new.__dict__.update(remade(copy.deepcopy(vars(self), memo), memo))
+            new.__dict__.update(deep_copied(vars(self), memo))
             return new
         make, args = recipe
-        args = remade(copy.deepcopy(args, memo), memo)
+        args = deep_copied(args, memo)
         return memo[id(self)] if id(self) in memo else make(*args)
 
 
@@ -48,7 +48,7 @@ def _parts(x) -> list:
             return [x.func, *x.args, *x.keywords.values()]
         case FunctionType():
             cells = [cell.cell_contents for cell in x.__closure__ or () if _filled(cell)]
-            return [*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values(), *x.__dict__.values()]
+            return [*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values(), x.__dict__.get("__wrapped__")]
         case Remade() if (recipe := x._recipe()) is not None:
             return list(recipe[1])
     if type(x) in (list, tuple, set, frozenset) or (isinstance(x, tuple) and hasattr(x, "_fields")):
@@ -57,7 +57,12 @@ def _parts(x) -> list:
         return list(x.values())
     if _is_ours(x):
         return list(vars(x).values()) if hasattr(x, "__dict__") else []
-    return [x.__wrapped__] if callable(x) and hasattr(x, "__wrapped__") and not isinstance(x, type) else []
+    return [x.__wrapped__] if _is_foreign(x) else []
+
+
+def _is_foreign(x):
+    """Tell whether ``x`` hides a function, as ``jax.jit`` does."""
+    return hasattr(x, "__wrapped__") and callable(x) and not isinstance(x, type | FunctionType | MethodType | Remade)
 
 
 def _is_ours(x):
@@ -85,6 +90,16 @@ def _met(x, table) -> tuple[dict, dict]:
                 things[id(part)] = part
                 stack.append(part)
     return things, owners
+
+
+def deep_copied(x: Any, memo: dict[int, Any]) -> Any:
+    """Return a deep copy of ``x``, the state of an object, with functions that refer to what was copied."""
+    foreign = [thing for thing in _met(x, memo)[0].values() if _is_foreign(thing)]
+    memo.update((id(thing), thing) for thing in foreign)  # Python would copy a half of them
+    new = copy.deepcopy(x, memo)
+    for thing in foreign:
+        memo.pop(id(thing), None)
+    return remade(new, memo)
 
 
 def reached(x: Any, table: dict[int, Any]) -> list:
@@ -167,5 +182,7 @@ class _Maker:
                 cell.cell_contents = self.make(old.cell_contents)
         new.__defaults__ = x.__defaults__ and tuple(self._all(x.__defaults__))
         new.__kwdefaults__ = x.__kwdefaults__ and self._named(x.__kwdefaults__)
-        new.__dict__.update(self._named(x.__dict__))
+        new.__dict__.update(x.__dict__)
+        if "__wrapped__" in x.__dict__:
+            new.__wrapped__ = self.make(x.__wrapped__)
         return new

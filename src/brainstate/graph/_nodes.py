@@ -14,7 +14,6 @@ notice:
 The same places refuse objects in which nobody would find a State (`adopt`).
 """
 
-import copy
 from collections.abc import Callable
 from operator import is_
 from typing import Any, Self
@@ -22,7 +21,7 @@ from typing import Any, Self
 import jax
 
 from .._errors import StateTypeError, StateValueError
-from .._remade import remade
+from .._remade import deep_copied
 from .._scope import invalidate
 from .._state import State
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
@@ -40,7 +39,7 @@ class Node:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         make, args, state, *_ = self.__reduce_ex__(4)
         new = memo[id(self)] = make(*args)
-        state = remade(copy.deepcopy(state, memo), memo)  # functions that refer to what is copied, too
+        state = deep_copied(state, memo)
         if hasattr(new, "__setstate__"):
             new.__setstate__(state)
         else:

@@ -285,7 +285,10 @@ def clone(node: Any) -> Any:
     (False, True)
     """
     structure, states = flatten(node)
-    return unflatten(structure, {path: TreefyState.of(state).to_state() for path, state in states.items()})
+    copies = {path: TreefyState.of(state).to_state() for path, state in states.items()}
+    for path, state in copies.items():
+        own(state, dotted(path))
+    return unflatten(structure, copies)
 
 
 def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:

@@ -208,7 +208,7 @@ class _Program:
 
 
 def _is_given(state, staged) -> bool:
-    """Tell whether the buffers of ``state`` are to be donated; those of a generator another thread may use meanwhile."""
+    """Tell whether the buffers of ``state`` are to be donated: another thread may need those of a generator."""
     return state in staged.writes and state.branch is None
 
 
@@ -452,14 +452,16 @@ def _weak_method(fun, alive):
 def _with_states(fun, program):
     """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
 
-    From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
+    From the signature JAX infers names of static arguments from numbers and back, and names the inputs. The program
+    holds what JAX makes of the function, which does not hold the program: so both go as soon as nobody needs them.
     """
+    held: Any = weakref.ref(program)
 
     def keeping(states, /, *args, **kwargs):
-        return program.pure(states, *args, **kwargs)
+        return held().pure(states, *args, **kwargs)
 
     def donating(donated_states, states, /, *args, **kwargs):
-        return program.pure(program.restore(donated_states, states), *args, **kwargs)
+        return held().pure(held().restore(donated_states, states), *args, **kwargs)
 
     stateful: Any = donating if program.donates else keeping
     signature = signature_of(fun)
