@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import brainstate
-from brainstate import ParamState, State, _carry, _scope, random
+from brainstate import ParamState, State, _carry, _marker, _scope, random
 from brainstate.transform import cond, for_loop, grad, jit, prepare, vmap
 
 PACKAGE = str(Path(brainstate.__file__).parent)
@@ -131,7 +131,7 @@ class Trial:
         interrupted = interrupter.run(self.call)
         where = f"{self.scenario.name}, {interrupter.place}"
         assert _scope.innermost() is None, f"a scope is open: {where}"
-        assert not _scope._open and _scope._thread.given is None, f"something is left: {where}"
+        assert not _scope._open and _marker.thread.given is None, f"something is left: {where}"
         assert not _carry._thread.may_fail, f"may fail: {where}"
         assert _scope.eager(), f"JAX is still tracing: {where}"
         assert other_thread.submit(free_locks).result(), f"a lock is held: {where}"

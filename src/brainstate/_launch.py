@@ -4,8 +4,8 @@ This is where Python adds to the price of a call, so it belongs to the seam (``_
 ``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
 that only reads gathers under the lock of a commit, so that it sees no half of one.
 
-A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and the
-block; a commit that is interrupted is completed; and what a program returns that was given buffers is kept by C (`box`).
+A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and
+the block; a commit that is interrupted is completed; what a program returns that was given buffers is kept (`box`).
 
 `Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
 kind of call. JAX runs such a program at once, under a raw transform as well, and what it returns then looks like
@@ -42,12 +42,17 @@ from ._scope import (
 )
 from ._taken import donors, is_deleted, taken
 
-__all__ = ["Launcher", "Ready", "Sealed", "box", "give", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
 
 
 def outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
     return innermost() is None and eager()
+
+
+def generators(states) -> list[int]:
+    """Return the positions of random generators among ``states``."""
+    return [i for i, state in enumerate(states) if state.branch is not None]
 
 
 def _refuse_taken(states, error, by=None) -> None:
@@ -250,15 +255,19 @@ class Ready:
         except Exception as error:
             if not self._written and is_deleted(values):  # a call in another thread was taking them
                 return launch(self._run, self._states, (), (), args, kwargs)
-            _refuse_taken(self._states, error)
-            if not isinstance(error, StateValueError):
-                self._refused(args, kwargs)
+            self._explain(error, args, kwargs)
             raise
         try:
             return self(*args, **kwargs)
         except BaseException:
             self._run = fast
             raise
+
+    def _explain(self, error, args, kwargs):
+        """Find better words for what a call failed of."""
+        _refuse_taken(self._states, error)
+        if not isinstance(error, StateValueError):
+            self._refused(args, kwargs)
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform: right as long as nothing that goes in is traced."""

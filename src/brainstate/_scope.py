@@ -47,11 +47,13 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
+from jax.extend.core import jaxpr_as_fun, set_current_trace, valid_jaxtype
 
 from ._carry import ABSENT, Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+from ._marker import state_read
+from ._marker import thread as _thread
 from ._taken import donors, is_deleted, taken
 
 __all__ = [
@@ -70,7 +72,6 @@ __all__ = [
     "frozen_here",
     "gather",
     "generation",
-    "generators",
     "innermost",
     "invalidate",
     "is_tracer",
@@ -91,12 +92,6 @@ with jax.ensure_compile_time_eval():
     AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
 
 
-class _Thread(threading.local):
-    def __init__(self):
-        self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
-
-
-_thread = _Thread()
 _open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
@@ -144,26 +139,6 @@ def _assign_all(states, values) -> None:
     """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
     given = list(map(_is_given, values))
     any(map(_assign, compress(states, given), compress(values, given)))
-
-
-# ------------------------------------------------------------------------------------------------ the marker
-
-
-class _StateRead(Primitive):
-    """``state_read[state=… leaf=… aval=…]``: stands for one leaf of a State's value in a staged program.
-
-    The State is named by its ``id``, since JAX's caches keep the parameters of a primitive, and would keep a State.
-    """
-
-    def bind(self, *, state, leaf, aval):
-        given = _thread.given
-        if given is not None and state in given:
-            return given[state][leaf]
-        return super().bind(state=state, leaf=leaf, aval=aval)
-
-
-_state_read = _StateRead("state_read")
-_state_read.def_abstract_eval(lambda *, state, leaf, aval: aval)
 
 
 # ------------------------------------------------------------------------------------------------ scopes
@@ -261,7 +236,7 @@ class Scope:
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
-            return [_state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
+            return [state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
 
     def _types(self, state, leaves):
         """Return the types that the leaves of ``state`` have inside; a mapping transform sees a lane of it."""
@@ -306,8 +281,7 @@ def _return_to(scope):
 def _leave(scope, *_):
     _return_to(scope.parent)
     # Nothing may keep a finished trace alive.
-    scope.trace, scope.used = None, tuple(scope.values)
-    scope.values, scope.lent = {}, {}
+    scope.trace, scope.used, scope.values, scope.lent = None, tuple(scope.values), {}, {}
 
 
 def read(state):
@@ -365,17 +339,11 @@ def gather(states, generators=None) -> list:
             values = [s._value for s in states]
     except AttributeError:
         values = [_stored(s) for s in states]
-    if donors and is_deleted(values):
-        values = [_kept(s) for s in states]
+    values = [_kept(s) for s in states] if donors and is_deleted(values) else values
     for i in range(len(states)) if generators is None else generators:
         if states[i].branch is not None:
             values[i] = claim(states[i])
     return values
-
-
-def generators(states) -> list[int]:
-    """Return the positions of random generators among ``states``."""
-    return [i for i, state in enumerate(states) if state.branch is not None]
 
 
 def claim(state):
@@ -586,7 +554,7 @@ class Staged:
         for eqn in reversed(self.closed.eqns):
             if wanted.isdisjoint(map(id, eqn.outvars)):
                 continue
-            if eqn.primitive is _state_read and eqn.params["state"] == id(state):
+            if eqn.primitive is state_read and eqn.params["state"] == id(state):
                 return False
             wanted.update(map(id, eqn.invars))
         return True

@@ -35,9 +35,9 @@ from jax.tree_util import tree_leaves
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._launch import Launcher, box, give, launch, outside
+from .._launch import Launcher, box, generators, give, launch, outside
 from .._remade import Remade
-from .._scope import Restart, Scope, gather, generation, generators, is_tracer, refuse_states, replaced_since, stage
+from .._scope import Restart, Scope, gather, generation, is_tracer, refuse_states, replaced_since, stage
 from .._taken import donors
 from ._choice import owns_states
 from ._nan import holds_check, waiting

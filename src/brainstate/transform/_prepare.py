@@ -32,9 +32,9 @@ from jax.tree_util import keystr, tree_leaves
 
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError
-from .._launch import Ready, box, outside
+from .._launch import Ready, box, generators, outside
 from .._remade import Remade
-from .._scope import gather, generation, generators, is_tracer, replaced_since
+from .._scope import gather, generation, is_tracer, replaced_since
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
