@@ -226,8 +226,8 @@ class Ready:
             self._renew()
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
+        written, values, i = self._written, [], 0
         try:
-            written, values, i = self._written, [], 0
             if not written:
                 with _commit_lock:
                     values = [s._value for s in self._states]

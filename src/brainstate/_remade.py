@@ -57,7 +57,8 @@ def _parts(x) -> list:
         return list(x.values())
     if _is_ours(x):
         return list(vars(x).values()) if hasattr(x, "__dict__") else []
-    return [x.__wrapped__] if _is_foreign(x) else []
+    hidden: Any = x
+    return [hidden.__wrapped__] if _is_foreign(x) else []
 
 
 def _is_foreign(x):
@@ -184,5 +185,5 @@ class _Maker:
         new.__kwdefaults__ = x.__kwdefaults__ and self._named(x.__kwdefaults__)
         new.__dict__.update(x.__dict__)
         if "__wrapped__" in x.__dict__:
-            new.__wrapped__ = self.make(x.__wrapped__)
+            new.__dict__["__wrapped__"] = self.make(x.__dict__["__wrapped__"])
         return new

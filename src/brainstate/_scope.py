@@ -40,7 +40,6 @@ from collections import deque
 from collections.abc import Iterator, MappingView
 from functools import partial
 from itertools import compress
-from operator import is_not
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -131,13 +130,12 @@ class Cell:
         return type(self).__name__
 
 
-_is_given = partial(is_not, ABSENT)
 _assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _assign_all(states, values) -> None:
     """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
-    given = list(map(_is_given, values))
+    given = [value is not ABSENT for value in values]
     any(map(_assign, compress(states, given), compress(values, given)))
 
 

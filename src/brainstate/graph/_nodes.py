@@ -37,7 +37,8 @@ class Node:
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        make, args, state, *_ = self.__reduce_ex__(4)
+        reduced: Any = self.__reduce_ex__(4)
+        make, args, state, *_ = reduced
         new = memo[id(self)] = make(*args)
         state = deep_copied(state, memo)
         if hasattr(new, "__setstate__"):
