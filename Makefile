@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test check format bench bench-peers docs lock clean
+.PHONY: help setup demo test soak check format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -39,6 +39,10 @@ test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 test: $(VENV)/.test  ## formalities first, then all tests, docstrings and documents
 	$(BIN)/python -m pytest -q tests/test_formalities.py
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_formalities.py $(ARGS)
+
+SECONDS := 120
+soak: $(VENV)/.test  ## interrupts, signals, threads and donation for two minutes, or SECONDS=...
+	PYTHONPATH=tests $(BIN)/python tests/soak.py $(SECONDS)
 
 check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/ruff format --check

@@ -16,10 +16,7 @@ Vocabulary
     *write*   stays in the innermost scope.
     *Writes*  a pytree: the written values as children, the States in the static part. The treedef that JAX
               hands back says *which* States were written, so different traces may write different States.
-    *stage*   run a function once, abstractly, and keep its jaxpr. The first read of a State leaves a marker in
-              the jaxpr; evaluating the jaxpr replaces the marker by the value given for that State. This is
-              how a transform that needs to know the States beforehand (jit, scan, cond) still runs the user's
-              function once.
+    *stage*   run a function once, abstractly, and keep its jaxpr; see ``_staging``.
     *born*    a State created while a scope is open. If it is still referenced when the scope closes it leaves
               with the writes, otherwise it costs nothing.
 
@@ -35,25 +32,28 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, MappingView
+from functools import partial
+from itertools import compress
 from threading import get_ident
 from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
+from jax.extend.core import set_current_trace, valid_jaxtype
 
 from ._border import altered, changed, everywhere, forget, meet, read_inside, separate, switched
-from ._carry import Absent, Writes, awaited
+from ._carry import ABSENT, Absent, Writes, awaited
 from ._compat import AT_ONCE, current_trace, stages_within, staging
 from ._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ._local import is_local, local_trace
+from ._marker import state_read
+from ._taken import donors, is_deleted, taken
 
 __all__ = [
     "Cell",
-    "Restart",
     "Scope",
-    "Staged",
-    "caught",
+    "claim",
+    "claim_lock",
     "commit",
     "create",
     "differentiated",
@@ -71,20 +71,14 @@ __all__ = [
     "replaced_since",
     "retag",
     "retagged",
-    "stage",
     "write",
 ]
 
 
-class _Thread(threading.local):
-    def __init__(self):
-        self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
-
-
-_thread = _Thread()
 _open: dict[int, Any] = {}  # thread -> its innermost open Scope; nearly always empty, which costs least to ask
 _commit_lock = threading.Lock()  # held while values are gathered or committed, never while computing
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
+claim_lock = threading.RLock()  # held while a generator is claimed or drawn from at once; nobody waits within
 
 # Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
 # hold on to a State that is no longer reachable, and is traced again.
@@ -128,29 +122,20 @@ class Cell:
 
     __slots__ = ("__weakref__", "_local", "_value")
 
+    branch: Any = None  # of a generator, no value of which two threads may use: the method that makes another value
+
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
         return type(self).__name__
 
 
-# ------------------------------------------------------------------------------------------------ the marker
+_assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _StateRead(Primitive):
-    """``state_read[state=… leaf=… aval=…]``: stands for one leaf of a State's value in a staged program.
-
-    The State is named by its ``id``, since JAX's caches keep the parameters of a primitive, and would keep a State.
-    """
-
-    def bind(self, *, state, leaf, aval):
-        given = _thread.given
-        if given is not None and state in given:
-            return given[state][leaf]
-        return super().bind(state=state, leaf=leaf, aval=aval)
-
-
-_state_read = _StateRead("state_read")
-_state_read.def_abstract_eval(lambda *, state, leaf, aval: aval)
+def _assign_all(states, values) -> None:
+    """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
+    given = [value is not ABSENT for value in values]
+    any(map(_assign, compress(states, given), compress(values, given)))
 
 
 # ------------------------------------------------------------------------------------------------ scopes
@@ -169,6 +154,7 @@ class Scope:
         self.name, self.stages = name, stages
         self.frozen = not stages and (frozen_here() if frozen is None else frozen)
         self.parent = self.trace = None
+        self.inside: Any = None  # a weak reference, which is dead once the `with` block has been left
         self.values, self.written = {}, {}  # both ordered; `written` is used as an ordered set
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
@@ -180,24 +166,20 @@ class Scope:
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
+    @property
+    def __exit__(self):
+        # `with` asks for this before all else, and nothing but `with` keeps it: when it is gone the block has been
+        # left, even where an interrupt came before the first line of `_leave`.
+        leave = partial(_leave, self)
+        self.inside = weakref.ref(leave)
+        return leave
+
     def __enter__(self):
         self.parent, self.trace = innermost(), current_trace()
         _open[get_ident()] = self
         if switched:
             separate(self)
         return self
-
-    def __exit__(self, *exc):
-        if self.context is not None:
-            self.context.__exit__(*exc)
-            self.context = None
-        if self.parent is None:
-            del _open[get_ident()]
-        else:
-            _open[get_ident()] = self.parent
-        # Nothing may keep a finished trace alive.
-        self.trace, self.used = None, tuple(self.values)
-        self.values, self.lent = {}, {}
 
     def read(self, state):
         """Return the value of ``state`` as the function under transformation sees it."""
@@ -255,6 +237,8 @@ class Scope:
         outer = self.parent.read(state) if self.parent is not None else _stored(state)
         if self.frozen:
             meet(self.parent, state)
+        if state.branch is not None and self.parent is None and not self.stages:
+            outer = claim(state)
         leaves, treedef = _flatten(state, outer)
         if self.stages:
             leaves = self._mark(state, leaves, treedef)
@@ -272,7 +256,7 @@ class Scope:
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
-            return [_state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
+            return [state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
 
     def _types(self, state, leaves):
         """Return the types that the leaves of ``state`` have inside; a mapping transform sees a lane of it."""
@@ -295,12 +279,38 @@ class Scope:
 
 def innermost():
     """Return the innermost scope that is open in this thread, or None."""
-    return _open.get(get_ident()) if _open else None
+    scope = _open.get(get_ident()) if _open else None
+    return scope if scope is None or scope.inside() is not None else _abandoned(scope)
+
+
+def _abandoned(scope):
+    """Return the innermost scope that is open, where an interrupt kept ``scope`` from being left."""
+    while scope is not None and scope.inside() is None:
+        if scope.context is not None:
+            scope.context.__exit__(None, None, None)
+        scope = scope.parent
+    _return_to(scope)
+    return scope
+
+
+def _return_to(scope):
+    if scope is None:
+        _open.pop(get_ident(), None)
+    else:
+        _open[get_ident()] = scope
+
+
+def _leave(scope, *_):
+    _return_to(scope.parent)
+    if scope.context is not None:
+        scope.context.__exit__(None, None, None)
+    # Nothing may keep a finished trace alive.
+    scope.trace, scope.used, scope.values, scope.lent = None, tuple(scope.values), {}, {}
 
 
 def read(state):
     """Return the value of ``state``: from the innermost scope, else from the State itself."""
-    scope = _open.get(get_ident()) if _open else None
+    scope = innermost() if _open else None
     if scope is not None:
         value = scope.read(state)
         if current_trace() is not scope.trace:
@@ -316,7 +326,7 @@ def read(state):
         meet(None, state)
     elif switched and type(value) not in _plain:
         altered(None, state)
-    return value
+    return _kept(state) if donors and is_deleted(value) else value
 
 
 def glance(state) -> Any:
@@ -329,7 +339,7 @@ def glance(state) -> Any:
 
 def write(state, value) -> None:
     """Set the value of ``state``: in the innermost scope, else in the State itself."""
-    scope = _open.get(get_ident()) if _open else None
+    scope = innermost() if _open else None
     if scope is not None:
         scope.write(state, value)
         return
@@ -363,32 +373,42 @@ def create(state, value) -> None:
     state._value = value
 
 
-def gather(states) -> list:
-    """Return the values of ``states`` as inputs of a transform."""
+def gather(states, generators=None) -> list:
+    """Return the values of ``states`` as inputs of a transform; ``generators`` are the positions of those, if known."""
     if innermost() is not None or current_trace() is not AT_ONCE:
         return [read(s) for s in states]
     try:
         with _commit_lock:
-            return [s._value for s in states]
+            values = [s._value for s in states]
     except AttributeError:
-        return [_stored(s) for s in states]
+        values = [_stored(s) for s in states]
+    values = [_kept(s) for s in states] if donors and is_deleted(values) else values
+    for i in range(len(states)) if generators is None else generators:
+        if states[i].branch is not None:
+            values[i] = claim(states[i])
+    return values
 
 
-def caught(call, fun) -> "Staged":
-    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
-    try:
-        call(fun)
-    except Restart as restart:
-        return restart.staged
-    raise AssertionError("JAX did not call the function")
+def claim(state):
+    """Return the value of a generator for this thread, which computes with it and will then write another one.
+
+    If another thread does so now, or did and failed, the generator goes on with a branch of that value. So nobody
+    waits, and what both write in the end leads to different numbers.
+    """
+    with claim_lock:
+        value, thread = state._value, get_ident()
+        if state.claimed is not None and state.claimed[0] is value and state.claimed[1] != thread:
+            value = state._value = state.branch(value)
+        state.claimed = value, thread
+        return value
 
 
-class Restart(Exception):
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
-
-    def __init__(self, staged):
-        super().__init__()
-        self.staged = staged
+def _kept(state):
+    """Return the value of ``state``, which a call in another thread has taken and is about to replace."""
+    with _step_lock:
+        if is_deleted(state._value):
+            raise taken([state.describe()])
+        return state._value
 
 
 def commit(writes: Writes) -> None:
@@ -411,8 +431,7 @@ def commit(writes: Writes) -> None:
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
-        for state, value in zip(states, writes.values, strict=True):
-            state._value = value
+        _assign_all(states, writes.values)
     if switched:
         changed(states)
 
@@ -440,7 +459,7 @@ def frozen_here() -> bool:
 
 def _stored(state):
     try:
-        return state._value
+        value = state._value
     except AttributeError:
         if local_trace(state) is not None:
             return state._local[1]
@@ -454,6 +473,7 @@ def _stored(state):
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
         ) from None
+    return _kept(state) if donors and is_deleted(value) else value
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.
@@ -549,74 +569,6 @@ def _raw_transform(state):
     )
 
 
-# ------------------------------------------------------------------------------------------------ staging
-
-
-class Staged:
-    """A function that ran once, abstractly: ``reads``, ``writes`` and a pure function of both inputs."""
-
-    def __init__(self, closed, places, out_tree, scope):
-        self.closed, self.places, self.out_tree = closed, places, out_tree
-        self.reads, self.born, self.used = scope.reads, scope.born, scope.used
-        out, writes = out_tree.unflatten(closed.out_avals)
-        self.writes, self.result_types = writes.states, out
-        self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
-
-    def __call__(self, given, args, kwargs):
-        """Evaluate with ``given`` = {State: value} for the reads, and arguments of the same structure.
-
-        Returns ``(out, Writes)``. No Python code of the user runs.
-        """
-        leaves = jax.tree.leaves((args, kwargs))
-        outer = _thread.given
-        _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
-        try:
-            return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
-        finally:
-            _thread.given = outer
-
-    def replaces(self, state) -> bool:
-        """Tell whether what is written to ``state`` does not come from the value that was read."""
-        _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
-        wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
-        for eqn in reversed(self.closed.eqns):
-            if wanted.isdisjoint(map(id, eqn.outvars)):
-                continue
-            if eqn.primitive is _state_read and eqn.params["state"] == id(state):
-                return False
-            wanted.update(map(id, eqn.invars))
-        return True
-
-
 def is_tracer(leaf) -> bool:
     """Tell whether ``leaf`` is a tracer."""
     return isinstance(leaf, Tracer)
-
-
-def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
-    """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
-
-    Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
-    """
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
-    scope, trees = scope or Scope(name, stages=True), []
-
-    def run(*inputs):
-        filled = list(leaves)
-        for i, leaf in zip(places, inputs, strict=True):
-            filled[i] = leaf
-        a, k = treedef.unflatten(filled)
-        with scope:
-            out = fun(*a, **k)
-            refuse_states(out, f"results of a function under {name}")
-            writes = scope.close()
-            for state, value in zip(writes.states, writes.values, strict=True):
-                refuse_foreign(state, value, "was given", name)
-            out = (out, writes)
-        flat, tree = jax.tree.flatten(out)
-        trees.append(tree)
-        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
-
-    closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
-    return Staged(closed, places, trees[0], scope)

@@ -17,11 +17,12 @@ import reprlib
 import sys
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Any, Self
 
 import jax
 
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
+from .._remade import deep_copied
 from .._state import State
 from .._watch import ALL, STRUCTURE, Container, Watched, changed, is_watched, register_container
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
@@ -46,6 +47,17 @@ class Node(Watched):
     @property
     def __jax_array__(self) -> Any:
         raise _no_array(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        reduced: Any = self.__reduce_ex__(4)
+        make, args, state, *_ = reduced
+        new = memo[id(self)] = make(*args)
+        state = deep_copied(state, memo)
+        if hasattr(new, "__setstate__"):
+            new.__setstate__(state)
+        else:
+            new.__dict__.update(state or {})
+        return new
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(getattr(type(self), name, None), "__set__"):

@@ -1,11 +1,12 @@
 """Splitting a graph into structure and data, putting it together again, and changing States in place.
 
 ``flatten`` turns a graph into a ``GraphDef`` and ``{path: State}``; ``unflatten`` makes a new graph of
-both. The ``GraphDef`` is a tree of four sorts of edges,
+both. The ``GraphDef`` is a tree of five sorts of edges,
 
 * ``_Made``     a Node, dataclass, container or other pytree, with its parts;
 * ``_Leaf``     a State, whose data are found in the mapping under the path that leads here;
 * ``_Ref``      something that came before: this is how sharing and cycles survive;
+* ``_Bound``    a function or transform that refers to something of the graph, and in the new graph to its copy;
 * ``Static``    anything else, kept as it is (arrays and functions by reference).
 
 Numbers are given in the order of the walk (``_walk``), so equal structures have equal GraphDefs. A GraphDef
@@ -14,12 +15,13 @@ differ only in what they put in the mapping: snapshots.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from .._errors import StateTypeError, StateValueError, a_type
+from .._remade import reached, remade
 from .._state import State
 from .._watch import note
 from ..filters import Filter
@@ -51,6 +53,12 @@ class _Leaf:
 @dataclass(frozen=True, slots=True)
 class _Ref:
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    value: Static
+    refers: dict[int, Any] = field(default_factory=dict, compare=False)  # number -> the original
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +98,11 @@ class _Taker:
     def __init__(self):
         self.states: dict[Path, State] = {}
         self.numbers: dict[int, int] = {}
-        self.kept: list = []  # so that no id is used again
+        self.kept: dict[int, Any] = {}  # by id; so that no id is used again
+        self.functions: list[_Bound] = []
 
     def number(self, x):
-        self.kept.append(x)
+        self.kept[id(x)] = x
         return self.numbers.setdefault(id(x), len(self.numbers))
 
     def take(self, x, path):
@@ -104,7 +113,10 @@ class _Taker:
             return _Leaf(self.number(x))
         kind = kind_of(x)
         if kind is None:
-            return Static(x)
+            if not callable(x):
+                return Static(x)
+            self.functions.append(_Bound(Static(x)))
+            return self.functions[-1]
         if isinstance(x, Owned):
             x.check_origin()
         if isinstance(x, Node):
@@ -114,6 +126,23 @@ class _Taker:
         edges = {key: self.take(parts[key], (*path, key)) for key in in_order(parts)}
         return _Made(number, type(x), kind, kind.spec(x), tuple((key, edges[key]) for key in parts))
 
+    def bind(self):
+        """Note which parts of the graph the functions that were met refer to."""
+        for function in self.functions:
+            for x in reached(function.value.value, self.kept):
+                function.refers[self.numbers[id(x)]] = x
+
+
+def _waits(edge) -> bool:
+    """Tell whether ``edge`` is a function that refers to the graph, or a value that holds one."""
+    if isinstance(edge, _Made):
+        return not edge.kind.identity and any(_waits(part) for _, part in edge.parts)
+    return isinstance(edge, _Bound) and bool(edge.refers)
+
+
+def _apart(x) -> bool:
+    return (kind := kind_of(x)) is None or kind.identity
+
 
 class _Builder:
     """One run of `unflatten`."""
@@ -121,10 +150,27 @@ class _Builder:
     def __init__(self, states):
         self.states = states
         self.made: dict[int, Any] = {}
+        self.late: list = []  # what holds functions that wait until all else is there
+
+    def whole(self, root):
+        """Return what ``root`` stands for, with functions that refer to it."""
+        x = self.build(root, ())
+        for kind, owner, parts in self.late:
+            kind.fill(owner, {key: self.bound(part) for key, part in parts.items()})
+        return self.bound(x)
+
+    def bound(self, part):
+        """Return ``part`` with functions in place of edges."""
+        if isinstance(part, _Bound):
+            table = {id(original): self.made[number] for number, original in part.refers.items()}
+            return remade(part.value.value, table)
+        return part if _apart(part) else jax.tree.map(self.bound, part, is_leaf=_apart)
 
     def build(self, edge, path):
         if isinstance(edge, Static):
             return edge.value
+        if isinstance(edge, _Bound):
+            return edge if edge.refers else edge.value.value
         if isinstance(edge, _Ref):
             return self.made[edge.number]
         if isinstance(edge, _Leaf):
@@ -135,7 +181,10 @@ class _Builder:
         parts = {key: built[key] for key in edges}  # in their natural order
         if not edge.kind.identity:
             return edge.kind.build(edge.spec, parts)
-        edge.kind.fill(x, parts)
+        if any(map(_waits, edges.values())):
+            self.late.append((edge.kind, x, parts))
+        else:
+            edge.kind.fill(x, parts)
         return x
 
 
@@ -152,6 +201,7 @@ def flatten(node: Any) -> tuple[GraphDef, FlattedDict]:
     check_root(node)
     taker = _Taker()
     root = taker.take(node, ())
+    taker.bind()
     return GraphDef(root, tuple(taker.states)), FlattedDict(taker.states)
 
 
@@ -165,7 +215,7 @@ def unflatten(graphdef: GraphDef, states: Mapping[Path, State]) -> Any:
     """
     _check_structure(graphdef)
     complete("the data to merge", dict.fromkeys(graphdef.paths), states)
-    return _Builder(states).build(graphdef.root, ())
+    return _Builder(states).whole(graphdef.root)
 
 
 def _check_structure(graphdef):
@@ -249,7 +299,10 @@ def clone(node: Any) -> Any:
     (False, True)
     """
     structure, states = flatten(node)
-    return unflatten(structure, {path: TreefyState.of(state).to_state() for path, state in states.items()})
+    copies = {path: TreefyState.of(state).to_state() for path, state in states.items()}
+    for path, state in copies.items():
+        own(state, dotted(path))
+    return unflatten(structure, copies)
 
 
 def update_states(node: Any, tree: Mapping, *trees: Mapping) -> None:

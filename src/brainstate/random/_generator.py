@@ -13,9 +13,8 @@ The value is raw key data (``uint32[2]``), because a typed key as an input leave
 import inspect
 import operator
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -26,12 +25,13 @@ from jax.core import Tracer
 
 from .._compat import varying_axes
 from .._errors import StateTypeError, StateValueError, a_type
+from .._scope import claim, claim_lock, innermost
 from .._state import State
 from ._samplers import SAMPLERS, Sampler
 
 __all__ = ["DEFAULT", "RandomState", "clone_rng", "default_rng", "on_default", "seed", "seed_context"]
 
-_lock = threading.RLock()  # two threads that draw at the same time get different keys
+_FAR = 2**32 - 1  # folded into a key, it makes one that no split makes
 
 
 def _split(data, impl, n):
@@ -84,7 +84,7 @@ class RandomState(State):
     True
     """
 
-    __slots__ = ("_backup",)
+    __slots__ = ("_backup", "claimed")
 
     impl: str
 
@@ -92,6 +92,7 @@ class RandomState(State):
         """Make the generator without a value; a copy or an unpickled generator starts without backup, too."""
         self = super().__new__(cls)
         self._backup = State(None, name="the backup of a RandomState")
+        self.claimed = None  # the value that a thread computes with, and which; see `_scope.claim`
         return self
 
     def __init__(self, seed_or_key: Any = None):
@@ -177,18 +178,25 @@ class RandomState(State):
 
     def _advance(self, n: int | None = None) -> tuple[Any, Any, jax.Array]:
         """Advance, and return the value before, the value after, and one fresh key or `n` of them."""
-        with _lock:
-            before = self.value
+        before = self.value
+        with nullcontext() if innermost() is not None else claim_lock:
+            if innermost() is None:
+                before = claim(self)
             split = _split if isinstance(before, Tracer) else _split_at_once
             after, keys = split(before, self.impl, n)
             self.value = after
         return before, after, keys
 
     def _withdraw(self, before: Any, after: Any) -> None:
-        """Undo an `_advance` whose key was not used, unless somebody has drawn or seeded since."""
-        with _lock:
-            if self.value is after:
+        """Undo an `_advance` whose key was not used, unless somebody has drawn, claimed or seeded since."""
+        with nullcontext() if innermost() is not None else claim_lock:
+            if self.value is after and (self.claimed is None or self.claimed[0] is not after):
                 self.value = before
+
+    def branch(self, value: Any) -> Any:
+        """Return other key data to go on with, while another thread computes with ``value``."""
+        with jax.ensure_compile_time_eval():
+            return jr.key_data(jr.fold_in(jr.wrap_key_data(value, impl=self.impl), _FAR))
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any]:
         """Return raw key data for each of ``size`` lanes, and the generator's own after one draw.

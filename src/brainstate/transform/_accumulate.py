@@ -16,7 +16,8 @@ from jax.extend.core import valid_jaxtype
 
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._scope import commit, gather, glance, read, stage
+from .._scope import commit, gather, glance, read
+from .._staging import stage
 from ._gradient import GradientTransform, from_front
 from ._loops import scan
 from ._space import positions

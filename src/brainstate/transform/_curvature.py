@@ -29,6 +29,7 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError, a_type
+from .._remade import Remade
 from .._scope import Scope, commit, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
@@ -66,7 +67,7 @@ class Curvature:
 _VECTOR = "the vector"  # a name that no parameter has
 
 
-class Product:
+class Product(Remade):
     """A curvature as a function ``h(v, *args)``; a subclass says in ``_linearise`` which."""
 
     name: str

@@ -15,6 +15,7 @@ import jax
 
 from .._border import deferred, outside_rule
 from .._errors import StateTypeError, StateValueError, a_type
+from .._remade import Remade
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
 from ._gradient import check_argnums, select
@@ -41,7 +42,7 @@ class _Ruled(Scope):
         return super()._inherit(state)
 
 
-class _Custom:
+class _Custom(Remade):
     """What `custom_vjp` and `custom_jvp` share: a JAX function, with the declared States as its first argument."""
 
     name: str

@@ -17,7 +17,8 @@ import numpy as np
 from jax.extend.core import Literal, valid_jaxtype
 
 from .._compat import scan_inputs
-from .._scope import Scope, stage
+from .._scope import Scope
+from .._staging import stage
 from ._gradient import differentiable
 from ._interpret import interpret
 from ._subject import random_like, settled, subject_of

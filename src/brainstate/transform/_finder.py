@@ -6,7 +6,8 @@ from typing import Any
 from jax.extend.core import valid_jaxtype
 
 from .._errors import StateTypeError, StateValueError
-from .._scope import refuse_states, stage
+from .._scope import refuse_states
+from .._staging import stage
 from ..filters import to_predicate
 
 __all__ = ["StateFinder"]

@@ -13,7 +13,8 @@ from jax.extend.core import valid_jaxtype
 
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, gather, refuse_states, stage
+from .._scope import Scope, commit, gather, refuse_states
+from .._staging import stage
 from .._state import State
 from ._gradient import select
 

@@ -24,6 +24,7 @@ from jax.extend.core import valid_jaxtype
 
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError, a_type
+from .._remade import Remade
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 from ._choice import is_pair, narrowed, owns_states
@@ -404,7 +405,7 @@ def _fill(value, floats):
 # ------------------------------------------------------------------------------------------ the class
 
 
-class GradientTransform:
+class GradientTransform(Remade):
     """Differentiate a function with States by any transform with the interface of ``jax.grad``.
 
     ===========  ==========  =============================================
@@ -543,17 +544,14 @@ class GradientTransform:
         return self._like(self.target.__get__(instance, owner), self.return_value, self._watched is not None)
 
     def _like(self, target, return_value, debug_nan=False):
-        return type(self)(
-            target,
-            self.transform,
-            self.grad_states,
-            self.argnums,
-            return_value,
-            self.has_aux,
-            self.transform_params,
-            self.check_states,
-            debug_nan,
-        )
+        return type(self)(*self._arguments(target, return_value, debug_nan))
+
+    def _arguments(self, target, return_value, debug_nan):
+        selected, more = (self.grad_states, self.argnums), (self.has_aux, self.transform_params, self.check_states)
+        return target, self.transform, *selected, return_value, *more, debug_nan
+
+    def _recipe(self):
+        return type(self), self._arguments(self.target, self.return_value, self._watched is not None)
 
     def __repr__(self) -> str:
         return repr(self._pure)

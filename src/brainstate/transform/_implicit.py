@@ -22,7 +22,8 @@ from jax.interpreters import batching, mlir
 from .._carry import may_fail
 from .._compat import optional, varying_axes
 from .._errors import NoSolutionError, StateTypeError, StateValueError
-from .._scope import gather, refuse_states, stage
+from .._scope import gather, refuse_states
+from .._staging import stage
 from ._gradient import differentiable
 from ._interpret import program
 from ._nan import leave

@@ -12,7 +12,8 @@ from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
 from .._carry import Carried, Writes
-from .._scope import Scope, commit, frozen_here, gather, stage
+from .._scope import Scope, commit, frozen_here, gather
+from .._staging import stage
 from .._state import State
 from ._wrapper import resemble
 

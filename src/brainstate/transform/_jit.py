@@ -22,6 +22,7 @@ A call that writes holds one lock from reading to committing, so concurrent call
 import functools
 import inspect
 import operator
+import sys
 import threading
 import warnings
 import weakref
@@ -38,19 +39,12 @@ from .._border import apart
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
-from .._launch import Launcher, launch, outside
+from .._launch import Launcher, box, generators, give, launch, outside
 from .._local import users_frame
-from .._scope import (
-    Restart,
-    Scope,
-    gather,
-    generation,
-    is_tracer,
-    refuse_states,
-    replaced_since,
-    retagged,
-    stage,
-)
+from .._remade import Remade
+from .._scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
+from .._staging import Restart, stage
+from .._taken import donors
 from .._watch import Touched, reading
 from ._choice import owns_states
 from ._nan import holds_check, waiting
@@ -72,14 +66,18 @@ class _Program:
         self.generation, self.retagged = generation(), retagged()
         self.touched = Touched()  # what its traces read of Modules
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
+        self.generators = []  # positions of random generators among the inputs
         self.gives = []  # donates: whether each of `states` is given away
         self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
         self.pending = {}  # thread -> what was staged before the restart
         self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
         self.waits = False  # whether a call waits for its end, since it may fail while it runs
+        self.returned = []  # donates: see `give`
+        if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
+            donors[_name(fun)] = None
         self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self.arranged(self.compiled)
+        self.jitted = self.arranged(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
@@ -136,33 +134,46 @@ class _Program:
 
     def extend(self, staged):
         """Make inputs of the States that ``staged`` reads, and keep it for the trace that follows."""
-        new = [s for s in staged.reads if s not in set(self.states)]
-        self.states.extend(new)
-        self.gives.extend(False for _ in new)
+        self._add([s for s in staged.reads if s not in set(self.states)])
         if self.donates and not self.waits:
-            self.gives[:] = [gives or s in staged.writes for s, gives in zip(self.states, self.gives, strict=True)]
+            pairs = zip(self.states, self.gives, strict=False)
+            self.gives[:] = [gives or _is_given(s, staged) for s, gives in pairs]
         self._aligned(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
 
     def _keeps(self, staged):
         """Tell whether ``staged`` writes a State whose buffer should be donated, and so far is not."""
         pairs = zip(self.states, self.gives, strict=False)
-        return self.donates and not self.waits and any(s in staged.writes and not gives for s, gives in pairs)
+        return self.donates and not self.waits and any(_is_given(s, staged) and not gives for s, gives in pairs)
 
     def adopt(self):
         """Take the States that the last trace left behind as inputs of the next call."""
         new, self.newborn = self.newborn, ()
         self.adopted[self.kind] = set(new)
-        self.states.extend(new)
-        self.gives.extend(False for _ in new)
+        self._add(new)
+
+    def _add(self, new):
+        self.gives += [False] * len(new)  # first: after an interrupt there may be too many, which nobody looks at
+        self.states += new
+        self.generators = generators(self.states)
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return launch(self.jitted, self.states, self.written, args, kwargs, self.touched)
+        return self.call(self.jitted, self.states, args, kwargs)
+
+    def call(self, jitted, states, args, kwargs):
+        """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
+        if self.donates:
+            more = jitted, states, self.generators, self.written, args, kwargs
+            out = give(_name(self.fun), self.returned, *more)
+        else:
+            out = launch(jitted, states, self.generators, self.written, args, kwargs)
+        self.touched.pass_on()  # a trace around this call reads the same
+        return out
 
     def ahead(self, step):
         """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
-        entry = self.arranged(getattr(self.compiled, step))
+        entry = self.arranged(getattr(self.compiled, step), [])
 
         def call(args, kwargs):
             values = gather(self.states)
@@ -173,6 +184,7 @@ class _Program:
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
+        thread = threading.get_ident()
         try:
             while True:
                 if staged is not None:
@@ -182,7 +194,7 @@ class _Program:
                 except Restart as restart:
                     staged = restart.staged
         finally:
-            self.pending.pop(threading.get_ident(), None)
+            self.pending.pop(thread, None)
 
     def _aligned(self, states, values):
         """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
@@ -190,8 +202,11 @@ class _Program:
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def arranged(self, compiled, gives=None):
-        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
+    def arranged(self, compiled, returned, gives=None):
+        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments.
+
+        What it returns when something was given away is also put into ``returned``.
+        """
         if not self.donates:
             return compiled
         gives = self.gives if gives is None else gives
@@ -203,7 +218,7 @@ class _Program:
             leaves = tree_leaves((given, kept, args, kwargs))
             if len(set(map(id, leaves))) < len(leaves):
                 given = owned(given, (kept, args, kwargs))
-            return compiled(given, kept, *args, **kwargs)
+            return box(returned, compiled, (given, kept, *args), kwargs)
 
         return giving
 
@@ -211,6 +226,15 @@ class _Program:
         """Return the values of all States in their order."""
         count, donated, kept = len(donated) + len(kept), iter(donated), iter(kept)
         return [next(donated) if give else next(kept) for give in self.gives[:count]]
+
+
+def _is_given(state, staged) -> bool:
+    """Tell whether the buffers of ``state`` are to be donated: another thread may need those of a generator."""
+    return state in staged.writes and state.branch is None
+
+
+def _name(fun) -> str:
+    return getattr(fun, "__qualname__", type(fun).__name__)
 
 
 def _copy(leaf):
@@ -258,12 +282,12 @@ class _Ahead:
     def __call__(self, /, *args, **kwargs):
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
-        entry = program.arranged(step, self._gives)
+        entry = program.arranged(step, program.returned, self._gives)
         entry = waiting(entry) if program.waits else entry
-        return launch(entry, program.states[: self._inputs], program.written, args, kwargs, program.touched)
+        return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 
-class Jit(Launcher):
+class Jit(Remade, Launcher):
     """A compiled function with States; made by `jit`."""
 
     def __init__(self, fun, options, donates, seal=None):
@@ -276,6 +300,12 @@ class Jit(Launcher):
         self._journal, self._changes = Journal(), Counter()
         self._begin()
         resemble(self, fun)
+
+    def _recipe(self):
+        name = self.__module__, getattr(self, "__qualname__", "")
+        if _known_as(*name) is self:  # a function of a module, or of a class there: one for all
+            return _known_as, name
+        return Jit, (self._fun, self._options, self._donates)
 
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
@@ -402,27 +432,39 @@ class Jit(Launcher):
             alive = weakref.ref(instance, lambda _: forget())
             jitted = Jit(_weak_method(self._fun, alive), self._options, self._donates)
             self._methods[id(instance)] = alive, jitted
-        return _Method(instance, jitted)
+        return _Method(instance, jitted, self)
 
     def __repr__(self) -> str:
         return f"jit({getattr(self._fun, '__qualname__', self._fun)!s})"
 
 
-class _Method:
+class _Method(Remade):
     """A compiled method of one instance, which it keeps alive."""
 
-    def __init__(self, instance, jitted):
-        self.__self__, self._jitted = instance, jitted
+    def __init__(self, instance, jitted, unbound):
+        self.__self__, self._jitted, self._unbound = instance, jitted, unbound
         functools.update_wrapper(self, jitted.__wrapped__, updated=())
 
     def __call__(self, /, *args, **kwargs):
         return self._jitted(*args, **kwargs)
+
+    def _recipe(self):
+        return _bound, (self._unbound, self.__self__)
 
     def __getattr__(self, name):
         return getattr(self._jitted, name)
 
     def __repr__(self):
         return f"<bound {self._jitted!r} of {self.__self__!r}>"
+
+
+def _known_as(module, name) -> Any:
+    """Return what has this name in this module, or None."""
+    return functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+
+
+def _bound(unbound, instance) -> _Method:
+    return unbound.__get__(instance, type(instance))
 
 
 def compiled_form(fun: Any) -> Jit | None:
@@ -463,14 +505,16 @@ def _indices(numbers) -> tuple[int, ...]:
 def _with_states(fun, program):
     """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
 
-    From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
+    From the signature JAX infers names of static arguments from numbers and back, and names the inputs. The program
+    holds what JAX makes of the function, which does not hold the program: so both go as soon as nobody needs them.
     """
+    held: Any = weakref.ref(program)
 
     def keeping(states, /, *args, **kwargs):
-        return program.pure(states, *args, **kwargs)
+        return held().pure(states, *args, **kwargs)
 
     def donating(donated_states, states, /, *args, **kwargs):
-        return program.pure(program.restore(donated_states, states), *args, **kwargs)
+        return held().pure(held().restore(donated_states, states), *args, **kwargs)
 
     stateful: Any = donating if program.donates else keeping
     signature = signature_of(fun)

@@ -19,7 +19,8 @@ from jax.extend.core import valid_jaxtype
 from .._carry import Writes
 from .._compat import jit_disabled, varying_axes
 from .._errors import StateTypeError, StateValueError
-from .._scope import Restart, Scope, caught, commit, gather, refuse_states, stage
+from .._scope import Scope, commit, gather, refuse_states
+from .._staging import Restart, caught, stage
 from ._progress import ProgressBar, ticking
 
 __all__ = [

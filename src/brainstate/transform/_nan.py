@@ -37,7 +37,8 @@ from jax.interpreters import batching, mlir
 from .._carry import Carried, may_fail
 from .._compat import nans_checked, varying_axes
 from .._errors import NonFiniteError
-from .._scope import Scope, Staged, commit, eager, gather, is_tracer, stage
+from .._scope import Scope, commit, eager, gather, is_tracer
+from .._staging import Staged, stage
 from ._interpret import opened, within
 from ._lines import is_part, site_of
 from ._origins import Given, Origin, Value, inexact, origins

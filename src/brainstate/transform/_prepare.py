@@ -31,7 +31,8 @@ from jax.tree_util import keystr, tree_leaves
 from .._border import apart
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
-from .._launch import Ready, outside
+from .._launch import Ready, box, generators, outside
+from .._remade import Remade
 from .._scope import gather, generation, is_tracer, replaced_since, retagged
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
@@ -95,7 +96,7 @@ def _bytes(size) -> str:
     return f"{size} B"
 
 
-class Prepared(Ready):
+class Prepared(Remade, Ready):
     """A function that was compiled ahead of time; made by `prepare`, and called like the function."""
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
@@ -111,7 +112,8 @@ class Prepared(Ready):
             self._compiled = self._traced.lower().compile()
         seal.closed = True
         self._states, count = _in_order(program)
-        self._written, self._donates = tuple(program.written), program.donates
+        self._generators = generators(self._states)
+        self._written, self._donates, self._returned = tuple(program.written), program.donates, []
         self._touched, self._retagged = program.touched, program.retagged
         self._example = jax.tree.map(_abstract, (args, kwargs))
         values = gather(self._states)
@@ -120,11 +122,17 @@ class Prepared(Ready):
 
         def whole(run):
             run = waiting(run) if program.waits else run
-            return _giving(run, count, flat) if self._donates else run
+            return _giving(run, count, flat, self._returned) if self._donates else run
 
         self._run_any = self._statics.around(whole(self._compiled.__call__))
         placed = any(_place(leaf) is not None for _, leaf in self._inputs(values, args, kwargs))
         self._run = self._run_any if placed else whole(program.compiled)
+
+    def _recipe(self):
+        return _prepare_again, (self.__wrapped__,)
+
+    def __reduce_ex__(self, protocol):
+        return _prepare_again(self.__wrapped__)
 
     # -------------------------------------------------------------------------------------- what it is
 
@@ -250,15 +258,23 @@ class Prepared(Ready):
         self._generation, self._touched, self._retagged = now, program.touched, program.retagged
 
 
+def _prepare_again(transform):
+    raise StateTypeError(
+        f"prepared {_label(transform)} is compiled for its States and cannot be copied with them: take it away before, "
+        f"and prepare again for the copy."
+    )
+
+
 def _in_order(program) -> tuple[tuple, int]:
     """Return the States that are inputs of ``program``, those to donate first, and how many these are."""
     given = list(compress(program.states, program.gives))
     return (*given, *compress(program.states, map(not_, program.gives))), len(given)
 
 
-def _giving(compiled, count, flat):
+def _giving(compiled, count, flat, returned):
     """Return ``compiled`` as a function of the values of all States in one list; it donates the first ``count``.
 
+    What it returns is also put into ``returned``.
     ``flat`` says that each State and argument is one leaf; where that is no longer so, JAX refuses.
     """
 
@@ -269,7 +285,7 @@ def _giving(compiled, count, flat):
         given, kept, seen = values[:count], values[count:], set(map(id, states))
         if len(seen) < len(states) or not seen.isdisjoint(map(id, others)):
             given = owned(given, (kept, args, kwargs))
-        return compiled(given, kept, *args, **kwargs)
+        return box(returned, compiled, (given, kept, *args), kwargs)
 
     return run
 

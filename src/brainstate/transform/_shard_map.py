@@ -19,7 +19,9 @@ from jax.sharding import PartitionSpec
 from .._carry import Writes
 from .._compat import varying_axes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
-from .._scope import Restart, Scope, caught, commit, gather, read, stage
+from .._remade import Remade
+from .._scope import Scope, commit, gather
+from .._staging import Restart, caught, stage
 from ._choice import chooser, draws
 from ._wrapper import resemble
 
@@ -50,7 +52,7 @@ def _declared(state_specs):
     return spec_of
 
 
-class Sharded:
+class Sharded(Remade):
     """A function on the shards of arrays; made by `shard_map`."""
 
     def __init__(self, f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma):
@@ -108,7 +110,7 @@ class Sharded:
     def _lanes(self, staged):
         """Return {State: (a value for each device, the value afterwards)} of what draws."""
         drawn = [s for s in staged.reads if s in staged.writes and self._per_device(s)]
-        return {s: s.lanes(read(s), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
+        return {s: s.lanes(*gather([s]), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
 
     def _per_device(self, state):
         """Tell whether each device has a value of its own, though none is declared: a generator."""

@@ -24,7 +24,9 @@ from jax.extend.core import mapped_aval
 
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
-from .._scope import Restart, Scope, caught, commit, gather, is_tracer, read, refuse_states, stage
+from .._remade import Remade
+from .._scope import Scope, commit, gather, is_tracer, read, refuse_states
+from .._staging import Restart, caught, stage
 from ._choice import draws, listed, owns_states
 from ._loops import for_loop, loop_length
 from ._wrapper import resemble
@@ -123,7 +125,7 @@ def _is_returned(leaf) -> bool:
 jax.tree_util.register_pytree_node(_Returned, lambda returned: ((), returned), lambda returned, _: returned)
 
 
-class Mapped:
+class Mapped(Remade):
     """A function on many lanes; made by `vmap`."""
 
     name, remedy = "vmap", "give axis_size"  # for messages
@@ -234,7 +236,7 @@ class Mapped:
         """Return {State: a value for each lane} of what draws, and {State: its value afterwards}."""
         lanes, after = {}, {}
         for state in staged.writes:
-            own = state.lanes(read(state), size) if state in staged.reads and self.axis_in(state) is None else None
+            own = state.lanes(*gather([state]), size) if state in staged.reads and self.axis_in(state) is None else None
             if own is not None:
                 lanes[state] = own[0]
                 if self.axis_out(state) is None and not staged.replaces(state):  # a new seed is an ordinary write

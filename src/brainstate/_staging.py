@@ -1,0 +1,97 @@
+"""Staging: run a function once, abstractly, and keep its jaxpr with the States that it reads and writes.
+
+The first read of a State leaves a marker in the jaxpr (``_marker``); evaluating the jaxpr replaces the marker by the
+value given for that State. This is how a transform that needs to know the States beforehand (jit, scan, cond) still
+runs the user's function once.
+"""
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from ._marker import state_read
+from ._marker import thread as _thread
+from ._scope import Scope, is_tracer, refuse_foreign, refuse_states
+
+__all__ = ["Restart", "Staged", "caught", "stage"]
+
+
+def caught(call, fun) -> "Staged":
+    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
+    try:
+        call(fun)
+    except Restart as restart:
+        return restart.staged
+    raise AssertionError("JAX did not call the function")
+
+
+class Restart(Exception):
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
+
+    def __init__(self, staged):
+        super().__init__()
+        self.staged = staged
+
+
+class Staged:
+    """A function that ran once, abstractly: ``reads``, ``writes`` and a pure function of both inputs."""
+
+    def __init__(self, closed, places, out_tree, scope):
+        self.closed, self.places, self.out_tree = closed, places, out_tree
+        self.reads, self.born, self.used = scope.reads, scope.born, scope.used
+        out, writes = out_tree.unflatten(closed.out_avals)
+        self.writes, self.result_types = writes.states, out
+        self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
+
+    def __call__(self, given, args, kwargs):
+        """Evaluate with ``given`` = {State: value} for the reads, and arguments of the same structure.
+
+        Returns ``(out, Writes)``. No Python code of the user runs.
+        """
+        leaves = jax.tree.leaves((args, kwargs))
+        outer = _thread.given
+        try:
+            _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
+            return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
+        finally:
+            _thread.given = outer
+
+    def replaces(self, state) -> bool:
+        """Tell whether what is written to ``state`` does not come from the value that was read."""
+        _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
+        wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
+        for eqn in reversed(self.closed.eqns):
+            if wanted.isdisjoint(map(id, eqn.outvars)):
+                continue
+            if eqn.primitive is state_read and eqn.params["state"] == id(state):
+                return False
+            wanted.update(map(id, eqn.invars))
+        return True
+
+
+def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
+    """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
+
+    Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
+    """
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
+    scope, trees = scope or Scope(name, stages=True), []
+
+    def run(*inputs):
+        filled = list(leaves)
+        for i, leaf in zip(places, inputs, strict=True):
+            filled[i] = leaf
+        a, k = treedef.unflatten(filled)
+        with scope:
+            out = fun(*a, **k)
+            refuse_states(out, f"results of a function under {name}")
+            writes = scope.close()
+            for state, value in zip(writes.states, writes.values, strict=True):
+                refuse_foreign(state, value, "was given", name)
+            out = (out, writes)
+        flat, tree = jax.tree.flatten(out)
+        trees.append(tree)
+        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
+
+    closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
+    return Staged(closed, places, trees[0], scope)
