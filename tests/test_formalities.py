@@ -31,13 +31,14 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _scope _launch _state _carry"
+CORE = "_errors _compat _boundary _scope _launch _state _carry"
 LAYERS = {
     "_errors": "",
     "_compat": "",
+    "_boundary": "",
     "_carry": "",
-    "_scope": "_errors _compat _carry",
-    "_launch": "_errors _compat _carry _scope",
+    "_scope": "_errors _compat _boundary _carry",
+    "_launch": "_errors _compat _boundary _carry _scope",
     "_state": "_errors _compat _scope",
     "filters": CORE,
     "random": CORE,

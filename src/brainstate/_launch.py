@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from ._boundary import shorten
 from ._carry import ABSENT, Writes
 from ._compat import current_trace, jit_disabled
 from ._errors import TraceContextError
@@ -35,6 +36,8 @@ from ._scope import (
 )
 
 __all__ = ["Launcher", "Ready", "Sealed", "launch", "outside"]
+
+_NO_VALUE = AttributeError, TypeError, TraceContextError  # what comes of a State without a value, among others
 
 # Bound once: looking a method up on a lock costs as much as calling it.
 _begin_step, _end_step = _step_lock.acquire, _step_lock.release
@@ -116,13 +119,18 @@ class Launcher:
             return out
         except Restart as restart:
             staged = restart.staged
-        except (AttributeError, TypeError, TraceContextError):
-            if _stored_all(program.states):
-                self._explain(args, kwargs)
+        except Exception as error:
+            if not isinstance(error, _NO_VALUE) or _stored_all(program.states):
+                self._fail(error, args, kwargs)
                 raise
             # An input was created by a call that failed, or by an enclosing transform that has ended.
             program, staged = self._begin("a State that is an input had no value"), None
         return self._retry(program, staged, args, kwargs)
+
+    def _fail(self, error, args, kwargs):
+        shorten(error)
+        if isinstance(error, _NO_VALUE):
+            self._explain(args, kwargs)
 
 
 class Sealed(Exception):
@@ -175,7 +183,8 @@ class Ready:
                 _end_step()
         except Sealed:
             fast, self._run = self._run, self._run_any
-        except Exception:
+        except Exception as error:
+            shorten(error)
             self._refused(args, kwargs)
             raise
         else:

@@ -46,6 +46,7 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_jaxtype
 
+from ._boundary import named_after
 from ._carry import Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
 from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
@@ -518,6 +519,13 @@ def is_tracer(leaf) -> bool:
     return isinstance(leaf, Tracer)
 
 
+def _inputs(arg, dynamic):
+    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
+    leaves = jax.tree.leaves(arg)
+    traced = [leaf for leaf in leaves if dynamic(leaf)]
+    return arg if len(traced) == len(leaves) else traced
+
+
 def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
 
@@ -527,9 +535,9 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
     scope, trees = scope or Scope(name, stages=True), []
 
-    def run(*inputs):
+    def run(*inputs, **named):
         filled = list(leaves)
-        for i, leaf in zip(places, inputs, strict=True):
+        for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
             filled[i] = leaf
         a, k = treedef.unflatten(filled)
         with scope:
@@ -543,5 +551,7 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
         trees.append(tree)
         return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
 
-    closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
+    named_after(run, fun, same_arguments=True)
+    parts = [_inputs(arg, dynamic) for arg in args], {key: _inputs(arg, dynamic) for key, arg in kwargs.items()}
+    closed = jax.make_jaxpr(run)(*parts[0], **parts[1])
     return Staged(closed, places, trees[0], scope)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit, gather, stage
 from ._gradient import GradientTransform
@@ -29,6 +30,7 @@ class _Accumulated:
         self.grad_fn, self.steps, self.reduction, self.weight = grad_fn, steps, reduction, weight
         functools.update_wrapper(self, grad_fn, updated=())
 
+    @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what ``grad_fn`` returns, reduced over the parts; commit what the parts wrote, in turn."""
         whole = self._whole()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._carry import Writes
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -79,6 +80,7 @@ def _kind(value) -> str:
     return jax.typeof(value).str_short() if valid_jaxtype(value) else f"a {type(value).__name__}"
 
 
+@boundary
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
     """Call one of two functions: ``jax.lax.cond`` for branches that read and write States.
 
@@ -124,6 +126,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
 
+@boundary
 def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     """Call one of several functions: ``jax.lax.switch`` for branches that read and write States.
 
@@ -165,6 +168,7 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     return finish(jax.lax.switch(index, pure, *operands))
 
 
+@boundary
 def ifelse(conditions: Sequence[Any], branches: Sequence[Callable], *operands: Any, check_cond: bool = True) -> Any:
     """Call the function whose condition is true, of conditions that exclude each other.
 

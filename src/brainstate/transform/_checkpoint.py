@@ -13,6 +13,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, refuse_states
 from ..filters import to_predicate
@@ -112,6 +113,7 @@ def checkpoint(
         )
     options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
 
+    @boundary
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         refuse_states((args, kwargs), "arguments of checkpoint")

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
+from .._boundary import boundary
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
@@ -85,6 +86,7 @@ class Product:
             self._watched = copy.copy(self)
             self._watched.return_value = True
 
+    @boundary
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
         if self._watched is not None:

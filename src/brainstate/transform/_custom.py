@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
@@ -71,6 +72,7 @@ class _Custom:
 
         return run
 
+    @boundary
     def __call__(self, *args):
         """Call the function; its derivative is the rule's."""
         if not self._has_rule:
@@ -218,6 +220,7 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
         raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
     chooser("stop_gradient", states)  # refuses what it cannot use
 
+    @boundary
     @functools.wraps(fun, updated=())
     def wrapped(*args, **kwargs):
         with _Stopped(chooser("stop_gradient", states)) as scope:

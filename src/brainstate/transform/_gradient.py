@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
@@ -467,6 +468,7 @@ class GradientTransform:
         self._watched = self._like(target, return_value=True) if debug_nan else None
         functools.update_wrapper(self, target, updated=())  # its attributes are not ours
 
+    @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
         if self._watched is not None:

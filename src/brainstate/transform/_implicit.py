@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import gather, refuse_states, stage
 from ._gradient import differentiable
@@ -116,6 +117,7 @@ def _scalar(out, y):
         raise StateValueError(f"argmin: the function must return a real scalar, and returns {shown}.")
 
 
+@boundary
 def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Solve ``fun(y, *args) = 0`` for ``y``; the solution is differentiable in States, arguments and closures.
 
@@ -159,6 +161,7 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
     return _solve("root", fun, y0, args, solver, max_steps, _any_result)
 
 
+@boundary
 def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Solve ``fun(y, *args) = y`` for ``y``; the solution is differentiable, see `root`.
 
@@ -192,6 +195,7 @@ def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_step
     return _solve("fixed_point", fun, y0, args, solver, max_steps, check)
 
 
+@boundary
 def argmin(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Minimise ``fun(y, *args)`` over ``y``; the minimiser is differentiable, see `root`.
 

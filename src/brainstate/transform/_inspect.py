@@ -12,6 +12,7 @@ from jax import named_scope
 from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._carry import Carried, Writes
 from .._scope import Scope, commit, gather, stage
 from .._state import State
@@ -19,6 +20,7 @@ from .._state import State
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
 
 
+@boundary
 def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     """Return what ``f`` would return, with shapes and dtypes in the place of arrays: ``jax.eval_shape`` with States.
 
@@ -100,6 +102,7 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     True
     """
 
+    @boundary
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
@@ -148,6 +151,7 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     ('empty', -1.0)
     """
 
+    @boundary
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         def pure(*args, **kwargs):

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves
 
+from .._boundary import boundary, named_after, signature_of
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -40,7 +41,7 @@ from ._choice import owns_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._seal import Seal
-from ._signature import signature_of, state_part
+from ._signature import state_part
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
 
@@ -247,6 +248,7 @@ class Jit(Launcher):
         self._begin()
         functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
 
+    @boundary
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
         out = program.run(program.launch, args, kwargs, staged)
@@ -254,6 +256,7 @@ class Jit(Launcher):
             program.adopt()
         return out
 
+    @boundary
     def _explain(self, args, kwargs):
         """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
         refuse_states((args, kwargs), "arguments of jit")
@@ -329,6 +332,7 @@ class Jit(Launcher):
         self._program = _Program(self._fun, self._options, self._donates, self._journal, self._seal)
         return self._program
 
+    @boundary
     def _ahead(self, step, args, kwargs):
         program = self._program
         if program.generation != generation():
@@ -423,7 +427,7 @@ def _with_states(fun, program):
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         if hasattr(fun, attribute):
             setattr(stateful, attribute, getattr(fun, attribute))
-    return stateful
+    return named_after(stateful, fun)
 
 
 def _compiler(stateful, fun, given, lead):

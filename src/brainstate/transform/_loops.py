@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._carry import Writes
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -168,6 +169,7 @@ def loop_length(name, xs, length):
     return sizes.pop()
 
 
+@boundary
 def scan(
     f: Callable,
     init: Any,
@@ -235,6 +237,7 @@ def scan(
     return carry, ys
 
 
+@boundary
 def for_loop(
     f: Callable,
     *xs: Any,
@@ -272,6 +275,7 @@ def for_loop(
     return scan(lambda _, x: (None, f(*x)), None, xs, length, reverse, unroll, pbar)[1]
 
 
+@boundary
 def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds: ``jax.lax.while_loop`` that carries States.
 
@@ -335,6 +339,7 @@ def _while_parts(name, cond_fun, body_fun, init_val):
     return (lambda carry: test(body.given(carry[1]), (carry[0],), {})[0]), body
 
 
+@boundary
 def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds, at most ``max_steps`` times; reverse mode works.
 
@@ -413,6 +418,7 @@ def _repeated(step, active, base):
     return jax.checkpoint(lambda carry: jax.lax.scan(once, carry, length=base)[0])
 
 
+@boundary
 def checkpointed_scan(
     f: Callable,
     init: Any,
@@ -486,6 +492,7 @@ def checkpointed_scan(
     return carry, ys
 
 
+@boundary
 def checkpointed_for_loop(
     f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | None = None
 ) -> Any:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
 from ._gradient import Target, check_argnums, differentiable, function_name, pick
@@ -21,6 +22,7 @@ from ._space import layout
 __all__ = ["direction", "jvp", "positions", "vjp", "watched_along"]
 
 
+@boundary
 def vjp(
     fun: Callable,
     *primals: Any,
@@ -162,6 +164,7 @@ def _check_sequence(name, what, value) -> None:
         )
 
 
+@boundary
 def jvp(
     fun: Callable,
     primals: tuple | list,

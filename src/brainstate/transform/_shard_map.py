@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from .._boundary import boundary
 from .._carry import Writes
 from .._compat import varying_axes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
@@ -71,6 +72,7 @@ class Sharded:
         """The axes of the mesh that are mapped."""
         return tuple(n for n in self.mesh.axis_names if n in self._names or not self._names)
 
+    @boundary
     def __call__(self, *args: Any) -> Any:
         """Run the function on all shards and commit what it writes."""
         staged = caught(lambda fun: self._mapped(fun, self.in_specs, self.out_specs)(*args), self._probe)

@@ -4,7 +4,6 @@ A `Part` is one argument or one State, as text only: nothing here keeps an array
 signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
 """
 
-import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import keystr, treedef_is_leaf
 
+from .._boundary import signature_of
 from .._state import State
 
-__all__ = ["NOTHING", "Part", "Row", "argument_names", "argument_parts", "compare", "signature_of", "state_part"]
+__all__ = ["NOTHING", "Part", "Row", "argument_names", "argument_parts", "compare", "state_part"]
 
 NOTHING = "nothing"
 
@@ -38,14 +38,6 @@ class Row(NamedTuple):
     was: str
     now: str
     same: bool
-
-
-def signature_of(fun: Callable) -> inspect.Signature | None:
-    """Return the signature of ``fun``, if it has one."""
-    try:
-        return inspect.signature(fun)
-    except (TypeError, ValueError):
-        return None
 
 
 def argument_names(fun: Callable, count: int) -> list[str]:

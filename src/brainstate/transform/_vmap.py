@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
+from .._boundary import boundary
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
@@ -105,6 +106,7 @@ class Mapped:
         self.axis_out = _Axes("out_states", out_states, _REDUCTIONS)
         functools.update_wrapper(self, fn, updated=())
 
+    @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
@@ -348,6 +350,7 @@ class _MappedAgain(Mapped):
         return self._staged
 
 
+@boundary
 def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     """Call ``f`` on each slice of the arguments, one after the other or in batches: ``jax.lax.map`` with States.
 

@@ -1,0 +1,89 @@
+"""The boundary to the user's code: errors without the frames of this package, and functions under their own names.
+
+Nothing here is on the path of a call that succeeds. An error that leaves a `boundary` loses our frames, as it loses
+JAX's own when it leaves JAX; the JAX option ``jax_traceback_filtering="off"`` keeps both. What JAX traces is a function
+of ours that calls the user's: `named_after` makes JAX write the name, the place and the arguments of the user's.
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import jax
+from jax.extend.source_info_util import register_exclusion
+
+__all__ = ["boundary", "named_after", "shorten", "signature_of"]
+
+_F = TypeVar("_F", bound=Callable)
+
+_OURS = str(Path(__file__).parent) + os.sep
+_LAYERS = _OURS + "nn" + os.sep
+
+# Where JAX names the line of the user that an operation or a trace comes from, it passes over our lines.
+register_exclusion(_OURS)
+
+
+def _of_others(trace: TracebackType | None) -> TracebackType | None:
+    entries, kept, layer = [], None, False
+    while trace is not None:
+        entries.append(trace)
+        trace = trace.tb_next
+    for entry in reversed(entries):
+        file = entry.tb_frame.f_code.co_filename
+        innermost_layer = file.startswith(_LAYERS) and not layer  # the user did not write it, and wants to know which
+        if innermost_layer or not file.startswith(_OURS):
+            kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+            layer = layer or innermost_layer
+    return kept
+
+
+def shorten(error: BaseException) -> None:
+    """Cut the frames of this package out of the traceback of ``error``, and of the errors it comes from."""
+    if jax.config.jax_traceback_filtering == "off":  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        link.__traceback__ = _of_others(link.__traceback__)
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+
+
+def boundary(fun: _F) -> _F:
+    """Return ``fun``, whose errors show no frame of this package."""
+
+    @functools.wraps(fun)
+    def bounded(*args, **kwargs):
+        try:
+            return fun(*args, **kwargs)
+        except Exception as error:
+            shorten(error)
+            raise  # as it stands: this adds no frame
+
+    return bounded  # pyright: ignore[reportReturnType]
+
+
+def signature_of(fun: Callable) -> inspect.Signature | None:
+    """Return the signature of ``fun``, if it has one."""
+    try:
+        return inspect.signature(fun)
+    except (TypeError, ValueError):
+        return None
+
+
+def named_after(inner: Callable, fun: Callable, *, same_arguments: bool = False) -> Any:
+    """Return ``inner``, which calls ``fun``, under its name and place; also with its signature if that is the same."""
+    named: Any = inner
+    signature = signature_of(fun if same_arguments else inner)
+    while isinstance(fun, functools.partial):
+        fun = fun.func
+    fun = inspect.unwrap(fun)
+    fun = fun if hasattr(fun, "__code__") else type(fun).__call__  # of a Module, say
+    if hasattr(fun, "__code__") and signature is not None:
+        named.__name__, named.__qualname__, named.__wrapped__ = fun.__name__, fun.__qualname__, fun
+        named.__signature__ = signature
+    return named
