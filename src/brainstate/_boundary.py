@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 from jax.extend.source_info_util import register_exclusion
 
-__all__ = ["boundary", "named_after", "shorten", "signature_of"]
+__all__ = ["Unbound", "boundary", "named_after", "shorten", "signature_of"]
 
 _F = TypeVar("_F", bound=Callable)
 
@@ -65,6 +65,29 @@ def boundary(fun: _F) -> _F:
             raise  # as it stands: this adds no frame
 
     return bounded  # pyright: ignore[reportReturnType]
+
+
+class Unbound:
+    """A transformed method looked up on its class: called with an instance first, it is the method of this instance.
+
+    So ``Base.step(self, x)`` works in a subclass. An instance that is a pytree stays an argument.
+    """
+
+    def __init__(self, method: Any, owner: type | None):
+        self.method, self._owner = method, owner
+        functools.update_wrapper(self, method, updated=())
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the method of the instance that is the first argument; without one, the function as it stands."""
+        if self._owner and args and isinstance(args[0], self._owner) and jax.tree_util.all_leaves(args[:1]):
+            return self.method.__get__(args[0], type(args[0]))(*args[1:], **kwargs)
+        return self.method(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def __repr__(self):
+        return repr(self.method)
 
 
 def signature_of(fun: Callable) -> inspect.Signature | None:

@@ -73,6 +73,7 @@ __all__ = [
     "refuse_states",
     "replaced_since",
     "stage",
+    "traced_part",
     "write",
 ]
 
@@ -519,7 +520,7 @@ def is_tracer(leaf) -> bool:
     return isinstance(leaf, Tracer)
 
 
-def _inputs(arg, dynamic):
+def traced_part(arg, dynamic):
     """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
     leaves = jax.tree.leaves(arg)
     traced = [leaf for leaf in leaves if dynamic(leaf)]
@@ -552,6 +553,6 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
         return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
 
     named_after(run, fun, same_arguments=True)
-    parts = [_inputs(arg, dynamic) for arg in args], {key: _inputs(arg, dynamic) for key, arg in kwargs.items()}
-    closed = jax.make_jaxpr(run)(*parts[0], **parts[1])
+    named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
+    closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
     return Staged(closed, places, trees[0], scope)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import boundary
+from .._boundary import Unbound, boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit, gather, stage
 from ._gradient import GradientTransform
@@ -91,7 +91,7 @@ class _Accumulated:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return type(self)(self.grad_fn.__get__(instance, owner), self.steps, self.reduction, self.weight)
 
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from .._boundary import boundary
+from .._boundary import Unbound, boundary
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, refuse_states
@@ -199,7 +199,7 @@ class _Hessian(Product):
     def __get__(self, instance, owner=None):
         """Bind as a method: the product of the bound method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
         options["debug_nan"] = self._watched is not None
         fun = self.fun.__get__(instance, owner)

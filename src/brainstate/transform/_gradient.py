@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import boundary
+from .._boundary import Unbound, boundary
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
@@ -491,7 +491,7 @@ class GradientTransform:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method: the derivative of the bound method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return self._like(self.target.__get__(instance, owner), self.return_value, self._watched is not None)
 
     def _like(self, target, return_value, debug_nan=False):

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves
 
-from .._boundary import boundary, named_after, signature_of
+from .._boundary import Unbound, boundary, named_after, signature_of
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -353,7 +353,7 @@ class Jit(Launcher):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; each instance has compiled functions of its own, which do not keep it alive."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         alive, jitted = self._methods.get(id(instance), (lambda: None, None))
         if alive() is not instance:
             forget = functools.partial(self._methods.pop, id(instance), None)
@@ -385,6 +385,7 @@ class _Method:
 
 def compiled_form(fun: Any) -> Jit | None:
     """Return the `Jit` that ``fun`` is, or that it is a bound method of."""
+    fun = fun.method if isinstance(fun, Unbound) else fun
     return fun._jitted if isinstance(fun, _Method) else fun if isinstance(fun, Jit) else None
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
-from .._boundary import boundary
+from .._boundary import Unbound, boundary
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
@@ -237,7 +237,7 @@ class Mapped:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return type(self)(self.fn.__get__(instance, owner), *self._parts[1:])
 
 
