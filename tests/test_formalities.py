@@ -35,7 +35,7 @@ CORE = "_errors _compat _boundary _scope _launch _state _carry"
 LAYERS = {
     "_errors": "",
     "_compat": "",
-    "_boundary": "",
+    "_boundary": "_errors",
     "_carry": "",
     "_scope": "_errors _compat _boundary _carry",
     "_launch": "_errors _compat _boundary _carry _scope",

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 import jax
 from jax.extend.source_info_util import register_exclusion
 
-__all__ = ["Unbound", "boundary", "named_after", "shorten", "signature_of"]
+from ._errors import StateTypeError
+
+__all__ = ["Unbound", "boundary", "check_function", "named_after", "shorten", "signature_of"]
 
 _F = TypeVar("_F", bound=Callable)
 
@@ -41,8 +43,23 @@ def _of_others(trace: TracebackType | None) -> TracebackType | None:
     return kept
 
 
+# What JAX says, and what we add to it.
+_REMEDIES = {
+    "Reverse-mode differentiation does not work for lax.while_loop": "brainstate.transform.bounded_while_loop has a "
+    "reverse mode: it takes the largest number of iterations, max_steps."
+}
+
+
+def _advise(error: BaseException) -> None:
+    text = error.args[0] if error.args else None
+    for beginning, remedy in _REMEDIES.items():
+        if isinstance(text, str) and text.startswith(beginning) and remedy not in text:
+            error.args = (f"{text} {remedy}", *error.args[1:])
+
+
 def shorten(error: BaseException) -> None:
     """Cut the frames of this package out of the traceback of ``error``, and of the errors it comes from."""
+    _advise(error)
     if jax.config.jax_traceback_filtering == "off":  # pyright: ignore[reportAttributeAccessIssue]
         return
     chain: list[BaseException] = []
@@ -65,6 +82,20 @@ def boundary(fun: _F) -> _F:
             raise  # as it stands: this adds no frame
 
     return bounded  # pyright: ignore[reportReturnType]
+
+
+def check_function(what: str, fun: Any) -> None:
+    """Refuse what is no function that can be traced; ``what`` says what is done with one."""
+    if isinstance(fun, staticmethod):
+        got = "a staticmethod: put @staticmethod above the transform, not below"
+    elif not callable(fun):
+        got = f"{type(fun).__name__}, which cannot be called"
+    elif inspect.isgeneratorfunction(fun):
+        name = getattr(fun, "__qualname__", fun)
+        got = f"the generator function {name}, whose call runs nothing: return a list or an array in place of yielding"
+    else:
+        return
+    raise StateTypeError(f"{what}; got {got}.")
 
 
 class Unbound:

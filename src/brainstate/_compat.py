@@ -68,8 +68,9 @@ def nans_checked() -> bool:
 
 
 def varying_axes(value) -> tuple:
-    """Return the axes of a device mesh along which ``value`` may differ, inside ``shard_map``."""
-    return tuple(jax.typeof(value).manual_axis_type.varying)
+    """Return the axes of a device mesh along which ``value``, or what has this type, may differ in ``shard_map``."""
+    aval = value if hasattr(value, "manual_axis_type") else jax.typeof(value)
+    return tuple(aval.manual_axis_type.varying)
 
 
 def scan_inputs(params, inputs) -> tuple[list, list, list]:

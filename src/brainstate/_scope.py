@@ -451,6 +451,18 @@ def refuse_states(tree, what) -> None:
             )
 
 
+def _refuse_results(out, fun, name) -> None:
+    """Refuse results that are no JAX types."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
+        if not valid_jaxtype(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateTypeError(
+                f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
+                f"{where and ' at ' + where}, which is no JAX type: a function under brainstate.transform.{name} "
+                f"returns arrays and numbers, in containers that JAX knows."
+            )
+
+
 def _raw_transform(state):
     return TraceContextError(
         f"{state.describe()} was written inside a raw JAX transform, which does not know States: a tracer would leak, "
@@ -544,6 +556,7 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
         with scope:
             out = fun(*a, **k)
             refuse_states(out, f"results of a function under {name}")
+            _refuse_results(out, fun, name)
             writes = scope.close()
             for state, value in zip(writes.states, writes.values, strict=True):
                 refuse_foreign(state, value, "was given", name)

@@ -13,7 +13,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import Unbound, boundary, named_after, signature_of
+from .._boundary import Unbound, boundary, check_function, named_after, signature_of
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, refuse_states, traced_part
 from ..filters import to_predicate
@@ -66,8 +66,7 @@ class Checkpointed:
     """A function whose intermediate values are computed again in the reverse pass; made by `checkpoint`."""
 
     def __init__(self, fun, static_argnums, static_argnames, options, keep):
-        if not callable(fun):
-            raise StateTypeError(f"checkpoint takes a function; got {type(fun).__name__}, which cannot be called.")
+        check_function("checkpoint takes a function", fun)
         self._parts = static_argnums, static_argnames, options, keep
         self._fun, self._options, self._keep = fun, options, keep
         self._numbers = static_argnums if isinstance(static_argnums, tuple | list) else (static_argnums,)

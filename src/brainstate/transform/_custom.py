@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from .._boundary import boundary
+from .._boundary import boundary, check_function
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
@@ -40,8 +40,7 @@ class _Custom:
     rule_method: str
 
     def __init__(self, fun, states, jax_custom, nondiff_argnums):
-        if not callable(fun):
-            raise StateTypeError(f"{self.name} takes a function; got {type(fun).__name__}, which cannot be called.")
+        check_function(f"{self.name} takes a function", fun)
         self.fun, self.states = fun, states
         if states is not None:
             select(states)

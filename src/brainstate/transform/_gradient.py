@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import Unbound, boundary
+from .._boundary import Unbound, boundary, check_function
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
@@ -244,8 +244,7 @@ class Target:
         check_states=True,
         allow_int=False,
     ):
-        if not callable(fun):
-            raise StateTypeError(f"{name} differentiates a function; got {type(fun).__name__}, which cannot be called.")
+        check_function(f"{name} differentiates a function", fun)
         self.fun, self.name, self.argnums = fun, name, argnums
         self.has_aux, self.keep_value = has_aux, keep_value
         self.check_states, self.allow_int = check_states, allow_int

@@ -12,7 +12,7 @@ from jax import named_scope
 from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import boundary
+from .._boundary import boundary, check_function, named_after
 from .._carry import Carried, Writes
 from .._scope import Scope, commit, gather, stage
 from .._state import State
@@ -45,6 +45,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     >>> brainstate.transform.eval_shape(brainstate.nn.Linear, 1000, 1000).weight
     ParamState(float32[1000,1000])
     """
+    check_function("eval_shape takes a function", f)
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
@@ -56,7 +57,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
             values = dict(zip(*_parts(scope.close()), strict=True))
         return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
 
-    out, new = jax.eval_shape(run, *(leaves[i] for i in places))
+    out, new = jax.eval_shape(named_after(run, f), *(leaves[i] for i in places))
     commit(new)
     return out.tree()
 
@@ -101,6 +102,7 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     >>> states.reads == states.writes == (count,)
     True
     """
+    check_function("make_jaxpr takes a function", fun)
 
     @boundary
     @functools.wraps(fun)
@@ -150,6 +152,7 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     >>> error.get().split(" (")[0], float(level.value)
     ('empty', -1.0)
     """
+    check_function("checkify takes a function", fun)
 
     @boundary
     @functools.wraps(fun)

@@ -29,9 +29,10 @@ from operator import not_
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import tree_leaves
 
-from .._boundary import Unbound, boundary, named_after, signature_of
+from .._boundary import Unbound, boundary, check_function, named_after, signature_of
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -240,8 +241,9 @@ class Jit(Launcher):
     """A compiled function with States; made by `jit`."""
 
     def __init__(self, fun, options, donates, seal=None):
-        if not callable(fun):
-            raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
+        check_function("jit compiles a function", fun)
+        if not isinstance(donates, bool | np.bool_):
+            raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
         self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()

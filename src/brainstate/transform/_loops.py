@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
-from .._boundary import boundary
+from .._boundary import boundary, check_function, named_after
 from .._carry import Writes
-from .._compat import jit_disabled
+from .._compat import jit_disabled, varying_axes
 from .._errors import StateTypeError, StateValueError
-from .._scope import Restart, Scope, caught, commit, gather, refuse_states, stage
+from .._scope import Restart, Scope, caught, commit, gather, is_tracer, refuse_states, stage
 from ._progress import ProgressBar, ticking
 
 __all__ = [
@@ -34,15 +34,17 @@ __all__ = [
     "probe",
     "scan",
     "shown",
+    "sliced",
+    "spread",
     "types_of",
+    "varying",
     "while_loop",
 ]
 
 
 def probe(name, fun, call):
     """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
-    if not callable(fun):
-        raise StateTypeError(f"{name} takes functions; got {type(fun).__name__}, which cannot be called.")
+    check_function(f"{name} takes functions", fun)
 
     def run(*args):
         raise Restart(stage(fun, args, {}, name=name))
@@ -77,6 +79,11 @@ def agree(before, after) -> bool:
     )
 
 
+def varying(types) -> tuple[str, ...]:
+    """Return the axes of a device mesh along which what has these types may differ, inside `shard_map`."""
+    return tuple(dict.fromkeys(axis for leaf in jax.tree.leaves(types) for axis in varying_axes(leaf)))
+
+
 def _cast(value, types):
     """Return ``value`` with each number of no dtype of its own in the dtype that it has after an iteration."""
 
@@ -90,13 +97,13 @@ def _cast(value, types):
     return jax.tree.map(cast, value, types) if same else value
 
 
-def _stage_body(name, fun, call, init, known):
+def _stage_body(name, fun, call, init, known, pairs):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
         before = [init, gather(staged.writes)]
     result = staged.result_types
-    if name.endswith("scan"):
+    if pairs:
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
         result = result[0]
@@ -105,7 +112,7 @@ def _stage_body(name, fun, call, init, known):
     values = dict(zip(staged.writes, start[1], strict=True))
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(start), strict=True)):
         return staged, init, values
-    return _stage_body(name, fun, call, start[0], values)
+    return _stage_body(name, fun, call, start[0], values, pairs)
 
 
 class _Body:
@@ -114,9 +121,11 @@ class _Body:
     ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
     """
 
+    pairs = True  # what the function returns: the carry and an output, or the carry alone
+
     def __init__(self, name, fun, call, init):
-        self.name = name
-        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {})
+        self.name, self.fun, self.call = name, fun, call
+        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {}, self.pairs)
         self.carried, self.closed = self.staged.writes, {}
         self.close_over(self.staged.reads)
 
@@ -141,8 +150,24 @@ class _Body:
         """Commit the values after the last iteration."""
         commit(Writes(self.carried, list(values)))
 
+    def run(self, loop):
+        """Return ``loop()``; what JAX refuses about the carry it refuses in words about the user's own carry."""
+        try:
+            return loop()
+        except TypeError:
+            given = self.given(self.values.values())
+            own = named_after(lambda *args: self.staged(given, args, {})[0], self.fun, same_arguments=True)
+            jax.eval_shape(lambda: self.call(own, self.first))
+            raise
+
     def _compatible(self, state, value, at_least_once):
         before, after = types_of(value), self.staged.written_types[state]
+        if agree(before, after) and varying(value) != varying(after):
+            raise StateTypeError(
+                f"{state.describe()} {spread(value)} before an iteration of {self.name} and {spread(after)} after it. "
+                f"Reduce what is assigned with jax.lax.psum or pmean; or, for a State with a value per device, declare "
+                f"it in state_specs of shard_map."
+            )
         if agree(before, after):
             return value
         if at_least_once and state not in self.staged.reads:
@@ -154,6 +179,12 @@ class _Body:
         )
 
 
+def spread(types) -> str:
+    """Say in words what `varying` returns."""
+    axes = varying(types)
+    return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
+
+
 def shown(types):
     """Return ``types`` in the short form for a message."""
     return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
@@ -161,7 +192,19 @@ def shown(types):
 
 def loop_length(name, xs, length):
     """Return the number of iterations; raise an error if it is unknown or there are two."""
-    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs) if jnp.ndim(leaf)}
+    if is_tracer(length):
+        raise StateTypeError(
+            f"{name}: length is a traced value, and a compiled loop has a fixed number of iterations. Make it a static "
+            f"argument of jit, or use while_loop (bounded_while_loop for reverse mode) or fori_loop."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
+        if not jnp.ndim(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateValueError(
+                f"{name}: what is looped over{where and ', at ' + where + ','} is {shown(types_of(leaf))}, which has "
+                f"no axis to loop over. Let the function refer to it by name, or give an array."
+            )
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
     sizes |= {length} if length is not None else set()
     if len(sizes) != 1:
         what = f"the lengths {sorted(sizes)} disagree" if sizes else "nothing says how long the loop is"
@@ -177,7 +220,7 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:
     """Loop over the leading axis of ``xs`` with a carry: ``jax.lax.scan`` that carries States.
 
@@ -193,8 +236,8 @@ def scan(
         The number of iterations; needed if ``xs`` is None.
     reverse, unroll
         As in ``jax.lax.scan``.
-    pbar : ProgressBar, optional
-        Shows progress, from inside the compiled loop.
+    pbar : ProgressBar or int, optional
+        Shows progress, from inside the compiled loop; an int is the number of iterations between two movements.
 
     Returns
     -------
@@ -219,22 +262,37 @@ def scan(
     >>> int(count), sums.tolist(), float(total.value)
     (3, [1.0, 3.0, 6.0], 6.0)
     """
-    refuse_states((init, xs), "arguments of scan")
-    count = loop_length("scan", xs, length)
+    return _scan("scan", f, init, xs, length, reverse, unroll, pbar)
+
+
+def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None):
+    refuse_states((init, xs), f"arguments of {name}")
+    count = loop_length(name, xs, length)
     if pbar is not None:
         f, xs = ticking(f, xs, count, reverse, pbar)
     options = {"length": length, "reverse": reverse}
     if jit_disabled():
-        return directly("scan", lambda: jax.lax.scan(f, init, xs, **options))
-    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
+        return directly(name, lambda: jax.lax.scan(f, init, xs, **options))
+    body = _Body(name, f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
         return (carry, values), y
 
-    (carry, values), ys = jax.lax.scan(step, body.start(count > 0), xs, unroll=unroll, **options)
+    start, step = body.start(count > 0), named_after(step, f)
+    (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
     body.finish(values)
     return carry, ys
+
+
+def sliced(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
+    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` are the last ones of `scan`."""
+    check_function(f"{name} takes functions", f)
+
+    def body(_, x):
+        return None, f(*x)
+
+    return _scan(name, named_after(body, f), None, xs, *options)[1]
 
 
 @boundary
@@ -244,7 +302,7 @@ def for_loop(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> Any:
     """Call ``f`` on each slice of the arguments: a `scan` whose only carry are the States.
 
@@ -272,7 +330,7 @@ def for_loop(
     >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
     [2.0, 3.0, 3.5]
     """
-    return scan(lambda _, x: (None, f(*x)), None, xs, length, reverse, unroll, pbar)[1]
+    return sliced("scan", f, xs, length, reverse, unroll, pbar)
 
 
 @boundary
@@ -313,12 +371,15 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     if jit_disabled():
         return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
     condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
-    val, values = jax.lax.while_loop(condition, body.step, body.start(False))
+    start = body.start(False)
+    val, values = body.run(lambda: jax.lax.while_loop(condition, body.step, start))
     body.finish(values)
     return val
 
 
 class _WhileBody(_Body):
+    pairs = False
+
     def step(self, carry):
         """Return the next ``(value, values of the States)``."""
         return self(carry[1], carry[0])
@@ -426,7 +487,7 @@ def checkpointed_scan(
     length: int | None = None,
     *,
     base: int = 16,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:
     """Loop as `scan`, with memory for the reverse pass that grows with the logarithm of the length.
 
@@ -494,7 +555,7 @@ def checkpointed_scan(
 
 @boundary
 def checkpointed_for_loop(
-    f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | None = None
+    f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | int | None = None
 ) -> Any:
     """Call ``f`` on each slice of the arguments, as `for_loop`, with the memory of `checkpointed_scan`.
 
@@ -516,7 +577,9 @@ def checkpointed_for_loop(
     >>> brainstate.transform.checkpointed_for_loop(lambda x: 2 * x, jnp.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
-    return checkpointed_scan(lambda _, x: (None, f(*x)), None, xs, length, base=base, pbar=pbar)[1]
+    check_function("checkpointed_for_loop takes functions", f)
+    body = named_after(lambda _, x: (None, f(*x)), f)
+    return checkpointed_scan(body, None, xs, length, base=base, pbar=pbar)[1]
 
 
 def _check_base(base):

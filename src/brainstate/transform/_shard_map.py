@@ -17,10 +17,10 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from .._boundary import boundary
+from .._boundary import boundary, check_function
 from .._carry import Writes
 from .._compat import varying_axes
-from .._errors import BatchAxisError, StateTypeError, StateValueError
+from .._errors import BatchAxisError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, stage
 from ._choice import chooser, draws
 
@@ -55,8 +55,7 @@ class Sharded:
     """A function on the shards of arrays; made by `shard_map`."""
 
     def __init__(self, f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma):
-        if not callable(f):
-            raise StateTypeError(f"shard_map maps a function; got {type(f).__name__}, which cannot be called.")
+        check_function("shard_map maps a function", f)
         self.f, self.in_specs, self.out_specs = f, in_specs, out_specs
         self._given, self._names = mesh, frozenset(axis_names)
         self.spec_of, self.check_vma = _declared(state_specs), check_vma
