@@ -247,9 +247,10 @@ def scan(
     Raises
     ------
     StateTypeError
-        If a State changes structure, shape or dtype in the body.
+        If a State that the body reads changes structure, shape or dtype in it. One that each iteration overwrites
+        unread may: it has the value of the last one.
     StateValueError
-        If a State created in the body outlives it.
+        If a State created in the body outlives it, or the number of iterations is unknown.
 
     Examples
     --------
