@@ -53,9 +53,7 @@ def _adapted(jax, transform):
         return transform.vjp(fun, *primals, argnums=tuple(range(len(primals))), has_aux=has_aux)
 
     def linearize(fun, *primals, has_aux=False):
-        out, linear, *aux = transform.linearize(
-            fun, *primals, argnums=tuple(range(len(primals))), has_aux=has_aux
-        )
+        out, linear, *aux = transform.linearize(fun, *primals, argnums=tuple(range(len(primals))), has_aux=has_aux)
         return out, lambda *tangents: linear(tangents), *aux
 
     def jvp(fun, primals, tangents, has_aux=False):
@@ -69,7 +67,8 @@ def _adapted(jax, transform):
 
 
 def _with_attributes(theirs, ours):
-    return functools.update_wrapper(ours, theirs, ("__doc__",), ()) if isinstance(ours, types.FunctionType) else ours
+    """Give an adapter the name under which it is used; tests are named after it."""
+    return functools.update_wrapper(ours, theirs, updated=()) if ours.__module__ == __name__ else ours
 
 
 def _of_lax(transform):
@@ -198,7 +197,9 @@ def compare(repo, files, only, verbose):
     for file in files:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, f"{file}.py")
-            text = subprocess.run(["git", "-C", repo, "show", f"{tag}:tests/{file}.py"], capture_output=True, check=True)
+            text = subprocess.run(
+                ["git", "-C", repo, "show", f"{tag}:tests/{file}.py"], capture_output=True, check=True
+            )
             Path(path).write_bytes(text.stdout)
             theirs, ours = _outcomes(path, False, only), _outcomes(path, True, only)
         passed = [test for test, outcome in theirs.items() if outcome == "passed"]

@@ -211,15 +211,44 @@ def _kind(args):
     return tuple(kinds)
 
 
+# What JAX says of a step by argument and by result: of the program, whose first argument and last result are the States.
+_OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
+_OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
+
+
 class _Ahead:
-    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in."""
+    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in.
+
+    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of the
+    function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values of the
+    States come before the arguments and after the results.
+    """
 
     def __init__(self, program, step, inputs):
         self._program, self._step, self._inputs = program, step, inputs
         self._gives = program.gives[:inputs]  # as they were: what a later trace donates is nothing to this one
 
     def __getattr__(self, name):
-        return getattr(self._step, name)
+        found = getattr(self._step, name)
+        if name in _OF_INPUTS:
+            args, kwargs = found
+            return args[2 if self._program.donates else 1 :], kwargs
+        return found[0] if name in _OF_RESULTS else found
+
+    @property
+    def in_tree(self):
+        """The structure of the arguments."""
+        return jax.tree.structure(self.args_info)
+
+    @property
+    def out_tree(self):
+        """The structure of the result."""
+        return jax.tree.structure(self.out_info)
+
+    @property
+    def donate_argnums(self):
+        """The leaves of the arguments, by number, that are given away."""
+        return tuple(i for i, leaf in enumerate(jax.tree.leaves(self.args_info)) if leaf.donated)
 
     def lower(self, **options):
         """Lower what was traced, as ``jax.stages.Traced.lower``."""

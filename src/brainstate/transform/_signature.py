@@ -62,7 +62,17 @@ def _type_of(leaf, weak) -> str:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" + " (weak)" * (weak and leaf.weak_type)
         return _in_words(leaf)
-    return str(aval).removeprefix("~") + " (weak)" * (weak and bool(getattr(aval, "weak_type", False)))
+    weak = weak and bool(getattr(aval, "weak_type", False))
+    return str(aval).removeprefix("~") + " (weak)" * weak + _mesh_of(aval)
+
+
+def _mesh_of(aval) -> str:
+    """Name the device mesh over which an array is spread, which is part of its type wherever its parts are."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    if mesh is None or mesh.empty:
+        return ""
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return f" on the mesh ({', '.join(f'{name}: {size} {kind.name.lower()}' for name, size, kind in kinds)})"
 
 
 def _in_words(thing) -> str:
