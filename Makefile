@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test check format bench bench-peers docs lock clean
+.PHONY: help setup demo test test-jax check format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -39,6 +39,9 @@ test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 test: $(VENV)/.test  ## formalities first, then all tests, docstrings and documents
 	$(BIN)/python -m pytest -q tests/test_formalities.py
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_formalities.py $(ARGS)
+
+test-jax: $(VENV)/.test  ## JAX's own tests on our transforms; JAX_REPO=... is a git directory of its repository
+	$(BIN)/python tests/jax_suite.py $(or $(JAX_REPO),$(error JAX_REPO=... is missing)) $(ARGS)
 
 check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/ruff format --check

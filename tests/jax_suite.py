@@ -1,7 +1,7 @@
 """JAX's own tests with our transforms in the place of JAX's: ``make test-jax JAX_REPO=path/to/jax``.
 
-``JAX_REPO`` is a git directory of JAX's repository. Four of its test files are taken at the tag of the installed release
-and run twice, each run in a process of its own: as they are, and with `jit`, `grad`, `vmap`, `scan`, `cond`, ... of
+``JAX_REPO`` is a git directory of JAX's repository. Four of its test files are taken at the tag of the installed
+release and run twice, each time in a process of their own: as they are, and with `jit`, `grad`, `vmap`, `scan`, ... of
 ``brainstate.transform`` under the names that the file imports. Nothing of them is kept.
 
 How ours get into a file: what it imports as ``jax`` or ``jax.lax``, or from these, goes through a stand-in, which has

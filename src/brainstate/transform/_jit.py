@@ -211,7 +211,7 @@ def _kind(args):
     return tuple(kinds)
 
 
-# What JAX says of a step by argument and by result: of the program, whose first argument and last result are the States.
+# What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
 _OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
 _OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
 
@@ -219,9 +219,9 @@ _OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "out
 class _Ahead:
     """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in.
 
-    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of the
-    function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values of the
-    States come before the arguments and after the results.
+    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of
+    the function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values
+    of the States come before the arguments and after the results.
     """
 
     def __init__(self, program, step, inputs):
