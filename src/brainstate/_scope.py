@@ -332,8 +332,11 @@ def caught(call, fun) -> "Staged":
     raise AssertionError("JAX did not call the function")
 
 
-class Restart(Exception):
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
+class Restart(BaseException):
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time.
+
+    It is no Exception: JAX looks at the whole stack for each of these that passes, and traces took half as long again.
+    """
 
     def __init__(self, staged):
         super().__init__()
