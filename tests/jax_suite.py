@@ -109,6 +109,10 @@ def _importing():
 # ------------------------------------------------------------------------------------------ one run
 
 
+# What assertions about the text of an error say.
+_TEXTS = re.compile(r'" does not match "|Exception message does not match|not found in ["\']')
+
+
 class _Outcomes(unittest.TestResult):
     """{test: "passed", "skipped", or the kind of failure and its last line}."""
 
@@ -130,7 +134,8 @@ class _Outcomes(unittest.TestResult):
         self._note(test, f"behaviour: {_said(err)}")
 
     def addFailure(self, test, err):
-        kind = "wording" if re.search(r'" does not match ".*"$|not found in ["\']', str(err[1]), re.S) else "behaviour"
+        of_text = _TEXTS.search(str(err[1])) or err[1].__context__  # or an assertion where an error was caught
+        kind = "wording" if of_text else "behaviour"
         self._note(test, f"{kind}: {_said(err)}")
 
     def addSubTest(self, test, subtest, err):

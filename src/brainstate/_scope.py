@@ -550,13 +550,14 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
     scope, trees = scope or Scope(name, stages=True), []
+    explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
 
     def run(*inputs, **named):
         filled = list(leaves)
         for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
             filled[i] = leaf
         a, k = treedef.unflatten(filled)
-        with scope:
+        with scope, jax.explain_cache_misses(explained):
             out = fun(*a, **k)
             refuse_states(out, f"results of a function under {name}")
             _refuse_results(out, fun, name)
@@ -570,5 +571,6 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
 
     named_after(run, fun, same_arguments=True)
     named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
-    closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
+    with jax.explain_cache_misses(False):  # `run` is always a new function; what matters is the trace around it
+        closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
     return Staged(closed, places, trees[0], scope)

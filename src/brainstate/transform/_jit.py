@@ -394,7 +394,7 @@ class Jit(Launcher):
         return _Method(instance, jitted)
 
     def __repr__(self) -> str:
-        return f"jit({getattr(self._fun, '__qualname__', self._fun)!s})"
+        return f"jit({getattr(self._fun, '__qualname__', type(self._fun).__name__)})"
 
 
 class _Method:
