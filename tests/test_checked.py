@@ -173,6 +173,7 @@ PROGRAMS = {
     "tap": lambda s, x: T.tap("h", wave(s)(x)) ** 2,
     "taps": listened,
     "taylor": lambda s, x: T.taylor(wave(s), (x,), (x**2,), 2, grad_states=s, state_directions=s.value),
+    "value_and_grad": lambda s, x: T.value_and_grad(total(s), s, 0)(x),
     "vector_grad": lambda s, x: T.vector_grad(wave(s), s, 0)(x),
     "vjp": lambda s, x: T.vjp(wave(s), x, grad_states=s)[1](s.value),
     "vmap": lambda s, x: T.vmap(wave(s))(parts(x)),

@@ -245,7 +245,7 @@ def test_linearize_with_aux_negative_positions_and_a_tangent_of_another_shape():
     )
     assert aux["text"] == "s" and aux["w"].tolist() == [1.0, 2.0]
     assert push((jnp.array([1.0, 0.0]), jnp.array(1.0))).tolist() == [4.0, 2.0]
-    with pytest.raises(StateValueError, match=r"argument -1 is float64\[2\], what it belongs to is float64\[\]"):
+    with pytest.raises(StateValueError, match=r"argument 1 is float64\[2\], what it belongs to is float64\[\]"):
         push((jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])))
     assert jax.jit(lambda push, t: push(t))(push, (jnp.ones(2), jnp.array(0.0))).tolist() == [3.0, 3.0]
 

@@ -390,7 +390,7 @@ MISUSES = {
         StateValueError,
         r"Everything\(\) selects none of the 0 ParamStates of Module\.",
     ),
-    "a number": (lambda net: (net, 3), StateTypeError, r"grad_states\[1\] is a int, not a State.*\(Module, filter\)"),
+    "a number": (lambda net: (net, 3), StateTypeError, r"grad_states\[1\] is an int, not a State.*\(Module, filter\)"),
     "a list in place of the pair": (lambda net: [net, "slow"], StateTypeError, r"grad_states\[1\] is a str"),
     "three": (lambda net: (net, "slow", "frozen"), StateTypeError, r"grad_states\[1\] is a str"),
     "a filter without a module": (lambda net: (net.scale, "slow"), StateTypeError, r"grad_states\[1\] is a str"),

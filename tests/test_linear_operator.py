@@ -170,7 +170,7 @@ ROWS = {
     "integer output": (
         lambda: T.linearize(lambda: (w.value, 1), grad_states=w)[1].dense(),
         StateTypeError,
-        r"output\[1\] is int64\[\].* return it as aux",
+        r"output\[1\] is of an integer type.* return it as aux",
     ),
     "complex": (
         lambda: T.linearize(lambda: z.value, grad_states=z)[1].T,

@@ -595,6 +595,7 @@ def root_of(x):
 
 TRANSFORMS: dict[str, Any] = {
     "grad": lambda on: T.grad(root_of, argnums=0, debug_nan=on),
+    "value_and_grad": lambda on: T.value_and_grad(root_of, b, 0, debug_nan=on),
     "vector_grad": lambda on: T.vector_grad(root_of, b, 0, debug_nan=on),
     "jacrev": lambda on: T.jacrev(root_of, b, 0, debug_nan=on),
     "jacobian": lambda on: T.jacobian(root_of, b, 0, debug_nan=on, chunk_size=1),

@@ -28,7 +28,19 @@ __all__ = [
     "StateTypeError",
     "StateValueError",
     "TraceContextError",
+    "a_type",
+    "article",
 ]
+
+
+def a_type(thing: Any) -> str:
+    """Name the type of ``thing`` with its article, for a message: ``an int``, ``a list``."""
+    return article(type(thing).__name__)
+
+
+def article(name: str) -> str:
+    """Return ``name`` with its article; what begins with a u, as uint8, is said as in ``you``."""
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
 class BrainStateError(Exception):

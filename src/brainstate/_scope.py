@@ -49,7 +49,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun, set_current_trace, valid_ja
 from ._boundary import named_after
 from ._carry import Absent, Writes, awaited
 from ._compat import current_trace, stages_within, staging
-from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError
+from ._errors import FrozenReadWarning, StateTypeError, StateValueError, TraceContextError, a_type
 
 __all__ = [
     "AT_ONCE",
@@ -433,7 +433,7 @@ def refuse_foreign(state, value, verb, name) -> None:
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{state.describe()} {verb} a {type(leaf).__name__}{where and ' at ' + where}, which is no JAX type: "
+                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is no JAX type: "
                 f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
                 f"attribute, or pass it as a static argument."
             )

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from . import _scope
-from ._errors import StateTypeError, StateValueError
+from ._errors import StateTypeError, StateValueError, a_type
 
 __all__ = ["BatchState", "HiddenState", "LongTermState", "ParamState", "ShortTermState", "State", "rebuild"]
 
@@ -175,7 +175,7 @@ class State(_scope.Cell):
             If ``other`` is of another class.
         """
         if type(other) is not type(self):
-            raise StateValueError(f"{self.describe()} cannot take over a {type(other).__name__}: the classes differ.")
+            raise StateValueError(f"{self.describe()} cannot take over {a_type(other)}: the classes differ.")
         self.value, self.name = other.value, other.name
 
     def lanes(self, value: Any, size: int) -> tuple[Any, Any] | None:

@@ -14,13 +14,14 @@ notice:
 The same places refuse objects in which nobody would find a State (`adopt`).
 """
 
+import sys
 from collections.abc import Callable
 from operator import is_
 from typing import Any
 
 import jax
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._scope import invalidate
 from .._state import State
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
@@ -34,6 +35,10 @@ class Node:
 
     Use ``nn.Module`` unless you want nothing but that.
     """
+
+    @property
+    def __jax_array__(self) -> Any:
+        raise _no_array(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(getattr(type(self), name, None), "__set__"):
@@ -50,6 +55,28 @@ class Node:
         object.__delattr__(self, name)
         if holds_state(old):
             invalidate(f"{type(self).__name__}.{name} was deleted")
+
+
+def _no_array(node) -> Exception:
+    """Return the answer to whoever asks ``node`` for an array.
+
+    Only what ``jax.typeof`` is told reaches the user: JAX asks by it where it takes nothing but arrays. To all others,
+    ``hasattr`` and operators with arrays among them, the answer is that of any object. A TypeError is a no to JAX's
+    ``valid_jaxtype`` and would be lost where JAX asks by that one, as ``jax.grad`` does, and then says less.
+    """
+    asking: Any = sys._getframe(2)
+    if not _is_jax(asking) or asking.f_code.co_name != "typeof":
+        return AttributeError("__jax_array__")
+    hidden = asking.f_back.f_code.co_name == "valid_jaxtype" and _is_jax(asking.f_back.f_back)
+    return (TraceContextError if hidden else StateTypeError)(
+        f"{a_type(node)} was given to JAX in the place of an array. A Module is not an argument, its arrays are in "
+        f"States: let the function refer to it by name, and differentiate with respect to it by "
+        f"brainstate.transform.grad(fun, grad_states=module), or by another transform from there."
+    )
+
+
+def _is_jax(frame) -> bool:
+    return frame.f_globals.get("__name__", "").startswith("jax.")
 
 
 def own(state: State, where: str) -> None:
@@ -73,7 +100,7 @@ def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
     if kind is None:
         if hides_state(value):
             raise StateTypeError(
-                f"{where}: States inside a {type(value).__name__} would not be found. Make that class a "
+                f"{where}: States inside {a_type(value)} would not be found. Make that class a "
                 f"dataclass or a Module, register it as a pytree, or use a list, tuple or dict."
             )
         return value
@@ -121,7 +148,7 @@ class Owned:
             original, then = self._origin
             if len(original) != len(then) or not all(map(is_, self._kind.parts(original).values(), then.values())):
                 raise StateValueError(
-                    f"a {type(original).__name__} was changed after it was assigned to an attribute of a "
+                    f"{a_type(original)} was changed after it was assigned to an attribute of a "
                     f"Module, which keeps a copy: change the Module's own, as in `module.layers.append(x)`."
                 )
 

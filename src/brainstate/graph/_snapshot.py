@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from .._errors import article
 from .._state import State, rebuild
 
 __all__ = ["Static", "TreefyState", "same", "shown"]
@@ -144,7 +145,7 @@ class TreefyState:
         try:
             return object.__getattribute__(self, "_metadata")[name]
         except KeyError:
-            raise AttributeError(f"a snapshot of a {self.type.__name__} has no attribute {name!r}.") from None
+            raise AttributeError(f"a snapshot of {article(self.type.__name__)} has no attribute {name!r}.") from None
 
     def __reduce__(self):
         return _restore, (self.type, self.value, self.metadata())

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._state import State
 from ..filters import Filter
 from ._mappings import FlattedDict, complete, pair, select, take_all
@@ -213,9 +213,7 @@ def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
     snapshots = FlattedDict().merge(*trees)
     for path, x in snapshots.items():
         if not isinstance(x, TreefyState):
-            raise StateTypeError(
-                f"{dotted(path)!r} is a {type(x).__name__}: the trees to merge hold snapshots (TreefyState)."
-            )
+            raise StateTypeError(f"{dotted(path)!r} is {a_type(x)}: the trees to merge hold snapshots (TreefyState).")
     complete("the trees to merge", dict.fromkeys(graphdef.paths), snapshots)
     states = {path: x.to_state() for path, x in snapshots.items()}
     for path, state in states.items():
@@ -301,7 +299,7 @@ def pop_states(node: Any, *filters: Filter) -> Any:
     for x, kind, keys, path in places:
         if not kind.mutable(x):
             raise StateTypeError(
-                f"{dotted((*path, keys[0]))!r} cannot be removed from a {type(x).__name__}, which is "
+                f"{dotted((*path, keys[0]))!r} cannot be removed from {a_type(x)}, which is "
                 f"immutable: keep States that are popped in attributes of Modules, lists or dicts."
             )
     for x, kind, keys, _ in places:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .._compat import varying_axes
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._state import State
 from ._samplers import SAMPLERS, Sampler
 
@@ -52,7 +52,7 @@ def _to_key(seed):
     if whole or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and np.ndim(seed) == 0):
         return jr.key(seed)
     raise StateTypeError(
-        f"a seed is an int, a key (jax.random.key) or raw key data (uint32[2]), got a {type(seed).__name__}: {seed!r}."
+        f"a seed is an int, a key (jax.random.key) or raw key data (uint32[2]), got {a_type(seed)}: {seed!r}."
     )
 
 

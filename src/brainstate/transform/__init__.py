@@ -8,7 +8,7 @@ from ._coloring import SparsityPattern
 from ._counted import associative_scan, fori_loop
 from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
-from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, vector_grad
+from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, value_and_grad, vector_grad
 from ._draws import Estimate
 from ._explain import Explanation, explain
 from ._finder import StateFinder
@@ -99,6 +99,7 @@ __all__ = [
     "tap",
     "taps",
     "taylor",
+    "value_and_grad",
     "vector_grad",
     "vjp",
     "vmap",

@@ -5,7 +5,6 @@ as the part before left them, and adds up. So the States afterwards and the rand
 loop over the parts.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,10 @@ from jax.extend.core import valid_jaxtype
 from .._boundary import Unbound, boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit, gather, stage
-from ._gradient import GradientTransform
+from ._gradient import GradientTransform, from_front
 from ._loops import scan
 from ._space import positions
+from ._wrapper import resemble
 
 __all__ = ["accumulate"]
 
@@ -28,12 +28,12 @@ class _Accumulated:
 
     def __init__(self, grad_fn, steps, reduction, weight):
         self.grad_fn, self.steps, self.reduction, self.weight = grad_fn, steps, reduction, weight
-        functools.update_wrapper(self, grad_fn, updated=())
+        resemble(self, grad_fn)
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what ``grad_fn`` returns, reduced over the parts; commit what the parts wrote, in turn."""
-        whole = self._whole()
+        whole = self._whole(len(args))
         parts = [a if i in whole else self._cut(i, a) for i, a in enumerate(args)]
         if len(whole) >= len(args):
             raise StateValueError("accumulate: no positional argument is left to split into parts.")
@@ -52,14 +52,11 @@ class _Accumulated:
         (sums, weights), aux = scan(body, zeros, [None if i in whole else p for i, p in enumerate(parts)])
         if self.reduction == "mean":
             sums = jax.tree.map(lambda leaf: leaf / weights.astype(leaf.dtype), sums)
-        result = (*sums, aux) if self.grad_fn.has_aux else sums
-        return result if len(result) > 1 else result[0]
+        return self.grad_fn.arranged(*sums, aux)
 
     def _one(self, *args, **kwargs):
         """Return ``((gradient and value, times their weight), weight), aux`` of one part."""
-        result = self.grad_fn(*args, **kwargs)
-        result = result if self.grad_fn.return_value or self.grad_fn.has_aux else (result,)
-        result, aux = (result[:-1], result[-1]) if self.grad_fn.has_aux else (result, None)
+        *result, aux = self.grad_fn.parts(*args, **kwargs)
         weight = jnp.float32(1)
         if self.weight is not None:
             weight = jnp.asarray(self.weight(*args, **kwargs), jnp.float32)
@@ -68,9 +65,9 @@ class _Accumulated:
             result = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), result)
         return (jax.tree.map(jnp.asarray, result), weight), aux
 
-    def _whole(self):
-        """Return the positions of the arguments that are differentiated: parameters, which are not split."""
-        numbers = positions("accumulate", self.grad_fn.grad_states, self.grad_fn.argnums)
+    def _whole(self, count):
+        """Return which of ``count`` arguments are differentiated: parameters, which are not split."""
+        numbers = from_front(positions("accumulate", self.grad_fn.grad_states, self.grad_fn.argnums), count)
         return {numbers} if isinstance(numbers, int) else set(numbers or ())
 
     def _cut(self, position, arg):

@@ -15,7 +15,7 @@ from jax.extend.core import valid_jaxtype
 from .._boundary import boundary, named_after
 from .._carry import Writes
 from .._compat import jit_disabled
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import commit, gather, is_tracer, refuse_states
 from ._loops import agree, directly, probe, shown, spread, types_of, varying
 
@@ -102,7 +102,7 @@ def _check_same(kinds, what, rule):
 
 
 def _kind(value) -> str:
-    return jax.typeof(value).str_short() if valid_jaxtype(value) else f"a {type(value).__name__}"
+    return jax.typeof(value).str_short() if valid_jaxtype(value) else a_type(value)
 
 
 @boundary

@@ -17,6 +17,7 @@ from .._boundary import Unbound, boundary, check_function, named_after, signatur
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, refuse_states, traced_part
 from ..filters import to_predicate
+from ._wrapper import resemble
 
 __all__ = ["Checkpointed", "checkpoint", "remat", "save_states"]
 
@@ -73,7 +74,7 @@ class Checkpointed:
         names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
         self._names, self._signature = frozenset(names), signature_of(fun)
         self._check()
-        functools.update_wrapper(self, fun, updated=())
+        resemble(self, fun)
 
     def _check(self):
         """Complete numbers and names of static arguments from each other, and refuse what names no parameter."""

@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from ._index_sets import distinct
 
 __all__ = ["KINDS", "SparsityPattern"]
@@ -79,11 +80,13 @@ def _star(neighbours: list[list[int]], order: Iterable[int]) -> list[int]:
     return colors
 
 
+@jax.tree_util.register_static
 class SparsityPattern:
     """The places of a matrix that may be other than zero, with its colourings.
 
     The matrix is the Jacobian of all outputs, flattened and put one after the other, with respect to all inputs,
-    likewise: the leaves in the order of ``jax.tree.leaves``, each in row-major order.
+    likewise: the leaves in the order of ``jax.tree.leaves``, each in row-major order. For JAX it is a constant: it may
+    be passed to a compiled function, and returned.
 
     Parameters
     ----------
@@ -169,7 +172,7 @@ class SparsityPattern:
         if valid_jaxtype(matrix) and np.ndim(matrix) == 2:
             rows, cols = np.nonzero(np.asarray(matrix))
             return cls(rows, cols, np.shape(matrix))
-        kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else f"a {type(matrix).__name__}"
+        kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else a_type(matrix)
         raise StateTypeError(
             f"{kind} is no sparsity pattern: give a SparsityPattern, a BCOO or SciPy sparse matrix, or a dense array "
             f"of two axes."
@@ -328,7 +331,8 @@ class SparsityPattern:
             and np.array_equal(self.cols, other.cols)
         )
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    def __hash__(self) -> int:
+        return hash((self.shape, self.nnz))
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -29,13 +29,14 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from .._boundary import Unbound, boundary
 from .._carry import Carried
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import Scope, commit, frozen_here, refuse_states
 from ._derivatives import is_scalar, shapes_of
 from ._gradient import Target, differentiable, pick, place
 from ._nan import Watch, leaving_out, watched
 from ._operator import LinearOperator, watched_operator
 from ._space import Space, positions
+from ._wrapper import resemble
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
 
@@ -79,7 +80,7 @@ class Product:
         self._target = Target(
             fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
         )
-        functools.update_wrapper(self, fun, updated=())
+        resemble(self, fun)
         self._watched = None
         if debug_nan:
             # What runs in place of this one: the value is part of its result, and so says what is forward.
@@ -342,7 +343,7 @@ class _GaussNewton(Through):
 
     def __init__(self, model_fn, loss_fn, grad_states, argnums, **options):
         if not callable(loss_fn):
-            raise StateTypeError(f"ggn: loss_fn is a {type(loss_fn).__name__}, which cannot be called.")
+            raise StateTypeError(f"ggn: loss_fn is {a_type(loss_fn)}, which cannot be called.")
         self.loss_fn = loss_fn
         super().__init__(model_fn, grad_states, argnums, **options)
 

@@ -2,11 +2,13 @@
 
 A rule cannot see what a function closes over, so the States that take part are declared. Their values come to the
 rule as its first argument, in the container in which they were declared, and their cotangents or tangents go back
-in the same place: what JAX sees is ``jax.custom_vjp`` of a function of ``(values, *args)``.
+in the same place: what JAX sees is ``jax.custom_vjp`` of a function of ``(values, *args)``. Where none is declared it
+is one of ``args``, and a rule that was written for JAX is right as it is.
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +17,9 @@ from .._boundary import boundary, check_function
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
-from ._gradient import select
+from ._gradient import check_argnums, select
+from ._signature import most_positional, signature_of
+from ._wrapper import resemble
 
 __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp", "stop_gradient"]
 
@@ -34,24 +38,24 @@ class _Ruled(Scope):
 
 
 class _Custom:
-    """What `custom_vjp` and `custom_jvp` share: the declared States as the first argument of a JAX function."""
+    """What `custom_vjp` and `custom_jvp` share: a JAX function, with the declared States as its first argument."""
 
     name: str
     rule_method: str
 
-    def __init__(self, fun, states, jax_custom, nondiff_argnums):
+    def __init__(self, fun, states, jax_custom, nondiff_argnums, nondiff_argnames):
         check_function(f"{self.name} takes a function", fun)
+        numbers = _places(self.name, nondiff_argnums, fun)
         self.fun, self.states = fun, states
         if states is not None:
             select(states)
-        nondiff = tuple(n + 1 for n in nondiff_argnums)
-        self._ruled = jax_custom(self._pure, nondiff_argnums=nondiff)
+            numbers = tuple(n + 1 for n in numbers)
+        pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
+        self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
-        functools.update_wrapper(self, fun, updated=())
+        resemble(self, fun)
 
     def _pure(self, values, *args):
-        if self.states is None:
-            return self._guarded(self.fun)(*args)
         selection = select(self.states)
         flat = selection.treedef.flatten_up_to(values)
         return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
@@ -59,9 +63,10 @@ class _Custom:
     def _guarded(self, fun, values=None):
         """Return ``fun`` in a scope with these values of the declared States, refusing what no rule can handle."""
 
-        def run(*args):
+        @functools.wraps(fun, updated=())
+        def run(*args, **kwargs):
             with _Ruled(self.name, values or {}) as scope:
-                out, writes = fun(*args), scope.close()
+                out, writes = fun(*args, **kwargs), scope.close()
             for state in writes.states:
                 raise StateValueError(
                     f"{state.describe()} is written by a function under {self.name}: a rule has no place for writes. "
@@ -72,14 +77,40 @@ class _Custom:
         return run
 
     @boundary
-    def __call__(self, *args):
+    def __call__(self, *args, **kwargs):
         """Call the function; its derivative is the rule's."""
         if not self._has_rule:
             raise StateValueError(f"no rule is defined yet: call {self.rule_method} of the function first.")
         if self.states is None:
-            return self._ruled(None, *args)
+            return self._ruled(*args, **kwargs)
         selection = select(self.states)
-        return self._ruled(selection.treedef.unflatten(gather(selection.states)), *args)
+        return self._ruled(selection.treedef.unflatten(gather(selection.states)), *args, **kwargs)
+
+
+def _places(name, numbers, fun) -> tuple[int, ...]:
+    """Return ``nondiff_argnums`` as a tuple; JAX takes no negative ones."""
+    try:
+        found = check_argnums(numbers)
+    except StateValueError:
+        found = None
+    found = (found,) if isinstance(found, int) else found
+    if found is None or any(n < 0 or n >= most_positional(fun) for n in found):
+        raise StateValueError(
+            f"{name}: nondiff_argnums={numbers!r}: give the positions of the arguments that have no derivative, ints "
+            f"from 0 up in a tuple, each once and none beyond the arguments of the function."
+        )
+    return found
+
+
+def _with_values(fun, pure):
+    """Return ``pure`` with the signature of ``fun`` behind its first argument, by which JAX resolves keywords."""
+    run: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
+    signature = signature_of(fun)
+    if signature is not None:
+        longest = max(map(len, signature.parameters), default=0)
+        first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
+        run.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+    return run
 
 
 class CustomVJP(_Custom):
@@ -87,9 +118,12 @@ class CustomVJP(_Custom):
 
     name, rule_method = "custom_vjp", "defvjp(fwd, bwd)"
 
-    def defvjp(self, fwd: Callable, bwd: Callable) -> None:
-        """Set the rule: ``fwd(values, *args) -> (out, residuals)``, ``bwd(residuals, ct) -> (state cts, *arg cts)``."""
-        self._ruled.defvjp(self._guarded(fwd), self._guarded(bwd))
+    def defvjp(
+        self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, optimize_remat: bool = False, **options: Any
+    ) -> None:
+        """Set the rule, as ``defvjp`` of ``jax.custom_vjp``, which has the same options; see `custom_vjp`."""
+        options = {"symbolic_zeros": symbolic_zeros, "optimize_remat": optimize_remat, **options}
+        self._ruled.defvjp(self._guarded(fwd), self._guarded(bwd), **options)
         self._has_rule = True
 
 
@@ -98,31 +132,48 @@ class CustomJVP(_Custom):
 
     name, rule_method = "custom_jvp", "defjvp(rule)"
 
-    def defjvp(self, rule: Callable) -> Callable:
-        """Set the rule: ``rule((values, *args), tangents of these) -> (out, tangent of out)``."""
-        self._ruled.defjvp(self._guarded(rule))
+    def defjvp(self, rule: Callable, symbolic_zeros: bool = False) -> Callable:
+        """Set the rule, as ``defjvp`` of ``jax.custom_jvp``; see `custom_jvp`. Returns the rule."""
+        self._ruled.defjvp(self._guarded(rule), symbolic_zeros=symbolic_zeros)
         self._has_rule = True
         return rule
 
+    def defjvps(self, *rules: Callable | None) -> None:
+        """Set one rule an argument, ``rule(tangent, out, *args)`` or None for zero, as ``defjvps`` of JAX.
 
-def custom_vjp(fun: Callable | None = None, *, states: Any = None, nondiff_argnums: tuple[int, ...] = ()) -> Any:
-    """Give a function that reads States its own reverse-mode rule: ``jax.custom_vjp`` that knows States.
+        With States the first rule is for their values, and each rule gets ``(tangent, out, values, *args)``.
+        """
+        self._ruled.defjvps(*(rule and self._guarded(rule) for rule in rules))
+        self._has_rule = True
+
+
+def custom_vjp(
+    fun: Callable | None = None,
+    nondiff_argnums: Sequence[int] = (),
+    nondiff_argnames: Sequence[str] = (),
+    *,
+    states: Any = None,
+) -> Any:
+    """Give a function its own reverse-mode rule: ``jax.custom_vjp`` that knows States.
+
+    Without ``states`` the rule is exactly that of ``jax.custom_vjp``. With them it gets their values as well.
 
     Parameters
     ----------
     fun : callable, optional
         The function; it may read States, not write them. Left out: a decorator is returned.
+    nondiff_argnums, nondiff_argnames
+        As in ``jax.custom_vjp``: the arguments of ``fun`` that have no derivative.
     states : State, Module, (Module, filter), or pytree of these, optional
         The States that the rule is about.
-    nondiff_argnums : tuple of int
-        As in ``jax.custom_vjp``, counting the arguments of ``fun``.
 
     Returns
     -------
     CustomVJP
-        The function, with a method ``defvjp(fwd, bwd)``: ``fwd(values, *args)`` returns ``(out, residuals)`` and
-        ``bwd(residuals, cotangent)`` returns ``(cotangents of the States, *cotangents of args)``, where the values
-        and cotangents of the States stand in the container of ``states``.
+        The function, with a method ``defvjp(fwd, bwd)``: ``fwd(*args)`` returns ``(out, residuals)`` and
+        ``bwd(residuals, cotangent)`` a tuple with the cotangent of each argument. With ``states`` it is
+        ``fwd(values, *args)``, and ``bwd`` returns ``(cotangents of the States, *cotangents of args)``, where the
+        values and cotangents of the States stand in the container of ``states``.
 
     Raises
     ------
@@ -132,6 +183,10 @@ def custom_vjp(fun: Callable | None = None, *, states: Any = None, nondiff_argnu
     Examples
     --------
     >>> import jax.numpy as jnp, brainstate
+    >>> f = brainstate.transform.custom_vjp(lambda x: x**2)
+    >>> f.defvjp(lambda x: (x**2, x), lambda x, ct: (10.0 * ct * x,))
+    >>> float(brainstate.transform.grad(f)(3.0))
+    30.0
     >>> w = brainstate.ParamState(jnp.array(2.0))
     >>> @brainstate.transform.custom_vjp(states=w)
     ... def f(x):
@@ -140,24 +195,34 @@ def custom_vjp(fun: Callable | None = None, *, states: Any = None, nondiff_argnu
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
+    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
     if fun is None:
-        return functools.partial(custom_vjp, states=states, nondiff_argnums=nondiff_argnums)
-    return CustomVJP(fun, states, jax.custom_vjp, nondiff_argnums)
+        return functools.partial(custom_vjp, states=states, **options)
+    return CustomVJP(fun, states, jax.custom_vjp, **options)
 
 
-def custom_jvp(fun: Callable | None = None, *, states: Any = None, nondiff_argnums: tuple[int, ...] = ()) -> Any:
-    """Give a function that reads States its own forward-mode rule: ``jax.custom_jvp`` that knows States.
+def custom_jvp(
+    fun: Callable | None = None,
+    nondiff_argnums: Sequence[int] = (),
+    nondiff_argnames: Sequence[str] = (),
+    *,
+    states: Any = None,
+) -> Any:
+    """Give a function its own forward-mode rule: ``jax.custom_jvp`` that knows States.
+
+    Without ``states`` the rule is exactly that of ``jax.custom_jvp``. With them it gets their values as well.
 
     Parameters
     ----------
-    fun, states, nondiff_argnums
+    fun, nondiff_argnums, nondiff_argnames, states
         As in `custom_vjp`.
 
     Returns
     -------
     CustomJVP
         The function, with a method ``defjvp(rule)``: ``rule(primals, tangents)`` returns ``(out, tangent)``; both
-        arguments are ``(values of the States, *args)``.
+        arguments are tuples of the arguments, and with ``states`` ``(values of the States, *args)``. ``defjvps`` takes
+        one rule an argument, as in JAX.
 
     Raises
     ------
@@ -167,15 +232,20 @@ def custom_jvp(fun: Callable | None = None, *, states: Any = None, nondiff_argnu
     Examples
     --------
     >>> import jax.numpy as jnp, brainstate
+    >>> spike = brainstate.transform.custom_jvp(lambda x: (x > 0) * 1.0)
+    >>> _ = spike.defjvp(lambda p, t: (spike(*p), t[0] / (1.0 + p[0] ** 2)))
+    >>> float(brainstate.transform.grad(spike)(1.0))
+    0.5
     >>> w = brainstate.ParamState(jnp.array(2.0))
     >>> f = brainstate.transform.custom_jvp(lambda x: w.value * x, states=w)
     >>> _ = f.defjvp(lambda p, t: (p[0] * p[1], 10.0 * t[0] * p[1] + p[0] * t[1]))
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
+    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
     if fun is None:
-        return functools.partial(custom_jvp, states=states, nondiff_argnums=nondiff_argnums)
-    return CustomJVP(fun, states, jax.custom_jvp, nondiff_argnums)
+        return functools.partial(custom_jvp, states=states, **options)
+    return CustomJVP(fun, states, jax.custom_jvp, **options)
 
 
 class _Stopped(Scope):
@@ -220,11 +290,10 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     chooser("stop_gradient", states)  # refuses what it cannot use
 
     @boundary
-    @functools.wraps(fun, updated=())
     def wrapped(*args, **kwargs):
         with _Stopped(chooser("stop_gradient", states)) as scope:
             out, writes = fun(*args, **kwargs), scope.close()
         commit(writes)
         return out
 
-    return wrapped
+    return resemble(wrapped, fun)

@@ -18,16 +18,27 @@ from .._errors import StateTypeError
 from ._chunks import check_chunk_size, chunked_jacfwd, chunked_jacrev
 from ._gradient import GradientTransform, differentiable
 
-__all__ = ["derivative", "grad", "hessian", "is_scalar", "jacfwd", "jacobian", "jacrev", "shapes_of", "vector_grad"]
+__all__ = [
+    "derivative",
+    "grad",
+    "hessian",
+    "is_scalar",
+    "jacfwd",
+    "jacobian",
+    "jacrev",
+    "shapes_of",
+    "value_and_grad",
+    "vector_grad",
+]
 
 
-def derivative(transform, fun, grad_states, argnums, params=None, **options) -> Any:
+def derivative(transform, fun, grad_states, argnums, params=None, *, kind=GradientTransform, **options) -> Any:
     """Build the `GradientTransform`, or the decorator that will."""
     if fun is None:
         return functools.partial(
-            derivative, transform, grad_states=grad_states, argnums=argnums, params=params, **options
+            derivative, transform, grad_states=grad_states, argnums=argnums, params=params, kind=kind, **options
         )
-    return GradientTransform(fun, transform, grad_states, argnums, transform_params=params, **options)
+    return kind(fun, transform, grad_states, argnums, transform_params=params, **options)
 
 
 def is_scalar(value) -> bool:
@@ -135,6 +146,58 @@ def grad(
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
     return derivative(_grad_transform, fun, grad_states, argnums, params, **options)
+
+
+class _ValueFirst(GradientTransform):
+    """A gradient whose value comes first, with the aux beside it."""
+
+    def arranged(self, derivative, value, aux):
+        return ((value, aux) if self.has_aux else value), derivative
+
+
+def _value_and_grad_transform(fun, **params):
+    return _grad_transform(fun, **params)
+
+
+def value_and_grad(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    check_states: bool = True,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    debug_nan: bool = False,
+) -> Any:
+    """Value of a scalar function and its gradient, in one pass: ``jax.value_and_grad`` that knows States.
+
+    Parameters
+    ----------
+    fun, grad_states, argnums, has_aux, check_states, holomorphic, allow_int, debug_nan
+        As in `grad`.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun`` that returns ``(value, G)``, or ``((value, aux), G)`` with ``has_aux``.
+
+    Raises
+    ------
+    StateTypeError
+        At the call, if the output is no scalar; and as `GradientTransform`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> value, gradient = brainstate.transform.value_and_grad(lambda x: (w.value * x).sum(), w)(3.0)
+    >>> float(value), gradient.tolist()
+    (9.0, [3.0, 3.0])
+    """
+    options = {"has_aux": has_aux, "return_value": True, "check_states": check_states, "debug_nan": debug_nan}
+    params = {"holomorphic": holomorphic, "allow_int": allow_int}
+    return derivative(_value_and_grad_transform, fun, grad_states, argnums, params, kind=_ValueFirst, **options)
 
 
 def vector_grad(

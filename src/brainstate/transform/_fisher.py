@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import Partial
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from ._curvature import Through
 from ._draws import first_key
 
@@ -109,7 +109,7 @@ class _Fisher(Through):
         super()._check_output(out)
         rank = 1 + LIKELIHOODS[self.likelihood].classes
         if not valid_jaxtype(out) or jnp.ndim(out) < rank:
-            got = f"an array of shape {jnp.shape(out)}" if valid_jaxtype(out) else f"a {type(out).__name__}"
+            got = f"an array of shape {jnp.shape(out)}" if valid_jaxtype(out) else a_type(out)
             axes = "examples first, classes last" if rank == 2 else "examples first"
             raise StateTypeError(
                 f"fisher: the output of the model is {got}. For {self.likelihood!r} it is one array of {rank} or more "

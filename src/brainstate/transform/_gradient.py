@@ -12,22 +12,24 @@ Only the inexact leaves of a State are differentiated. In the place of another l
 packed tree, and so the gradient, holds ``None``.
 """
 
-import functools
-from collections.abc import Callable, Hashable, Iterator, ValuesView
+import operator
+from collections.abc import Callable, Hashable, Iterator, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import valid_jaxtype
 
 from .._boundary import Unbound, boundary, check_function
 from .._carry import Carried
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import Scope, commit, frozen_here, gather, read, refuse_states
 from .._state import ParamState, State
 from ._choice import is_pair, narrowed, owns_states
 from ._nan import Watch, watched
+from ._wrapper import resemble
 
 __all__ = [
     "Call",
@@ -36,6 +38,7 @@ __all__ = [
     "Target",
     "check_argnums",
     "differentiable",
+    "from_front",
     "function_name",
     "names_of",
     "pick",
@@ -91,6 +94,19 @@ def _looked_up(path, leaf):
     return leaf.states(ParamState) if owns_states(leaf) else leaf
 
 
+def _meant(leaf) -> str:
+    """Say how to write what was probably meant by a ``leaf`` that is not a State."""
+    if isinstance(leaf, bool):
+        return ""
+    if isinstance(leaf, int | np.integer):
+        return f"The positions of arguments go by name: argnums={int(leaf)}. "
+    if isinstance(leaf, str) or callable(leaf):
+        return "A tag or filter narrows a Module: (model, filter). "
+    if valid_jaxtype(leaf):
+        return "An array is differentiated as an argument, by argnums, and the value of a State by its State. "
+    return ""
+
+
 def select(grad_states) -> Selection:
     """Find the States in a State, a Module (its ParamStates), a pair (Module, filter) or any pytree of these.
 
@@ -113,8 +129,9 @@ def select(grad_states) -> Selection:
             )
         if not isinstance(state, State):
             raise StateTypeError(
-                f"grad_states{where} is a {type(state).__name__}, not a State. Pass a State, a list, tuple or dict "
-                f"of States (a set or an iterator is none), a Module, (Module, filter), or model.states(...)."
+                f"grad_states{where} is {a_type(state)}, not a State. {_meant(state)}Pass a State, a list, "
+                f"tuple or dict of States (a set or an iterator is none), a Module, (Module, filter), or "
+                f"model.states(...)."
             )
         if state in paths:
             raise StateValueError(
@@ -140,36 +157,51 @@ def differentiable(leaf) -> bool:
 # ------------------------------------------------------------------------------------------ which arguments
 
 
-def check_argnums(argnums, *, negative=False):
+def _index(number) -> int:
+    """Return ``number`` as an int; a bool is none, most likely an option in the wrong place."""
+    if isinstance(number, bool):
+        raise TypeError
+    return operator.index(number)
+
+
+def check_argnums(argnums):
     """Return ``argnums`` as None, an int or a tuple of distinct ints; raise an error that names it otherwise."""
     if argnums is None:
         return None
-    numbers = tuple(argnums) if isinstance(argnums, list | tuple) else (argnums,)
-    for n in numbers:
-        if type(n) is not int or (n < 0 and not negative):
-            raise StateValueError(
-                f"argnums={argnums!r}: positions are Python ints{'' if negative else ' from 0 up'}, one or a list or "
-                f"tuple of them."
-            )
+    many = isinstance(argnums, Sequence) or (isinstance(argnums, np.ndarray) and argnums.ndim == 1)
+    try:
+        numbers = tuple(map(_index, argnums if many else (argnums,)))
+    except TypeError:
+        raise StateValueError(
+            f"argnums={argnums!r}: positions are Python ints or NumPy's, one or a list or tuple of them."
+        ) from None
     if len(set(numbers)) != len(numbers):
         raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
-    return numbers if isinstance(argnums, list | tuple) else argnums
+    return numbers if many else numbers[0]
+
+
+def from_front(argnums, count):
+    """Return ``argnums`` of a call with ``count`` positional arguments, where negative ones count from the end."""
+    if argnums is None:
+        return None
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    for n in numbers:
+        if not -count <= n < count:
+            raise StateTypeError(
+                f"argnums={argnums!r} selects argument {n}, but the call has {count} positional "
+                f"argument{'' if count == 1 else 's'}. Pass what is differentiated by position, not by keyword; "
+                f"States go into grad_states."
+            )
+    found = tuple(n % count for n in numbers)
+    if len(set(found)) != len(found):
+        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
+    return found if isinstance(argnums, tuple) else found[0]
 
 
 def pick(args, argnums):
-    """Return the selected arguments, in the structure of ``argnums``, and all of them with None in their places."""
+    """Return the arguments at ``argnums``, in that structure, and all of them with None in their places."""
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    for n in numbers:
-        if not -len(args) <= n < len(args):
-            raise StateTypeError(
-                f"argnums={argnums!r} selects argument {n}, but the call has {len(args)} positional "
-                f"argument{'' if len(args) == 1 else 's'}. Pass what is differentiated by position, not by keyword; "
-                f"States go into grad_states."
-            )
-    if len({n % len(args) for n in numbers}) != len(numbers):
-        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
-    picked = tuple(args[n] for n in numbers)
-    rest = list(args)
+    picked, rest = tuple(args[n] for n in numbers), list(args)
     for n in numbers:
         rest[n] = None
     return (picked if isinstance(argnums, tuple) else picked[0]), rest
@@ -229,7 +261,8 @@ class Target:
     """A function with States as a pure function of what is differentiated.
 
     ``open(args)`` gives ``(diff, call, rest)`` and ``pure(diff, call, *rest, **kwargs)`` returns
-    ``(value, Carried((value or None, aux, Writes)))``.
+    ``(value, Carried((value or None, aux, Writes)))``. With ``allow_int`` integers have derivatives, of dtype float0,
+    in States and arguments; with ``allow_int="arguments"`` in these only.
     """
 
     def __init__(
@@ -242,7 +275,7 @@ class Target:
         has_aux=False,
         keep_value=False,
         check_states=True,
-        allow_int=False,
+        allow_int: bool | str = False,
     ):
         check_function(f"{name} differentiates a function", fun)
         self.fun, self.name, self.argnums = fun, name, argnums
@@ -257,19 +290,18 @@ class Target:
         selection = self._selection
         if selection is None and self.grad_states is not None:
             selection = select(self.grad_states)
-        if self.argnums is None:
-            picked, rest = None, args
-        else:
-            picked, rest = pick(args, self.argnums)
-            self._check_argument(picked)
+        numbers = from_front(self.argnums, len(args))
+        picked, rest = (None, args) if numbers is None else pick(args, numbers)
+        if numbers is not None:
+            self._check_argument(picked, numbers)
         if selection is None:
-            return picked, Call(None, self.argnums, (), frozen_here()), rest
+            return picked, Call(None, numbers, (), frozen_here()), rest
         values = gather(selection.states)
-        mixed = () if self.allow_int else self._strip(selection, values)
+        mixed = () if self.allow_int is True else self._strip(selection, values)
         diff = selection.treedef.unflatten(values)
         return (
-            diff if self.argnums is None else (diff, picked),
-            Call(selection, self.argnums, mixed, frozen_here()),
+            diff if numbers is None else (diff, picked),
+            Call(selection, numbers, mixed, frozen_here()),
             rest,
         )
 
@@ -310,18 +342,22 @@ class Target:
         if not self.has_aux:
             return out, None
         if not isinstance(out, tuple | list) or len(out) != 2:
-            got = "an array" if valid_jaxtype(out) else f"a {type(out).__name__}"
+            got = "an array" if valid_jaxtype(out) else a_type(out)
             got += f" of {len(out)}" if isinstance(out, tuple | list) else ""
             raise StateTypeError(f"with has_aux=True the function returns a pair (value, aux); it returned {got}.")
         return out
 
-    def _check_argument(self, picked):
+    def _check_argument(self, picked, numbers):
         for path, leaf in jax.tree_util.tree_leaves_with_path(picked):
             usable = valid_jaxtype(leaf) if self.allow_int else differentiable(leaf)
             if not usable:
                 kind = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
-                inner = path[1:] if isinstance(self.argnums, tuple) else path
-                number = self.argnums[path[0].idx] if isinstance(self.argnums, tuple) else self.argnums
+                number, inner = (numbers[path[0].idx], path[1:]) if isinstance(numbers, tuple) else (numbers, path)
+                if owns_states(leaf):
+                    raise StateTypeError(
+                        f"argument {number}{jax.tree_util.keystr(inner)} is a Module ({kind}), which is not an "
+                        f"argument: give it as grad_states, and let the function refer to it by name."
+                    )
                 raise StateTypeError(
                     f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with "
                     f"respect to floating or complex values only. Convert it, choose another argnums, or "
@@ -390,7 +426,8 @@ class GradientTransform:
         that the filter selects then: ``(model, Not("frozen"))`` leaves out what is tagged so, which has no entry in
         the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
     argnums : int or sequence of int, optional
-        Positions of the arguments to differentiate. On a method they count the arguments after ``self``.
+        Positions of the arguments to differentiate; -1 is the last positional argument of the call. On a method they
+        count the arguments after ``self``.
     return_value, has_aux : bool
         See above. With ``has_aux`` the function returns ``(value, aux)``.
     transform_params : dict, optional
@@ -437,20 +474,20 @@ class GradientTransform:
         check_states: bool = True,
         debug_nan: bool = False,
     ):
-        self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, argnums
+        numbers = check_argnums(argnums)
+        self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, numbers
         self.return_value, self.has_aux, self.check_states = (
             bool(return_value),
             bool(has_aux),
             bool(check_states),
         )
         self.transform_params = dict(transform_params or {})
-        numbers = check_argnums(argnums)
         if grad_states is None:
             numbers = 0 if numbers is None else numbers
             if numbers == ():
                 raise StateValueError("argnums=() and no grad_states: there is nothing to differentiate.")
         if not callable(transform):
-            raise StateTypeError(f"the transform is a {type(transform).__name__}, which cannot be called.")
+            raise StateTypeError(f"the transform is {a_type(transform)}, which cannot be called.")
         name = getattr(transform, "__name__", type(transform).__name__).removesuffix("_transform").strip("_")
         self._pure = Target(
             target,
@@ -465,16 +502,17 @@ class GradientTransform:
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
         # What runs in place of this one: its value is part of the result, and so says what is forward and what not.
         self._watched = self._like(target, return_value=True) if debug_nan else None
-        functools.update_wrapper(self, target, updated=())  # its attributes are not ours
+        resemble(self, target)
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
+        return self.arranged(*self.parts(*args, **kwargs))
+
+    def parts(self, /, *args: Any, **kwargs: Any) -> tuple:
+        """Return ``(derivative, value, aux)``, with None for what is not asked for; commit what the function wrote."""
         if self._watched is not None:
-            watch = Watch(repr(self), self._watched, self._pure.inputs)
-            derivative, value, *aux = watched(watch, args, kwargs)
-            result = (derivative, *((value,) if self.return_value else ()), *aux)
-            return result if len(result) > 1 else derivative
+            return watched(Watch(repr(self), self._watched.parts, self._pure.inputs), args, kwargs)
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
@@ -484,8 +522,12 @@ class GradientTransform:
             )
         value, aux, writes = out[1].tree()
         commit(writes)
-        result = (out[0], *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
-        return result if len(result) > 1 else out[0]
+        return out[0], value, aux
+
+    def arranged(self, derivative: Any, value: Any, aux: Any) -> Any:
+        """Return what a call returns, from its parts."""
+        result = (derivative, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
+        return result if len(result) > 1 else derivative
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method: the derivative of the bound method."""

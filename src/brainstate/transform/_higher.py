@@ -203,9 +203,9 @@ def laplacian(
 @boundary
 def taylor(
     fun: Callable,
-    primals: tuple | list,
-    directions: tuple | list,
-    order: int,
+    primals: tuple | list = (),
+    directions: tuple | list = (),
+    order: int | None = None,
     *,
     grad_states: Any = None,
     state_directions: Any = None,
@@ -225,7 +225,7 @@ def taylor(
     fun : callable
         A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
     primals, directions : tuple or list
-        The arguments, and a direction like each of them. Both may be empty if States are differentiated.
+        The arguments, and a direction like each of them. Both may be left out if States are differentiated.
     order : int
         The number of coefficients, from 1 up.
     grad_states : State, Module, (Module, filter), or pytree of these, optional

@@ -3,7 +3,6 @@
 ``named_scope`` is JAX's: what is staged keeps the names, so nothing about States is to be added to it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from .._boundary import boundary, check_function, named_after
 from .._carry import Carried, Writes
 from .._scope import Scope, commit, gather, stage
 from .._state import State
+from ._wrapper import resemble
 
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
 
@@ -105,7 +105,6 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     check_function("make_jaxpr takes a function", fun)
 
     @boundary
-    @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
@@ -122,7 +121,7 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
         found = FoundStates(reads, staged.writes)
         return (jaxpr, found, shapes[0]) if return_shape else (jaxpr, found)
 
-    return wrapped
+    return resemble(wrapped, fun)
 
 
 def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
@@ -155,7 +154,6 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     check_function("checkify takes a function", fun)
 
     @boundary
-    @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         def pure(*args, **kwargs):
             with Scope("checkify") as scope:
@@ -165,4 +163,4 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
         commit(writes)
         return error, out
 
-    return wrapped
+    return resemble(wrapped, fun)

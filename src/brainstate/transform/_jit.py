@@ -21,6 +21,7 @@ A call that writes holds one lock from reading to committing, so concurrent call
 
 import functools
 import inspect
+import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._seal import Seal
 from ._signature import state_part
+from ._wrapper import resemble
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
 
@@ -273,11 +275,13 @@ class Jit(Launcher):
         check_function("jit compiles a function", fun)
         if not isinstance(donates, bool | np.bool_):
             raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
+        options = _in_tuples(options)
+        jax.jit(fun, **options)  # checks them
         self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
-        functools.update_wrapper(self, fun, updated=())  # its attributes are not ours
+        resemble(self, fun)
 
     @boundary
     def _retry(self, program, staged, args, kwargs):
@@ -327,7 +331,6 @@ class Jit(Launcher):
     def statics(self, count: int) -> set[int | str]:
         """Return the positions, of ``count`` arguments, and the names of those that are static."""
         numbers, names = _static_places(self._fun, self._options, 0), self._options.get("static_argnames")
-        numbers = (numbers,) if isinstance(numbers, int) else numbers
         if names is None:
             signature = signature_of(self._fun)
             names = [name for i, name in enumerate(signature.parameters if signature else ()) if i in numbers]
@@ -427,7 +430,7 @@ def _weak_method(fun, alive):
     def method(*args, **kwargs):
         return bind(alive())(*args, **kwargs)
 
-    bound: Any = functools.update_wrapper(method, fun)
+    bound = resemble(method, fun)
     signature = signature_of(fun)
     if signature is not None:
         bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
@@ -435,6 +438,19 @@ def _weak_method(fun, alive):
 
 
 # ------------------------------------------------------------------------------------------ options of jax.jit
+
+
+def _in_tuples(options) -> dict[str, Any]:
+    """Return ``options`` with positions as tuples of ints, which JAX takes in other forms as well."""
+    given = {key: options[key] for key in ("static_argnums", "donate_argnums") if options.get(key) is not None}
+    return options | {key: _indices(numbers) for key, numbers in given.items()}
+
+
+def _indices(numbers) -> tuple[int, ...]:
+    try:
+        return (operator.index(numbers),)
+    except TypeError:
+        return tuple(map(operator.index, numbers))
 
 
 def _with_states(fun, program):
@@ -513,7 +529,6 @@ def _shifted(fun, given, lead) -> dict[str, Any]:
     for key in ("static_argnums", "donate_argnums"):
         numbers = options.get(key)
         if numbers is not None:
-            numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
             options[key] = tuple(n + lead if n >= 0 else n for n in numbers)
     if lead == 2:
         names = {"static_argnames": options.get("donate_argnames")}

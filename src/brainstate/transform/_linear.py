@@ -36,7 +36,7 @@ def linearize(
     *primals : pytree
         The arguments.
     grad_states, argnums
-        What has a tangent; see `GradientTransform`. Negative positions count from the end.
+        What has a tangent; see `GradientTransform`. That of an integer argument has dtype float0.
     has_aux : bool
         Whether the function returns auxiliary data.
     debug_nan : bool
@@ -48,6 +48,11 @@ def linearize(
         ``(out, J)`` or ``(out, J, aux)``. ``J(tangents)`` returns the tangent of the output; ``tangents`` has the
         structure ``G`` of the table in `GradientTransform`. ``J`` is a `LinearOperator`: ``J.T @ cotangents``,
         ``J.dense()``, ``J["logits", "layer.weight"]``.
+
+    Notes
+    -----
+    What ``jax.linearize(fun, x, y)`` returns takes a tangent for each argument, ``J(dx, dy)``; here that is
+    ``argnums=(0, 1)`` and ``J((dx, dy))``, and without ``argnums`` and ``grad_states`` it is ``x`` alone, ``J(dx)``.
 
     Raises
     ------
@@ -64,8 +69,8 @@ def linearize(
     >>> J.dense().tolist()
     [[3.0, 0.0, 1.0], [0.0, 3.0, 2.0]]
     """
-    numbers = positions("linearize", grad_states, argnums, negative=True)
-    target = Target(fun, "linearize", grad_states, numbers, has_aux=has_aux)
+    numbers = positions("linearize", grad_states, argnums)
+    target = Target(fun, "linearize", grad_states, numbers, has_aux=has_aux, allow_int="arguments")
     out, jacobian, aux = (_watched_linearize if debug_nan else _linearize)(target, primals)
     return (out, jacobian, aux) if has_aux else (out, jacobian)
 

@@ -328,7 +328,8 @@ def watched_operator(name, run: Callable, inputs: Callable, args: tuple, kwargs:
     def ways(operator, _):
         if operator._symmetric:
             return [Way(LinearOperator.matvec, operator.structure, "the vector", inputs)]
-        found = [Way(LinearOperator.matvec, operator.structure, "the vector", Watch.inputs)]
+        vector = jax.tree.map(_like, operator.structure)
+        found = [Way(LinearOperator.matvec, vector, "the vector", Watch.inputs)]
         with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
             found.append(Way(lambda operator, v: operator.T @ v, operator.T.structure, "the vector", inputs))
         return found
@@ -336,6 +337,11 @@ def watched_operator(name, run: Callable, inputs: Callable, args: tuple, kwargs:
     (operator, *rest), guards = watched_map(name, run, ways, args, kwargs)
     rows = None if operator._symmetric else operator._rows
     return LinearOperator(operator._linear, operator._columns, rows, guards), *rest
+
+
+def _like(leaf):
+    """Return what stands for an array of a vector; that of an integer is known, it holds nothing."""
+    return np.zeros(leaf.shape, leaf.dtype) if leaf.dtype == jax.dtypes.float0 else leaf
 
 
 def _transposed(columns, linear, v):

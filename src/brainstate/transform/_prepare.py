@@ -17,7 +17,6 @@ Static arguments are compared at each call and taken out, since JAX compiles the
 looked through for arrays that something else refers to as well.
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from jax.tree_util import keystr, tree_leaves
 
 from .._boundary import boundary
 from .._compat import jit_disabled
-from .._errors import StateTypeError, StateValueError, TraceContextError
+from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, outside
 from .._scope import gather, generation, is_tracer, replaced_since
 from ._interpret import within
@@ -41,6 +40,7 @@ from ._nan import waiting
 from ._retraces import options
 from ._seal import Seal
 from ._signature import Part, Row, argument_names, argument_parts, compare, state_part
+from ._wrapper import resemble
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
 
@@ -100,7 +100,7 @@ class Prepared(Ready):
     """A function that was compiled ahead of time; made by `prepare`, and called like the function."""
 
     def __init__(self, transform: Any, jitted: Jit, args: tuple, kwargs: dict[str, Any]):
-        functools.update_wrapper(self, transform, updated=())
+        resemble(self, transform)
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
         seal = Seal()
@@ -179,7 +179,7 @@ class Prepared(Ready):
             for path, leaf in () if key in self._statics.places else jax.tree_util.tree_leaves_with_path(arg):
                 if not (valid_jaxtype(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
                     raise StateTypeError(
-                        f"prepare: argument {name}{keystr(path)} is a {type(leaf).__name__}. Give an array, a number "
+                        f"prepare: argument {name}{keystr(path)} is {a_type(leaf)}. Give an array, a number "
                         f"or a jax.ShapeDtypeStruct, or make it static: prepare(jit(f, static_argnames={name!r}), ...)."
                     )
 

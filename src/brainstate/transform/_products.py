@@ -1,7 +1,7 @@
 """``vjp`` and ``jvp``: one product with the Jacobian, by the same pure function as every gradient.
 
-Both run the function once, at call time, and commit its writes then; the pullback that ``vjp`` returns is a plain
-function of cotangents and may be called any number of times.
+Both run the function once, at call time, and commit its writes then; the pullback that ``vjp`` returns may be called
+any number of times. It is a pytree of the values that it kept, as JAX's is.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from .._boundary import boundary
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import commit
-from ._gradient import Target, check_argnums, differentiable, function_name, pick
+from ._gradient import Target, check_argnums, differentiable, from_front, function_name
 from ._guard import Way, watched_map
 from ._nan import Watch, watched
-from ._space import layout
+from ._space import layout, tangent_type
 
 __all__ = ["direction", "jvp", "positions", "vjp", "watched_along"]
 
@@ -38,11 +39,12 @@ def vjp(
     fun : callable
         A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
     *primals : pytree
-        The arguments, those of ``argnums`` floating or complex.
+        The arguments.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
         The States to differentiate; see `GradientTransform`.
     argnums : int or sequence of int, or None
-        The arguments to differentiate; negative positions count from the end. None: States only.
+        The arguments to differentiate; negative positions count from the end. By default the first, and none if there
+        are no arguments: ``vjp(fun, grad_states=w)``. None: States only.
     has_aux : bool
         Whether the function returns auxiliary data.
     debug_nan : bool
@@ -53,7 +55,14 @@ def vjp(
     -------
     tuple
         ``(out, pull)`` or ``(out, pull, aux)``. ``pull(cotangent of out)`` returns ``G`` of the table in
-        `GradientTransform`: ``(state cotangents, argument cotangents)``, or the one that is differentiated.
+        `GradientTransform`: ``(state cotangents, argument cotangents)``, or the one that is differentiated. The
+        cotangent of an integer argument has dtype float0. ``pull`` is a pytree of arrays: it can be returned by a
+        compiled or mapped function, and be passed to one.
+
+    Notes
+    -----
+    ``jax.vjp(fun, x, y)`` is with respect to all arguments and its pullback returns a tuple; here that is
+    ``argnums=(0, 1)``, and without ``argnums`` ``pull`` returns the cotangent of ``x`` alone.
 
     Raises
     ------
@@ -69,15 +78,16 @@ def vjp(
     >>> out.tolist(), state_ct.tolist(), float(arg_ct)
     ([3.0, 6.0], [3.0, 3.0], 3.0)
     """
-    numbers = check_argnums(argnums, negative=True)
+    numbers = check_argnums(argnums)
+    if numbers == 0 and not primals and grad_states is not None:
+        numbers = None
     if grad_states is None and numbers in (None, ()):
         raise StateValueError("vjp: neither grad_states nor argnums is given, there is nothing to differentiate.")
     try:
-        if numbers is not None:
-            pick(primals, numbers)
+        numbers = from_front(numbers, len(primals))
     except StateTypeError as error:
         raise StateValueError(str(error)) from None
-    target = Target(fun, "vjp", grad_states, numbers, has_aux=has_aux)
+    target = Target(fun, "vjp", grad_states, numbers, has_aux=has_aux, allow_int="arguments")
     out, pull, aux = (_watched_vjp if debug_nan else _vjp)(target, primals)
     return (out, pull, aux) if has_aux else (out, pull)
 
@@ -87,12 +97,12 @@ def _vjp(target, primals):
     out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
     _, aux, writes = carried.tree()
     commit(writes)
+    return out, Partial(_pulled, pull), aux
 
-    def pullback(cotangent):
-        """Return the cotangents of what is differentiated for the cotangent of the output."""
-        return pull(cotangent)[0]
 
-    return out, pullback, aux
+def _pulled(pull, cotangent):
+    """Return the cotangents of what is differentiated for the cotangent of the output."""
+    return pull(cotangent)[0]
 
 
 def _watched_vjp(target, primals):
@@ -105,12 +115,12 @@ def _watched_vjp(target, primals):
         return [Way(lambda pull, v: pull(v), cotangent, "the cotangent", target.inputs)]
 
     (pull, _, out, aux), (guard,) = watched_map(repr(target), run, ways, primals, {})
+    return out, Partial(_watched_pull, guard, pull), aux
 
-    def pullback(cotangent):
-        """Return the cotangents of what is differentiated, which are finite, for the cotangent of the output."""
-        return guard(cotangent, pull(cotangent))
 
-    return out, pullback, aux
+def _watched_pull(guard, pull, cotangent):
+    """Return the cotangents of what is differentiated, which are finite, for the cotangent of the output."""
+    return guard(cotangent, pull(cotangent))
 
 
 def _cotangent(leaf):
@@ -127,11 +137,13 @@ def _check_tangents(name, what, primals, tangents) -> None:
     for (path, primal), tangent in zip(
         jax.tree_util.tree_leaves_with_path(primals), jax.tree.leaves(tangents), strict=True
     ):
-        wanted, given = layout(primal), layout(tangent)
+        wanted, given = layout(tangent_type(primal)), layout(tangent)
         if wanted != given:
+            fix = "a tangent has the shape and dtype of its array"
+            if not differentiable(primal):
+                fix = f"its tangent is {wanted}, np.zeros({jnp.shape(primal)}, jax.dtypes.float0)"
             raise StateValueError(
-                f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {wanted}: a tangent has "
-                f"the shape and dtype of its array."
+                f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {layout(primal)}: {fix}."
             )
 
 
@@ -159,16 +171,14 @@ def positions(name, primals) -> tuple:
 
 def _check_sequence(name, what, value) -> None:
     if not isinstance(value, tuple | list):
-        raise StateTypeError(
-            f"{name}: {what} is a {type(value).__name__}; give a tuple or list, one entry an argument."
-        )
+        raise StateTypeError(f"{name}: {what} is {a_type(value)}; give a tuple or list, one entry an argument.")
 
 
 @boundary
 def jvp(
     fun: Callable,
-    primals: tuple | list,
-    tangents: tuple | list,
+    primals: tuple | list = (),
+    tangents: tuple | list = (),
     *,
     grad_states: Any = None,
     state_tangents: Any = None,
@@ -182,7 +192,8 @@ def jvp(
     fun : callable
         A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
     primals, tangents : tuple or list
-        The arguments, and a tangent like each of them. Both may be empty if States are differentiated.
+        The arguments, and a tangent like each of them, of dtype float0 for integers. Both may be left out if States
+        are differentiated.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
         The States that have tangents; see `GradientTransform`.
     state_tangents : pytree, optional
@@ -217,7 +228,7 @@ def jvp(
     if debug_nan:
         inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
         return watched_along(jvp, fun, inputs, {"grad_states": grad_states, "has_aux": has_aux})
-    target = Target(fun, "jvp", grad_states, positions("jvp", primals), has_aux=has_aux)
+    target = Target(fun, "jvp", grad_states, positions("jvp", primals), has_aux=has_aux, allow_int="arguments")
     diff, call, rest = target.open(tuple(primals), {})
     along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
     out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)

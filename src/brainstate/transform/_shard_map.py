@@ -9,7 +9,6 @@ A derivative taken inside of a replicated State is already summed over the devic
 not of the gradient.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from .._compat import varying_axes
 from .._errors import BatchAxisError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, stage
 from ._choice import chooser, draws
+from ._wrapper import resemble
 
 __all__ = ["Sharded", "shard_map"]
 
@@ -59,7 +59,7 @@ class Sharded:
         self.f, self.in_specs, self.out_specs = f, in_specs, out_specs
         self._given, self._names = mesh, frozenset(axis_names)
         self.spec_of, self.check_vma = _declared(state_specs), check_vma
-        functools.update_wrapper(self, f, updated=())
+        resemble(self, f)
 
     @property
     def mesh(self) -> Any:

@@ -22,15 +22,15 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .._errors import StateTypeError, StateValueError
-from ._gradient import check_argnums
+from .._errors import StateTypeError, StateValueError, a_type
+from ._gradient import check_argnums, differentiable
 
-__all__ = ["Outputs", "Space", "layout", "positions", "promoted"]
+__all__ = ["Outputs", "Space", "layout", "positions", "promoted", "tangent_type"]
 
 
-def positions(name: str, grad_states: Any, argnums: Any, *, negative: bool = False) -> Any:
+def positions(name: str, grad_states: Any, argnums: Any) -> Any:
     """Return the positions of the differentiated arguments, by the rules of the table in `GradientTransform`."""
-    numbers = check_argnums(argnums, negative=negative)
+    numbers = check_argnums(argnums)
     if grad_states is None and numbers == ():
         raise StateValueError(f"{name}: argnums=() and no grad_states: there is nothing to differentiate.")
     return 0 if grad_states is None and numbers is None else numbers
@@ -46,6 +46,8 @@ class Space:
     dtypes: tuple[np.dtype, ...]
     has_states: bool
     argnums: int | tuple[int, ...] | None
+
+    _without_integers = "leave it out of argnums"
 
     @classmethod
     def of(cls, diff, call) -> "Space":
@@ -93,12 +95,12 @@ class Space:
         for path, leaf in tree_leaves_with_path(self.structure):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 continue
-            fix = "keep the real and the imaginary part as two real arrays"
-            if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                fix = "return it as aux, with has_aux=True"
+            kind, fix = layout(leaf), "keep the real and the imaginary part as two real arrays"
+            if leaf.dtype == jax.dtypes.float0:
+                kind, fix = "of an integer type", self._without_integers
             raise StateTypeError(
-                f"{name}: {self._label(path)} is {layout(leaf)}, and the matrix of a derivative is one over the reals "
-                f"only: {fix}."
+                f"{name}: {self._label(path)} is {kind}, and the matrix of a derivative is one over the reals only: "
+                f"{fix}."
             )
 
     def _label(self, path) -> str:
@@ -202,6 +204,8 @@ class Space:
 class Outputs(Space):
     """The space of what a function returns; a path is the keys of the output joined by dots."""
 
+    _without_integers = "return it as aux, with has_aux=True"
+
     @classmethod
     def of_output(cls, out) -> "Outputs":
         """Return the space of the tangents of ``out``."""
@@ -225,16 +229,23 @@ class Outputs(Space):
 
 
 def _types(tree) -> tuple[Any, tuple, tuple]:
-    """Return the structure of ``tree``, and the shapes and dtypes of its leaves."""
+    """Return the structure of ``tree``, and the shapes and dtypes of the tangents of its leaves."""
     leaves, treedef = jax.tree.flatten(tree)
-    types = [jax.typeof(leaf) for leaf in leaves]
+    types = [tangent_type(leaf) for leaf in leaves]
     return treedef, tuple(t.shape for t in types), tuple(t.dtype for t in types)
 
 
+def tangent_type(leaf) -> jax.ShapeDtypeStruct:
+    """Return the type of a tangent of ``leaf``: its own, and float0 for what has no derivative."""
+    aval: Any = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype if differentiable(leaf) else jax.dtypes.float0)
+
+
 def promoted(dtypes) -> np.dtype:
-    """Return the dtype that holds numbers of all ``dtypes``."""
+    """Return the dtype that holds numbers of all ``dtypes``; float0 has none."""
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+        numbers = [dtype for dtype in dtypes if dtype != jax.dtypes.float0]
+        return functools.reduce(jnp.promote_types, numbers) if numbers else jax.dtypes.float0
 
 
 def _paths(tree) -> list[str]:
@@ -255,9 +266,9 @@ def _text(key) -> str:
 
 def layout(leaf) -> str:
     """Write the dtype and shape of an array, or the type of what is none, for a message."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    if not valid_jaxtype(leaf):
-        return f"a {type(leaf).__name__}"
-    aval = jax.typeof(leaf)
-    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        if not valid_jaxtype(leaf):
+            return a_type(leaf)
+        leaf = jax.typeof(leaf)
+    dtype = "float0" if leaf.dtype == jax.dtypes.float0 else leaf.dtype
+    return f"{dtype}[{','.join(map(str, leaf.shape))}]"

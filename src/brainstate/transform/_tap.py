@@ -28,7 +28,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
 from ._gradient import differentiable
 
 __all__ = ["Record", "listeners", "tap", "taps"]
@@ -173,7 +173,7 @@ def tap(name: str, x: Any) -> Any:
     ([6.0, -8.0], 5.0, -4.0)
     """
     if not isinstance(name, str):
-        raise StateTypeError(f"tap takes a name and a value, as in tap('h', x); the name is a {type(name).__name__}.")
+        raise StateTypeError(f"tap takes a name and a value, as in tap('h', x); the name is {a_type(name)}.")
     slots = _slots.value
     if not slots:
         return x

@@ -28,6 +28,7 @@ from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._scope import Restart, Scope, caught, commit, gather, read, refuse_states, stage
 from ._choice import draws, listed
 from ._loops import for_loop, loop_length, sliced
+from ._wrapper import resemble
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
 
@@ -103,7 +104,7 @@ class Mapped:
         self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         self.axis_in = _Axes("in_states", in_states)
         self.axis_out = _Axes("out_states", out_states, _REDUCTIONS)
-        functools.update_wrapper(self, fn, updated=())
+        resemble(self, fn)
 
     @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

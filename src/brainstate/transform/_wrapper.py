@@ -1,0 +1,25 @@
+"""The look of what a transform makes of a function: its name, docstring, signature and attributes."""
+
+import functools
+from types import FunctionType, MethodType
+from typing import Any
+
+__all__ = ["resemble"]
+
+
+def resemble(wrapper: Any, fun: Any) -> Any:
+    """Do what ``functools.update_wrapper`` does, and return ``wrapper``; an attribute that it has itself stays."""
+    functools.update_wrapper(wrapper, fun, updated=())
+    for name, value in _attributes(fun).items():
+        if not hasattr(wrapper, name):
+            setattr(wrapper, name, value)
+    return wrapper
+
+
+def _attributes(fun) -> dict[str, Any]:
+    """Return the attributes that a user gave a function, also through what was made of it by other transforms."""
+    held = getattr(fun, "__dict__", {})
+    if isinstance(fun, FunctionType | MethodType | functools.partial):
+        return held
+    # What an object holds beside a function is its own: the States of a Module, the programs of a jit.
+    return _attributes(held["__wrapped__"]) if "__wrapped__" in held else {}
