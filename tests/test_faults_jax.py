@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 import traceback
+import weakref
 from pathlib import Path
 
 import jax
@@ -585,3 +586,14 @@ def test_c_retraces_name_a_mesh():
     f(jax.device_put(XS, spread))
     assert "argument x: float32[3] → float32[3] on the mesh (d: 1 auto)" in str(f.retraces()[1])
     assert "State 's': float32[3] → float32[3] on the mesh (d: 1 auto)" in str(f.retraces()[2])
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_c_a_deleted_jit_lets_go_at_once(reads):
+    x = jnp.ones(3)
+    f = T.jit((lambda x: lambda: W.value * x if reads else x + 1.0)(x))
+    f(), f()
+    x = weakref.ref(x)
+    assert x() is not None
+    del f
+    assert x() is None

@@ -459,11 +459,13 @@ def _with_states(fun, program):
     From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
     """
 
+    alive: Any = weakref.ref(program)  # the program holds what is made here: without a cycle, all goes with the `Jit`
+
     def keeping(states, /, *args, **kwargs):
-        return program.pure(states, *args, **kwargs)
+        return alive().pure(states, *args, **kwargs)
 
     def donating(donated_states, states, /, *args, **kwargs):
-        return program.pure(program.restore(donated_states, states), *args, **kwargs)
+        return alive().pure(alive().restore(donated_states, states), *args, **kwargs)
 
     stateful: Any = donating if program.donates else keeping
     signature = signature_of(fun)
