@@ -192,9 +192,10 @@ def _outcomes(path, ours, only):
     return json.loads(Path(report).read_text())
 
 
-def _name(test):
-    """Return the name of a test without its class and parameters."""
-    return re.sub(r"\d+$", "", re.findall(r"\w+", test)[1])
+def _names(test):
+    """Return the names that a test goes by: without its class and parameters, and without its number."""
+    name = re.findall(r"\w+", test)[1]
+    return name, re.sub(r"_?\d+$", "", name)
 
 
 def compare(repo, files, only, verbose):
@@ -218,7 +219,7 @@ def compare(repo, files, only, verbose):
         others = len(differing) - kinds["wording"]
         print(f"{file:24}{len(passed):12}{len(passed) - len(differing):12}{kinds['wording']:10}{others:11}", flush=True)
         for test, outcome in differing.items():
-            named = outcome.startswith("wording") or f"`{_name(test)}`" in page
+            named = outcome.startswith("wording") or any(f"`{name}`" in page for name in _names(test))
             unexplained += [] if named else [f"{file}.{test}"]
             if verbose or not named:
                 print(f"    {test}\n        {outcome}")

@@ -458,7 +458,6 @@ def _with_states(fun, program):
 
     From the signature JAX infers names of static arguments from numbers and back, and names the inputs.
     """
-
     alive: Any = weakref.ref(program)  # the program holds what is made here: without a cycle, all goes with the `Jit`
 
     def keeping(states, /, *args, **kwargs):

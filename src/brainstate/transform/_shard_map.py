@@ -176,6 +176,9 @@ def shard_map(
 ) -> Callable:
     """Run a function on the shards of its arguments: ``jax.shard_map`` that knows States.
 
+    A derivative with respect to a replicated State is summed over the devices already: differentiate the ``pmean`` of
+    the loss; the ``pmean`` of a gradient is as many times too large as there are devices.
+
     Parameters
     ----------
     f : callable
