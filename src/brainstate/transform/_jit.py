@@ -277,7 +277,7 @@ class Jit(Launcher):
             raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
         options = _in_tuples(options)
         jax.jit(fun, **options)  # checks them
-        self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
+        self._fun, self._options, self._donates, self._seal = fun, options, bool(donates), seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal = Journal()
         self._begin()
