@@ -187,7 +187,7 @@ def test_d_jax_names_the_place_of_the_user_in_its_log(caplog):
 
 
 def test_d_reverse_mode_of_a_while_loop():
-    for run in (T.grad, T.jacrev, lambda f: T.jit(T.grad(f))):
+    for run in (T.grad, T.jacrev, lambda f: T.jit(T.grad(f)), lambda f: lambda x: T.vjp(f, x)[1](1.0)):
         with pytest.raises(ValueError, match=r"Reverse-mode .* does not work.*bounded_while_loop.*max_steps") as caught:
             run(lambda x: T.while_loop(lambda c: c < 3.0, lambda c: c * 2.0, x))(1.0)
         assert str(caught.value).count("bounded_while_loop") == 1

@@ -100,6 +100,7 @@ def _vjp(target, primals):
     return out, Partial(_pulled, pull), aux
 
 
+@boundary
 def _pulled(pull, cotangent):
     """Return the cotangents of what is differentiated for the cotangent of the output."""
     return pull(cotangent)[0]
