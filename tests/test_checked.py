@@ -131,6 +131,7 @@ PROGRAMS = {
         parts(x)
     ),
     "argmin": lambda s, x: T.argmin(lambda y: jnp.sum(jnp.cosh(y - target(s, x)) + y**2), jnp.zeros(3, x.dtype)),
+    "associative_scan": lambda s, x: T.associative_scan(lambda a, b: a + s.value[0] * a * b + b, parts(x)),
     "bounded_while_loop": lambda s, x: T.bounded_while_loop(*spiral(s, x), max_steps=4)[1],
     "checkify": lambda s, x: T.checkify(wave(s))(x)[1],
     "checkpoint": lambda s, x: T.checkpoint(lambda x: wave(s)(x) ** 2 * x)(x),
@@ -142,6 +143,7 @@ PROGRAMS = {
     "fisher": lambda s, x: T.fisher(lambda k: wave(s)(k)[None], "bernoulli", s)(s.value, x),
     "fixed_point": lambda s, x: T.fixed_point(lambda y: 0.5 * jnp.cos(y) + target(s, x), jnp.zeros(3, x.dtype)),
     "for_loop": lambda s, x: T.for_loop(entry(s), parts(x)),
+    "fori_loop": lambda s, x: T.fori_loop(0, 3, lambda i, y: jnp.sin(s.value * y + y), x * s.value),
     "fwd_grad": lambda s, x: T.fwd_grad(total(s), s, 0, key=0)(x),
     "ggn": lambda s, x: T.ggn(wave(s), lambda out, x: jnp.sum(jnp.cosh(out)), s)(s.value, x),
     "grad": lambda s, x: T.grad(total(s), s, argnums=0)(x),

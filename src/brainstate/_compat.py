@@ -9,7 +9,6 @@ import inspect
 from typing import Any
 
 import jax
-from jax.core import ShapedArray
 from jax.extend.core import (
     find_top_trace,
     unsafe_am_i_under_a_jit_DO_NOT_USE,  # pyright: ignore[reportPrivateImportUsage]
@@ -80,8 +79,8 @@ def nans_checked() -> bool:
 
 
 def varying_axes(value) -> tuple:
-    """Return the axes of a device mesh along which ``value``, or one of this type, may differ, inside ``shard_map``."""
-    aval = value if isinstance(value, ShapedArray) else jax.typeof(value)
+    """Return the axes of a device mesh along which ``value``, or what has this type, may differ in ``shard_map``."""
+    aval = value if hasattr(value, "manual_axis_type") else jax.typeof(value)
     return tuple(aval.manual_axis_type.varying)
 
 

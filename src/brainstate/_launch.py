@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from ._border import apart, changed, switched, token
+from ._boundary import shorten
 from ._carry import ABSENT, Writes
 from ._compat import AT_ONCE, current_trace, jit_disabled
 from ._errors import StateValueError, TraceContextError
@@ -42,6 +43,8 @@ from ._staging import Restart
 from ._taken import donors, is_deleted, taken
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
+
+_NO_VALUE = AttributeError, TypeError, TraceContextError  # what comes of a State without a value, among others
 
 
 def outside() -> bool:
@@ -201,7 +204,8 @@ class Launcher:
             return out
         except Restart as restart:
             staged = restart.staged
-        except (AttributeError, RuntimeError, TypeError, ValueError, TraceContextError) as error:
+        except Exception as error:
+            shorten(error)
             if not self._lacks_value(program, error, args, kwargs):
                 raise
             program, staged = self._begin("a State that is an input had no value"), None
@@ -210,7 +214,7 @@ class Launcher:
     def _lacks_value(self, program, error, args, kwargs) -> bool:
         """Tell whether a call failed for want of a value, or find better words for what it failed of."""
         _refuse_taken(program.states, error)
-        if isinstance(error, RuntimeError | ValueError):
+        if not isinstance(error, _NO_VALUE):
             return False
         if _stored_all(program.states):
             self._explain(args, kwargs)
@@ -282,6 +286,7 @@ class Ready:
         except Sealed:
             return self._call_any(args, kwargs)
         except Exception as error:
+            shorten(error)
             if not self._written and is_deleted(values):  # a call in another thread was taking them
                 return launch(self._run, self._states, (), (), args, kwargs)
             self._explain(error, args, kwargs)

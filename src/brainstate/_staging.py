@@ -6,11 +6,13 @@ runs the user's function once.
 """
 
 import jax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun, valid_jaxtype
 
+from ._boundary import named_after
+from ._errors import StateTypeError
 from ._marker import state_read
 from ._marker import thread as _thread
-from ._scope import Scope, is_tracer, refuse_foreign, refuse_states
+from ._scope import Scope, _opaque, is_tracer, refuse_foreign, refuse_states, traced_part
 
 __all__ = ["Restart", "Staged", "caught", "stage"]
 
@@ -24,8 +26,11 @@ def caught(call, fun) -> "Staged":
     raise AssertionError("JAX did not call the function")
 
 
-class Restart(Exception):
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time."""
+class Restart(BaseException):
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time.
+
+    It is no Exception: JAX looks at the whole stack for each of these that passes, and traces took half as long again.
+    """
 
     def __init__(self, staged):
         super().__init__()
@@ -68,6 +73,18 @@ class Staged:
         return True
 
 
+def _refuse_results(out, fun, name) -> None:
+    """Refuse results that are no JAX types."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
+        if not valid_jaxtype(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateTypeError(
+                f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
+                f"{where and ' at ' + where}, which is no JAX type: a function under brainstate.transform.{name} "
+                f"returns arrays and numbers, in containers that JAX knows."
+            )
+
+
 def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
 
@@ -76,15 +93,17 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
     scope, trees = scope or Scope(name, stages=True), []
+    explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
 
-    def run(*inputs):
+    def run(*inputs, **named):
         filled = list(leaves)
-        for i, leaf in zip(places, inputs, strict=True):
+        for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
             filled[i] = leaf
         a, k = treedef.unflatten(filled)
-        with scope:
+        with scope, jax.explain_cache_misses(explained):
             out = fun(*a, **k)
             refuse_states(out, f"results of a function under {name}")
+            _refuse_results(out, fun, name)
             writes = scope.close()
             for state, value in zip(writes.states, writes.values, strict=True):
                 refuse_foreign(state, value, "was given", name)
@@ -93,5 +112,8 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
         trees.append(tree)
         return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
 
-    closed = jax.make_jaxpr(run)(*(leaves[i] for i in places))
+    named_after(run, fun, same_arguments=True)
+    named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
+    with jax.explain_cache_misses(False):  # `run` is always a new function; what matters is the trace around it
+        closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
     return Staged(closed, places, trees[0], scope)

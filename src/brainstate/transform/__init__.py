@@ -5,6 +5,7 @@ from ._branches import cond, ifelse, switch
 from ._check import check_grads
 from ._checkpoint import checkpoint, remat, save_states
 from ._coloring import SparsityPattern
+from ._counted import associative_scan, fori_loop
 from ._curvature import ggn, hvp
 from ._custom import custom_jvp, custom_vjp, stop_gradient
 from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, value_and_grad, vector_grad
@@ -50,6 +51,7 @@ __all__ = [
     "StateFinder",
     "accumulate",
     "argmin",
+    "associative_scan",
     "bounded_while_loop",
     "check_grads",
     "checkify",
@@ -64,6 +66,7 @@ __all__ = [
     "fisher",
     "fixed_point",
     "for_loop",
+    "fori_loop",
     "functional",
     "fwd_grad",
     "ggn",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import Unbound, boundary
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit, gather, glance, read
@@ -50,6 +51,7 @@ class _Accumulated:
         self.grad_fn, self.steps, self.reduction, self.weight = grad_fn, steps, reduction, weight
         resemble(self, grad_fn)
 
+    @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what ``grad_fn`` returns, reduced over the parts; commit what the parts wrote, in turn."""
         whole = self._whole(len(args))
@@ -110,7 +112,7 @@ class _Accumulated:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return type(self)(self.grad_fn.__get__(instance, owner), self.steps, self.reduction, self.weight)
 
 

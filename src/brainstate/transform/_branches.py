@@ -12,13 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary, named_after
 from .._carry import Writes
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import commit, gather, is_tracer, refuse_states
-from ._loops import agree, directly, probe, shown, types_of
+from ._loops import agree, directly, probe, shown, spread, types_of, varying
 
 __all__ = ["cond", "ifelse", "switch"]
+
+
+def _functions(name, branches):
+    try:
+        return tuple(branches)
+    except TypeError:
+        raise StateTypeError(f"{name}: branches is {_kind(branches)}: give a list or tuple of functions.") from None
+
+
+def _check_pred(what, pred):
+    """Refuse a condition that is no scalar, or neither true nor false."""
+    if not valid_jaxtype(pred) or jnp.ndim(pred) != 0:
+        raise StateTypeError(
+            f"{what} is {_kind(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
+        )
+    dtype = jax.typeof(pred).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise StateTypeError(f"{what} is {_kind(pred)}, which is neither true nor false. Compare it.")
+    if jnp.issubdtype(dtype, jnp.floating) and not is_tracer(pred) and pred != pred:
+        raise StateValueError(f"{what} is NaN, which is neither true nor false. Compare it, or test it with jnp.isnan.")
 
 
 def _branches(name, branches, operands):
@@ -32,20 +53,20 @@ def _branches(name, branches, operands):
     for state in written:
         _check_types(name, state, staged, given)
 
-    def pure(one):
+    def pure(fun, one):
         def run(*operands):
             out, writes = one(given, operands, {})
             table = dict(zip(writes.states, writes.values, strict=True))
             return out, [table[s] if s in table else given[s] for s in written]
 
-        return run
+        return named_after(run, fun, same_arguments=True)
 
     def finish(result):
         out, values = result
         commit(Writes(written, values))
         return out
 
-    return [pure(one) for one in staged], finish
+    return [pure(fun, one) for fun, one in zip(branches, staged, strict=True)], finish
 
 
 def _partly(state, staged):
@@ -73,12 +94,18 @@ def _check_same(kinds, what, rule):
                 f"{what} {shown(first)} {where} and {shown(other)} {elsewhere}: {rule} the same structure, shapes and "
                 f"dtypes. Cast what differs."
             )
+        if varying(first) != varying(other):
+            raise StateTypeError(
+                f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce what "
+                f"differs with jax.lax.psum or pmean, or make both differ with jax.lax.pcast(..., to='varying')."
+            )
 
 
 def _kind(value) -> str:
     return jax.typeof(value).str_short() if valid_jaxtype(value) else a_type(value)
 
 
+@boundary
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
     """Call one of two functions: ``jax.lax.cond`` for branches that read and write States.
 
@@ -100,9 +127,9 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     Raises
     ------
     StateTypeError
-        If ``pred`` is no scalar, or the branches leave a State or return results of different kinds.
+        If ``pred`` is no scalar or complex, or the branches leave a State or return results of different kinds.
     StateValueError
-        If a State created in a branch outlives it.
+        If ``pred`` is NaN, as far as its value is known, or a State created in a branch outlives it.
 
     Examples
     --------
@@ -114,16 +141,14 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     >>> float(brainstate.transform.cond(True, up, lambda x: x - 1.0, 2.0)), int(ups.value)
     (3.0, 1)
     """
-    if not valid_jaxtype(pred) or jnp.ndim(pred) != 0:
-        raise StateTypeError(
-            f"cond: pred is {_kind(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
-        )
+    _check_pred("cond: pred", pred)
     if jit_disabled() and not is_tracer(pred):
         return directly("cond", lambda: true_fun(*operands) if pred else false_fun(*operands))
     (yes, no), finish = _branches("cond", (true_fun, false_fun), operands)
     return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
 
+@boundary
 def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     """Call one of several functions: ``jax.lax.switch`` for branches that read and write States.
 
@@ -152,7 +177,7 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     >>> int(brainstate.transform.switch(5, [lambda x: x, lambda x: 10 * x], 3))
     30
     """
-    branches = tuple(branches)
+    branches = _functions("switch", branches)
     if not branches:
         raise StateValueError("switch: branches is empty, give at least one function.")
     if not valid_jaxtype(index) or jnp.ndim(index) != 0 or not jnp.issubdtype(jax.typeof(index).dtype, jnp.integer):
@@ -165,6 +190,7 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     return finish(jax.lax.switch(index, pure, *operands))
 
 
+@boundary
 def ifelse(conditions: Sequence[Any], branches: Sequence[Callable], *operands: Any, check_cond: bool = True) -> Any:
     """Call the function whose condition is true, of conditions that exclude each other.
 
@@ -198,12 +224,11 @@ def ifelse(conditions: Sequence[Any], branches: Sequence[Callable], *operands: A
     >>> int(sign(-2.0)), int(sign(0.0)), int(sign(3.0))
     (-1, 0, 1)
     """
-    conditions, branches = list(conditions), tuple(branches)
+    conditions, branches = list(conditions), _functions("ifelse", branches)
     if len(conditions) != len(branches) or not branches:
         raise StateValueError(f"ifelse: {len(conditions)} conditions and {len(branches)} branches: give one for each.")
     for i, c in enumerate(conditions):
-        if not valid_jaxtype(c) or jnp.ndim(c) != 0:
-            raise StateTypeError(f"ifelse: condition {i} is {_kind(c)}, a scalar is needed.")
+        _check_pred(f"ifelse: condition {i}", c)
     otherwise = conditions[-1] is True
     flags = jnp.stack([jnp.asarray(c).astype(bool) for c in conditions])
     if otherwise:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._errors import GradientCheckError, StateValueError
 from .._scope import Scope
 from ._gradient import differentiable
@@ -433,6 +434,7 @@ def _check_options(order, modes, directions) -> tuple[str, ...]:
     return modes
 
 
+@boundary
 def check_grads(
     f: Callable,
     *args: Any,

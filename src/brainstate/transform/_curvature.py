@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
+from .._boundary import Unbound, boundary
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError, a_type
 from .._remade import Remade
@@ -87,6 +88,7 @@ class Product(Remade):
             self._watched = copy.copy(self)
             self._watched.return_value = True
 
+    @boundary
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
         if self._watched is not None:
@@ -199,7 +201,7 @@ class _Hessian(Product):
     def __get__(self, instance, owner=None):
         """Bind as a method: the product of the bound method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
         options["debug_nan"] = self._watched is not None
         fun = self.fun.__get__(instance, owner)

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 
 from .._border import deferred, outside_rule
-from .._errors import StateTypeError, StateValueError, a_type
+from .._boundary import boundary, check_function
+from .._errors import StateTypeError, StateValueError
 from .._remade import Remade
 from .._scope import Scope, commit, differentiated, gather
 from ._choice import chooser
@@ -49,8 +50,7 @@ class _Custom(Remade):
     rule_method: str
 
     def __init__(self, fun, states, jax_custom, nondiff_argnums, nondiff_argnames):
-        if not callable(fun):
-            raise StateTypeError(f"{self.name} takes a function; got {a_type(fun)}, which cannot be called.")
+        check_function(f"{self.name} takes a function", fun)
         numbers = _places(self.name, nondiff_argnums, fun)
         self.fun, self.states = fun, states
         if states is not None:
@@ -82,6 +82,7 @@ class _Custom(Remade):
 
         return run
 
+    @boundary
     def __call__(self, *args, **kwargs):
         """Call the function; its derivative is the rule's."""
         if not self._has_rule:
@@ -296,6 +297,7 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
         raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
     chooser("stop_gradient", states)  # refuses what it cannot use
 
+    @boundary
     def wrapped(*args, **kwargs):
         with _Stopped(chooser("stop_gradient", states)) as scope:
             out, writes = fun(*args, **kwargs), scope.close()

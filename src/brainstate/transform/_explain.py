@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, valid_jaxtype
 
+from .._boundary import boundary
 from .._compat import scan_inputs
 from .._scope import Scope
 from .._staging import stage
@@ -194,6 +195,7 @@ def _program(subject):
     return staged.closed.jaxpr, len(staged.result_types[0]), [owner in written for owner in subject.owners]
 
 
+@boundary
 def explain(
     f: Callable,
     *args: Any,

@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import refuse_states
 from .._staging import stage
@@ -71,6 +72,7 @@ class StateFinder:
         self.fn, self.usage, self.return_type, self.key_fn = fn, usage, return_type, key_fn
         self._keep = to_predicate(... if filter is None else filter)
 
+    @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the States that ``fn(*args, **kwargs)`` uses; arrays and numbers are traced, all else is passed on."""
         refuse_states((args, kwargs), "arguments of StateFinder")

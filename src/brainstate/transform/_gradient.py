@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import Unbound, boundary, check_function
 from .._carry import Carried
 from .._errors import StateTypeError, StateValueError, a_type
 from .._remade import Remade
@@ -280,8 +281,7 @@ class Target:
         check_states=True,
         allow_int: bool | str = False,
     ):
-        if not callable(fun):
-            raise StateTypeError(f"{name} differentiates a function; got {type(fun).__name__}, which cannot be called.")
+        check_function(f"{name} differentiates a function", fun)
         self.fun, self.name, self.argnums = fun, name, argnums
         self.has_aux, self.keep_value = has_aux, keep_value
         self.check_states, self.allow_int = check_states, allow_int
@@ -513,6 +513,7 @@ class GradientTransform(Remade):
         self._watched = self._like(target, return_value=True) if debug_nan else None
         resemble(self, target)
 
+    @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
         return self.arranged(*self.parts(*args, **kwargs))
@@ -540,7 +541,7 @@ class GradientTransform(Remade):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method: the derivative of the bound method."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return self._like(self.target.__get__(instance, owner), self.return_value, self._watched is not None)
 
     def _like(self, target, return_value, debug_nan=False):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import commit
 from ._chunks import check_chunk_size, count, unit
@@ -199,6 +200,7 @@ def laplacian(
 # ------------------------------------------------------------------------------------------ Taylor
 
 
+@boundary
 def taylor(
     fun: Callable,
     primals: tuple | list = (),

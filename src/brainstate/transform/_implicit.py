@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun, valid_jaxtype
 from jax.interpreters import batching, mlir
 
+from .._boundary import boundary
 from .._carry import may_fail
 from .._compat import optional, varying_axes
 from .._errors import NoSolutionError, StateTypeError, StateValueError
@@ -191,6 +192,7 @@ def _scalar(out, y):
         raise StateValueError(f"argmin: the function must return a real scalar, and returns {shown}.")
 
 
+@boundary
 def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Solve ``fun(y, *args) = 0`` for ``y``; the solution is differentiable in States, arguments and closures.
 
@@ -235,6 +237,7 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
     return _solve("root", fun, y0, args, solver, max_steps, _any_result)
 
 
+@boundary
 def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Solve ``fun(y, *args) = y`` for ``y``; the solution is differentiable, see `root`.
 
@@ -268,6 +271,7 @@ def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_step
     return _solve("fixed_point", fun, y0, args, solver, max_steps, check)
 
 
+@boundary
 def argmin(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
     """Minimise ``fun(y, *args)`` over ``y``; the minimiser is differentiable, see `root`.
 

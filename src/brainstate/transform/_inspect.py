@@ -11,6 +11,7 @@ from jax import named_scope
 from jax.experimental import checkify as _checkify
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary, check_function, named_after
 from .._carry import Carried, Writes
 from .._scope import Scope, commit, frozen_here, gather
 from .._staging import stage
@@ -20,6 +21,7 @@ from ._wrapper import resemble
 __all__ = ["FoundStates", "checkify", "eval_shape", "make_jaxpr", "named_scope"]
 
 
+@boundary
 def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     """Return what ``f`` would return, with shapes and dtypes in the place of arrays: ``jax.eval_shape`` with States.
 
@@ -44,6 +46,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     >>> brainstate.transform.eval_shape(brainstate.nn.Linear, 1000, 1000).weight
     ParamState(float32[1000,1000])
     """
+    check_function("eval_shape takes a function", f)
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
@@ -55,7 +58,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
             values = dict(zip(*_parts(scope.close()), strict=True))
         return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
 
-    out, new = jax.eval_shape(run, *(leaves[i] for i in places))
+    out, new = jax.eval_shape(named_after(run, f), *(leaves[i] for i in places))
     commit(new)
     return out.tree()
 
@@ -100,7 +103,9 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     >>> states.reads == states.writes == (count,)
     True
     """
+    check_function("make_jaxpr takes a function", fun)
 
+    @boundary
     def wrapped(*args, **kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
@@ -147,7 +152,9 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     >>> error.get().split(" (")[0], float(level.value)
     ('empty', -1.0)
     """
+    check_function("checkify takes a function", fun)
 
+    @boundary
     def wrapped(*args, **kwargs):
         frozen = frozen_here()
 

@@ -33,9 +33,11 @@ from operator import not_
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import tree_leaves
 
 from .._border import apart
+from .._boundary import Unbound, boundary, check_function, named_after, signature_of
 from .._carry import ABSENT, may_fail, tracing
 from .._compat import UNSPECIFIED, jit_disabled
 from .._errors import StateTypeError, StateValueError
@@ -50,7 +52,7 @@ from ._choice import owns_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._seal import Seal
-from ._signature import signature_of, state_part
+from ._signature import state_part
 from ._wrapper import resemble
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
@@ -260,15 +262,44 @@ def _kind(args):
     return tuple(kinds)
 
 
+# What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
+_OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
+_OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
+
+
 class _Ahead:
-    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in."""
+    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in.
+
+    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of
+    the function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values
+    of the States come before the arguments and after the results.
+    """
 
     def __init__(self, program, step, inputs):
         self._program, self._step, self._inputs = program, step, inputs
         self._gives = program.gives[:inputs]  # as they were: what a later trace donates is nothing to this one
 
     def __getattr__(self, name):
-        return getattr(self._step, name)
+        found = getattr(self._step, name)
+        if name in _OF_INPUTS:
+            args, kwargs = found
+            return args[2 if self._program.donates else 1 :], kwargs
+        return found[0] if name in _OF_RESULTS else found
+
+    @property
+    def in_tree(self):
+        """The structure of the arguments."""
+        return jax.tree.structure(self.args_info)
+
+    @property
+    def out_tree(self):
+        """The structure of the result."""
+        return jax.tree.structure(self.out_info)
+
+    @property
+    def donate_argnums(self):
+        """The leaves of the arguments, by number, that are given away."""
+        return tuple(i for i, leaf in enumerate(jax.tree.leaves(self.args_info)) if leaf.donated)
 
     def lower(self, **options):
         """Lower what was traced, as ``jax.stages.Traced.lower``."""
@@ -291,11 +322,12 @@ class Jit(Remade, Launcher):
     """A compiled function with States; made by `jit`."""
 
     def __init__(self, fun, options, donates, seal=None):
-        if not callable(fun):
-            raise StateTypeError(f"jit compiles a function; got {type(fun).__name__}, which cannot be called.")
+        check_function("jit compiles a function", fun)
+        if not isinstance(donates, bool | np.bool_):
+            raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
         options = _in_tuples(options)
         jax.jit(fun, **options)  # checks them
-        self._fun, self._options, self._donates, self._seal = fun, options, donates, seal
+        self._fun, self._options, self._donates, self._seal = fun, options, bool(donates), seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal, self._changes = Journal(), Counter()
         self._begin()
@@ -307,6 +339,7 @@ class Jit(Remade, Launcher):
             return _known_as, name
         return Jit, (self._fun, self._options, self._donates)
 
+    @boundary
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
         out = program.run(program.launch, args, kwargs, staged)
@@ -314,6 +347,7 @@ class Jit(Remade, Launcher):
             program.adopt()
         return out
 
+    @boundary
     def _explain(self, args, kwargs):
         """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
         refuse_states((args, kwargs), "arguments of jit")
@@ -405,6 +439,7 @@ class Jit(Remade, Launcher):
         self._program = _Program(self._fun, self._options, self._donates, self._journal, self._seal)
         return self._program
 
+    @boundary
     def _ahead(self, step, args, kwargs):
         program = self._program
         if program.generation != generation():
@@ -425,7 +460,7 @@ class Jit(Remade, Launcher):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; each instance has compiled functions of its own, which do not keep it alive."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         alive, jitted = self._methods.get(id(instance), (lambda: None, None))
         if alive() is not instance:
             forget = functools.partial(self._methods.pop, id(instance), None)
@@ -435,7 +470,7 @@ class Jit(Remade, Launcher):
         return _Method(instance, jitted, self)
 
     def __repr__(self) -> str:
-        return f"jit({getattr(self._fun, '__qualname__', self._fun)!s})"
+        return f"jit({getattr(self._fun, '__qualname__', type(self._fun).__name__)})"
 
 
 class _Method(Remade):
@@ -469,6 +504,7 @@ def _bound(unbound, instance) -> _Method:
 
 def compiled_form(fun: Any) -> Jit | None:
     """Return the `Jit` that ``fun`` is, or that it is a bound method of."""
+    fun = fun.method if isinstance(fun, Unbound) else fun
     return fun._jitted if isinstance(fun, _Method) else fun if isinstance(fun, Jit) else None
 
 
@@ -526,7 +562,7 @@ def _with_states(fun, program):
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         if hasattr(fun, attribute):
             setattr(stateful, attribute, getattr(fun, attribute))
-    return stateful
+    return named_after(stateful, fun)
 
 
 def _compiler(stateful, fun, given, lead):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from .._boundary import boundary
 from .._scope import commit
 from ._gradient import Target
 from ._operator import LinearOperator, watched_operator
@@ -17,6 +18,7 @@ from ._space import Outputs, Space, positions
 __all__ = ["linearize"]
 
 
+@boundary
 def linearize(
     fun: Callable,
     *primals: Any,

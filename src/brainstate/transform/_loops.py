@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import boundary, check_function, named_after
 from .._carry import Writes
 from .._compat import jit_disabled, varying_axes
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, gather, refuse_states
+from .._scope import Scope, commit, gather, is_tracer, refuse_states
 from .._staging import Restart, caught, stage
 from ._progress import ProgressBar, ticking
 
@@ -34,15 +35,17 @@ __all__ = [
     "probe",
     "scan",
     "shown",
+    "sliced",
+    "spread",
     "types_of",
+    "varying",
     "while_loop",
 ]
 
 
 def probe(name, fun, call):
     """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
-    if not callable(fun):
-        raise StateTypeError(f"{name} takes functions; got {type(fun).__name__}, which cannot be called.")
+    check_function(f"{name} takes functions", fun)
 
     def run(*args):
         raise Restart(stage(fun, args, {}, name=name))
@@ -77,6 +80,11 @@ def agree(before, after) -> bool:
     )
 
 
+def varying(types) -> tuple[str, ...]:
+    """Return the axes of a device mesh along which what has these types may differ, inside `shard_map`."""
+    return tuple(dict.fromkeys(axis for leaf in jax.tree.leaves(types) for axis in varying_axes(leaf)))
+
+
 def _cast(value, types):
     """Return ``value`` with each number of no dtype of its own in the dtype that it has after an iteration."""
 
@@ -103,13 +111,13 @@ def _blank(state, staged):
     return jax.tree.map(zeros, types)
 
 
-def _stage_body(name, fun, call, init, known):
+def _stage_body(name, fun, call, init, known, pairs):
     """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
         before = [init, [gather([s])[0] if s in staged.reads else _blank(s, staged) for s in staged.writes]]
     result = staged.result_types
-    if name.endswith("scan"):
+    if pairs:
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
         result = result[0]
@@ -118,7 +126,7 @@ def _stage_body(name, fun, call, init, known):
     values = dict(zip(staged.writes, start[1], strict=True))
     if all(a is b for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(start), strict=True)):
         return staged, init, values
-    return _stage_body(name, fun, call, start[0], values)
+    return _stage_body(name, fun, call, start[0], values, pairs)
 
 
 class _Body:
@@ -127,9 +135,11 @@ class _Body:
     ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
     """
 
+    pairs = True  # what the function returns: the carry and an output, or the carry alone
+
     def __init__(self, name, fun, call, init):
-        self.name = name
-        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {})
+        self.name, self.fun, self.call = name, fun, call
+        self.staged, self.first, self.values = _stage_body(name, fun, call, init, {}, self.pairs)
         self.carried, self.closed = self.staged.writes, {}
         self.close_over(self.staged.reads)
 
@@ -154,11 +164,27 @@ class _Body:
         """Commit the values after the last iteration."""
         commit(Writes(self.carried, list(values)))
 
+    def run(self, loop):
+        """Return ``loop()``; what JAX refuses about the carry it refuses in words about the user's own carry."""
+        try:
+            return loop()
+        except TypeError:
+            given = self.given(self.values.values())
+            own = named_after(lambda *args: self.staged(given, args, {})[0], self.fun, same_arguments=True)
+            jax.eval_shape(lambda: self.call(own, self.first))
+            raise
+
     def _compatible(self, state, value, at_least_once):
         after = self.staged.written_types[state]
         if state not in self.staged.reads and not at_least_once:  # it may keep its value
             value = _cast(gather([state])[0], after)
         before = types_of(value)
+        if agree(before, after) and varying(value) != varying(after):
+            raise StateTypeError(
+                f"{state.describe()} {spread(value)} before an iteration of {self.name} and {spread(after)} after it. "
+                f"Reduce what is assigned with jax.lax.psum or pmean; or, for a State with a value per device, declare "
+                f"it in state_specs of shard_map."
+            )
         if agree(before, after):
             return value
         raise StateTypeError(
@@ -168,6 +194,12 @@ class _Body:
         )
 
 
+def spread(types) -> str:
+    """Say in words what `varying` returns."""
+    axes = varying(types)
+    return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
+
+
 def shown(types):
     """Return ``types`` in the short form for a message."""
     return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
@@ -175,7 +207,19 @@ def shown(types):
 
 def loop_length(name, xs, length):
     """Return the number of iterations; raise an error if it is unknown or there are two."""
-    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs) if jnp.ndim(leaf)}
+    if is_tracer(length):
+        raise StateTypeError(
+            f"{name}: length is a traced value, and a compiled loop has a fixed number of iterations. Make it a static "
+            f"argument of jit, or use while_loop (bounded_while_loop for reverse mode) or fori_loop."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
+        if not jnp.ndim(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateValueError(
+                f"{name}: what is looped over{where and ', at ' + where + ','} is {shown(types_of(leaf))}, which has "
+                f"no axis to loop over. Let the function refer to it by name, or give an array."
+            )
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
     sizes |= {length} if length is not None else set()
     if len(sizes) != 1:
         what = f"the lengths {sorted(sizes)} disagree" if sizes else "nothing says how long the loop is"
@@ -183,6 +227,7 @@ def loop_length(name, xs, length):
     return sizes.pop()
 
 
+@boundary
 def scan(
     f: Callable,
     init: Any,
@@ -190,7 +235,7 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:
     """Loop over the leading axis of ``xs`` with a carry: ``jax.lax.scan`` that carries States.
 
@@ -206,8 +251,8 @@ def scan(
         The number of iterations; needed if ``xs`` is None.
     reverse, unroll
         As in ``jax.lax.scan``.
-    pbar : ProgressBar, optional
-        Shows progress, from inside the compiled loop.
+    pbar : ProgressBar or int, optional
+        Shows progress, from inside the compiled loop; an int is the number of iterations between two movements.
 
     Returns
     -------
@@ -217,9 +262,10 @@ def scan(
     Raises
     ------
     StateTypeError
-        If a State changes structure, shape or dtype in the body.
+        If a State that the body reads changes structure, shape or dtype in it. One that each iteration overwrites
+        unread may: it has the value of the last one.
     StateValueError
-        If a State created in the body outlives it.
+        If a State created in the body outlives it, or the number of iterations is unknown.
 
     Examples
     --------
@@ -232,31 +278,47 @@ def scan(
     >>> int(count), sums.tolist(), float(total.value)
     (3, [1.0, 3.0, 6.0], 6.0)
     """
-    refuse_states((init, xs), "arguments of scan")
-    count = loop_length("scan", xs, length)
+    return _scan("scan", f, init, xs, length, reverse, unroll, pbar)
+
+
+def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None):
+    refuse_states((init, xs), f"arguments of {name}")
+    count = loop_length(name, xs, length)
     if pbar is not None:
         f, xs = ticking(f, xs, count, reverse, pbar)
     options = {"length": length, "reverse": reverse}
     if jit_disabled():
-        return directly("scan", lambda: jax.lax.scan(f, init, xs, **options))
-    body = _Body("scan", f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
+        return directly(name, lambda: jax.lax.scan(f, init, xs, **options))
+    body = _Body(name, f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
         return (carry, values), y
 
-    (carry, values), ys = jax.lax.scan(step, body.start(count > 0), xs, unroll=unroll, **options)
+    start, step = body.start(count > 0), named_after(step, f)
+    (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
     body.finish(values)
     return carry, ys
 
 
+def sliced(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
+    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` are the last ones of `scan`."""
+    check_function(f"{name} takes functions", f)
+
+    def body(_, x):
+        return None, f(*x)
+
+    return _scan(name, named_after(body, f), None, xs, *options)[1]
+
+
+@boundary
 def for_loop(
     f: Callable,
     *xs: Any,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> Any:
     """Call ``f`` on each slice of the arguments: a `scan` whose only carry are the States.
 
@@ -284,9 +346,10 @@ def for_loop(
     >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
     [2.0, 3.0, 3.5]
     """
-    return scan(lambda _, x: (None, f(*x)), None, xs, length, reverse, unroll, pbar)[1]
+    return sliced("scan", f, xs, length, reverse, unroll, pbar)
 
 
+@boundary
 def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds: ``jax.lax.while_loop`` that carries States.
 
@@ -324,12 +387,15 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     if jit_disabled():
         return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
     condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
-    val, values = jax.lax.while_loop(condition, body.step, body.start(False))
+    start = body.start(False)
+    val, values = body.run(lambda: jax.lax.while_loop(condition, body.step, start))
     body.finish(values)
     return val
 
 
 class _WhileBody(_Body):
+    pairs = False
+
     def step(self, carry):
         """Return the next ``(value, values of the States)``."""
         return self(carry[1], carry[0])
@@ -350,6 +416,7 @@ def _while_parts(name, cond_fun, body_fun, init_val):
     return (lambda carry: test(body.given(carry[1]), (carry[0],), {})[0]), body
 
 
+@boundary
 def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds, at most ``max_steps`` times; reverse mode works.
 
@@ -428,6 +495,7 @@ def _repeated(step, active, base):
     return jax.checkpoint(lambda carry: jax.lax.scan(once, carry, length=base)[0])
 
 
+@boundary
 def checkpointed_scan(
     f: Callable,
     init: Any,
@@ -435,7 +503,7 @@ def checkpointed_scan(
     length: int | None = None,
     *,
     base: int = 16,
-    pbar: ProgressBar | None = None,
+    pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:
     """Loop as `scan`, with memory for the reverse pass that grows with the logarithm of the length.
 
@@ -501,8 +569,9 @@ def checkpointed_scan(
     return carry, ys
 
 
+@boundary
 def checkpointed_for_loop(
-    f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | None = None
+    f: Callable, *xs: Any, length: int | None = None, base: int = 16, pbar: ProgressBar | int | None = None
 ) -> Any:
     """Call ``f`` on each slice of the arguments, as `for_loop`, with the memory of `checkpointed_scan`.
 
@@ -524,7 +593,9 @@ def checkpointed_for_loop(
     >>> brainstate.transform.checkpointed_for_loop(lambda x: 2 * x, jnp.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
-    return checkpointed_scan(lambda _, x: (None, f(*x)), None, xs, length, base=base, pbar=pbar)[1]
+    check_function("checkpointed_for_loop takes functions", f)
+    body = named_after(lambda _, x: (None, f(*x)), f)
+    return checkpointed_scan(body, None, xs, length, base=base, pbar=pbar)[1]
 
 
 def _check_base(base):

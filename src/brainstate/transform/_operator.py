@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from ._chunks import check_chunk_size
 from ._draws import Estimate, with_key
@@ -133,6 +134,7 @@ class LinearOperator:
             self._columns.check(f"the vector given to an operator (a flat one is {layout})", v)
         return self._product(v)
 
+    @boundary
     def __call__(self, v: Any) -> Any:
         """Return ``matvec(v)``: an operator is a function, as what ``jax.linearize`` returns."""
         return self.matvec(v)

@@ -29,6 +29,7 @@ from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
 from .._border import apart
+from .._boundary import boundary
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, box, generators, outside
@@ -390,6 +391,7 @@ def _table(rows) -> str:
     return "\n".join([*lines, *([f"  ✅ … and {len(agreeing)} more that agree"] if len(agreeing) > _SHOWN else [])])
 
 
+@boundary
 def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **kwargs: Any) -> Prepared:
     """Compile a function or transform ahead of time, for arguments like these.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError, a_type
 from .._scope import commit
 from ._gradient import Target, check_argnums, differentiable, from_front, function_name
@@ -22,6 +23,7 @@ from ._space import layout, tangent_type
 __all__ = ["direction", "jvp", "positions", "vjp", "watched_along"]
 
 
+@boundary
 def vjp(
     fun: Callable,
     *primals: Any,
@@ -98,6 +100,7 @@ def _vjp(target, primals):
     return out, Partial(_pulled, pull), aux
 
 
+@boundary
 def _pulled(pull, cotangent):
     """Return the cotangents of what is differentiated for the cotangent of the output."""
     return pull(cotangent)[0]
@@ -172,6 +175,7 @@ def _check_sequence(name, what, value) -> None:
         raise StateTypeError(f"{name}: {what} is {a_type(value)}; give a tuple or list, one entry an argument.")
 
 
+@boundary
 def jvp(
     fun: Callable,
     primals: tuple | list = (),

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._boundary import named_after
 from .._compat import optional
 from .._errors import StateValueError
 
@@ -66,10 +67,11 @@ class _Bar:
             self.bar, self.done = None, 0
 
 
-def ticking(f: Callable, xs: Any, length: int, reverse: bool, spec: ProgressBar) -> tuple[Callable, Any]:
+def ticking(f: Callable, xs: Any, length: int, reverse: bool, spec: ProgressBar | int) -> tuple[Callable, Any]:
     """Return ``f`` and ``xs`` of a scan with a counter among ``xs`` that moves the bar."""
+    spec = ProgressBar(spec) if type(spec) is int else spec
     if not isinstance(spec, ProgressBar):
-        raise StateValueError(f"pbar={spec!r}: give a ProgressBar().")
+        raise StateValueError(f"pbar={spec!r}: give a ProgressBar(), or the number of iterations between movements.")
     every, bar = spec.freq or max(1, length // 100), _Bar(length, spec)
     count = jnp.arange(1, length + 1)
 
@@ -83,4 +85,4 @@ def ticking(f: Callable, xs: Any, length: int, reverse: bool, spec: ProgressBar)
         )
         return f(carry, x)
 
-    return body, (count[::-1] if reverse else count, xs)
+    return named_after(body, f), (count[::-1] if reverse else count, xs)

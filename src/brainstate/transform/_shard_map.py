@@ -16,9 +16,10 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from .._boundary import boundary, check_function
 from .._carry import Writes
 from .._compat import varying_axes
-from .._errors import BatchAxisError, StateTypeError, StateValueError
+from .._errors import BatchAxisError, StateValueError
 from .._remade import Remade
 from .._scope import Scope, commit, gather
 from .._staging import Restart, caught, stage
@@ -56,8 +57,7 @@ class Sharded(Remade):
     """A function on the shards of arrays; made by `shard_map`."""
 
     def __init__(self, f, mesh, in_specs, out_specs, state_specs, axis_names, check_vma):
-        if not callable(f):
-            raise StateTypeError(f"shard_map maps a function; got {type(f).__name__}, which cannot be called.")
+        check_function("shard_map maps a function", f)
         self.f, self.in_specs, self.out_specs = f, in_specs, out_specs
         self._given, self._names = mesh, frozenset(axis_names)
         self.spec_of, self.check_vma = _declared(state_specs), check_vma
@@ -73,6 +73,7 @@ class Sharded(Remade):
         """The axes of the mesh that are mapped."""
         return tuple(n for n in self.mesh.axis_names if n in self._names or not self._names)
 
+    @boundary
     def __call__(self, *args: Any) -> Any:
         """Run the function on all shards and commit what it writes."""
         staged = caught(lambda fun: self._mapped(fun, self.in_specs, self.out_specs)(*args), self._probe)
@@ -176,6 +177,9 @@ def shard_map(
     check_vma: bool = True,
 ) -> Callable:
     """Run a function on the shards of its arguments: ``jax.shard_map`` that knows States.
+
+    A derivative with respect to a replicated State is summed over the devices already: differentiate the ``pmean`` of
+    the loss; the ``pmean`` of a gradient is as many times too large as there are devices.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import keystr, treedef_is_leaf
 
+from .._boundary import signature_of
 from .._state import State
 
 __all__ = [
@@ -51,14 +52,6 @@ class Row(NamedTuple):
     same: bool
 
 
-def signature_of(fun: Callable) -> inspect.Signature | None:
-    """Return the signature of ``fun``, if it has one."""
-    try:
-        return inspect.signature(fun)
-    except (TypeError, ValueError):
-        return None
-
-
 def most_positional(fun: Callable) -> float:
     """Return how many arguments ``fun`` takes by position at most; infinity if there is no telling."""
     signature = signature_of(fun)
@@ -90,7 +83,17 @@ def _type_of(leaf, weak) -> str:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" + " (weak)" * (weak and leaf.weak_type)
         return _in_words(leaf)
-    return str(aval).removeprefix("~") + " (weak)" * (weak and bool(getattr(aval, "weak_type", False)))
+    weak = weak and bool(getattr(aval, "weak_type", False))
+    return str(aval).removeprefix("~") + " (weak)" * weak + _mesh_of(aval)
+
+
+def _mesh_of(aval) -> str:
+    """Name the device mesh over which an array is spread, which is part of its type wherever its parts are."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    if mesh is None or mesh.empty:
+        return ""
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return f" on the mesh ({', '.join(f'{name}: {size} {kind.name.lower()}' for name, size, kind in kinds)})"
 
 
 def _in_words(thing) -> str:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from .._boundary import boundary
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, frozen_here, is_tracer
 from ._coloring import SparsityPattern
@@ -490,6 +491,7 @@ def sparse_hessian(
     return derivative(_sparse_hessian_transform, fun, grad_states, argnums, params, **options)
 
 
+@boundary
 def jacobian_sparsity(
     fun: Callable | None = None,
     grad_states: Any = None,
@@ -530,6 +532,7 @@ def jacobian_sparsity(
     return _sparsity(_jacobian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
 
 
+@boundary
 def hessian_sparsity(
     fun: Callable | None = None,
     grad_states: Any = None,

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
+from .._boundary import Unbound, boundary, check_function, named_after
 from .._carry import Writes
 from .._errors import BatchAxisError, StateTypeError, StateValueError
 from .._remade import Remade
 from .._scope import Scope, commit, gather, is_tracer, read, refuse_states
 from .._staging import Restart, caught, stage
 from ._choice import draws, listed, owns_states
-from ._loops import for_loop, loop_length
+from ._loops import for_loop, loop_length, sliced
 from ._wrapper import resemble
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
@@ -131,8 +132,7 @@ class Mapped(Remade):
     name, remedy = "vmap", "give axis_size"  # for messages
 
     def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
-        if not callable(fn):
-            raise StateTypeError(f"vmap maps a function; got {type(fn).__name__}, which cannot be called.")
+        check_function("vmap maps a function", fn)
         jax.vmap(fn, in_axes=tuple(in_axes) if isinstance(in_axes, list) else in_axes, out_axes=out_axes)  # checks them
         self._parts = fn, in_axes, out_axes, in_states, out_states, new_axis, options
         self.fn, self.out_axes, self.options, self.new_axis = fn, out_axes, options, new_axis
@@ -141,6 +141,7 @@ class Mapped(Remade):
         self.axis_out = _Axes("out_states", out_states, _REDUCTIONS)
         resemble(self, fn)
 
+    @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on all lanes and commit what it writes."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
@@ -167,6 +168,7 @@ class Mapped(Remade):
         axes_in = (self.in_axes, 0, [*(self.axis_in(s) for s in mapped), *[0] * len(random)])
         options: dict[str, Any] = {**self.options, "in_axes": axes_in, "axis_size": size}
         numbers = [0 if isinstance(a, str) else a for a in axes]
+        lane = named_after(lane, self.fn)
         try:
             out, new = self._lanes(lane, (self.out_axes, numbers), options)(args, kwargs, values)
         except ValueError:
@@ -274,7 +276,7 @@ class Mapped(Remade):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
-            return self
+            return Unbound(self, owner)
         return type(self)(self.fn.__get__(instance, owner), *self._parts[1:])
 
 
@@ -291,12 +293,12 @@ def _reduced(state, reduction, lanes):
 
 def vmap(
     fn: Callable | None = None,
-    *,
     in_axes: Any = 0,
     out_axes: Any = 0,
     axis_name: Any = None,
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
+    *,
     in_states: Any = None,
     out_states: Any = None,
 ) -> Any:
@@ -388,6 +390,7 @@ class _MappedAgain(Mapped):
         return self._staged
 
 
+@boundary
 def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     """Call ``f`` on each slice of the arguments, one after the other or in batches: ``jax.lax.map`` with States.
 
@@ -417,13 +420,13 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     [0.0, 1.0, 4.0, 9.0, 16.0]
     """
     if batch_size is None:
-        return for_loop(f, *xs)
+        return sliced("map", f, xs)
     if type(batch_size) is not int or batch_size < 1:
         raise StateValueError(f"map: batch_size={batch_size!r}: give the number of slices at once, an int from 1 up.")
     count = loop_length("map", xs, None)
     full = count // batch_size * batch_size
     if not count:
-        return for_loop(f, *xs)
+        return sliced("map", f, xs)
     lanes = _MappedAgain(f, 0, 0, None, None, 0, {"axis_name": None, "axis_size": None, "spmd_axis_name": None})
     if not full:
         return lanes(*xs)
