@@ -185,7 +185,7 @@ def packed(x: Any) -> Any:
     name = getattr(x, "__qualname__", getattr(x, "__name__", None))
     if not callable(x) or isinstance(x, (*_atoms, State)) or not isinstance(name, str):
         return x
-    for module in ("jax.nn", "jax.numpy", "jax.lax", getattr(x, "__module__", None)):
+    for module in ("jax.nn", "jax.numpy", "jax.lax", str(getattr(x, "__module__", None))):
         if getattr(sys.modules.get(module), name, None) is x:
             return _ByName(module, name)
     return x
