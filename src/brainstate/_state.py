@@ -316,7 +316,7 @@ def _leaf_fitted(old, new):
 
 
 def _kind(dtype) -> int:
-    return next((i for i, kind in enumerate(_ORDER) if jax.dtypes.issubdtype(dtype, kind)), -1)
+    return next((i for i, kind in enumerate(_ORDER) if jnp.issubdtype(dtype, kind)), -1)
 
 
 # -------------------------------------------------------------------------------------------- `.value` was forgotten

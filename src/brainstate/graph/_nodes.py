@@ -24,8 +24,8 @@ import jax
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._remade import deep_copied
 from .._state import State
-from .._watch import ALL, STRUCTURE, Container, Watched, changed, is_watched, register_container
-from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, register_kind
+from .._watch import ALL, STRUCTURE, Container, Watched, changed, is_watched, note, register_container
+from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, packed, register_kind, unpacked
 from ._paths import in_order
 
 __all__ = ["NODE", "Node", "NodeDict", "NodeList", "Owned", "adopt", "own"]
@@ -76,6 +76,16 @@ class Node(Watched):
         old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
         object.__delattr__(self, name)
         self._changed(name, old, _ABSENT)
+
+    def __getstate__(self):
+        note(self)
+        state: Any = super().__getstate__()
+        return {name: packed(x) for name, x in state.items()} if isinstance(state, dict) else state
+
+    def __setstate__(self, state):
+        attributes, slots = state if isinstance(state, tuple) else (state, {})
+        for name, x in {**(attributes or {}), **slots}.items():
+            object.__setattr__(self, name, unpacked(x))
 
     def _changed(self, name, old, new):
         """Announce a change to compiled functions that have read the attribute."""
@@ -211,10 +221,11 @@ class Owned(Container):
                 )
 
     def __reduce_ex__(self, protocol):
-        return type(self).__new__, (type(self),), self._kind.parts(self).copy()
+        parts = self._kind.parts(self).copy()
+        return type(self).__new__, (type(self),), {key: packed(x) for key, x in parts.items()}
 
     def __setstate__(self, parts):
-        self._kind.fill(self, parts)
+        self._kind.fill(self, {key: unpacked(x) for key, x in parts.items()})
 
 
 def _refuse_lost(before, after, entered):

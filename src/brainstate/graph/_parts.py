@@ -18,6 +18,8 @@ is refused where it would enter the graph.
 
 import collections
 import dataclasses
+import importlib
+import sys
 import types
 from typing import Any
 
@@ -36,7 +38,9 @@ __all__ = [
     "hides_state",
     "holds_state",
     "kind_of",
+    "packed",
     "register_kind",
+    "unpacked",
 ]
 
 
@@ -167,6 +171,29 @@ def kind_of(x: Any) -> Kind | None:
     if not jax.tree_util.all_leaves((x,)):
         return PYTREE
     return ATTRIBUTES if dataclasses.is_dataclass(x) and not isinstance(x, type) else None
+
+
+class _ByName:
+    """Stands in a pickle for a function that pickle cannot refer to, such as ``jax.nn.relu``, and its module can."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+def packed(x: Any) -> Any:
+    """Return ``x``, or a reference by name to a function that is known by that in a module."""
+    name = getattr(x, "__qualname__", getattr(x, "__name__", None))
+    if not callable(x) or isinstance(x, (*_atoms, State)) or not isinstance(name, str):
+        return x
+    for module in ("jax.nn", "jax.numpy", "jax.lax", str(getattr(x, "__module__", None))):
+        if getattr(sys.modules.get(module), name, None) is x:
+            return _ByName(module, name)
+    return x
+
+
+def unpacked(x: Any) -> Any:
+    """Undo `packed`."""
+    return getattr(importlib.import_module(x.module), x.name) if isinstance(x, _ByName) else x
 
 
 def holds_state(x: Any) -> bool:

@@ -33,7 +33,7 @@ def _initial(what, init, shape):
         ]
     except (TypeError, ValueError):  # a function that is not written in Python
         required = []
-    value = init(*(shape,) if len(required) < 2 else (random.split_key(), shape, float)[: len(required)])
+    value: Any = init(*(shape,) if len(required) < 2 else (random.split_key(), shape, float)[: len(required)])
     if jnp.shape(value) != shape:
         raise StateValueError(f"{what} made a value of shape {jnp.shape(value)}, where {shape} is needed.")
     return value
