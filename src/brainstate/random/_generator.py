@@ -72,7 +72,8 @@ class RandomState(State):
 
     Notes
     -----
-    A copy of a generator draws the same numbers once more; `clone_rng` gives an independent one.
+    A copy of a generator draws the same numbers once more; `clone_rng` gives an independent one. Threads may share a
+    generator and get different numbers; which, depends on who comes first.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from jax.extend.core import valid_jaxtype
 
 from .._boundary import Unbound, boundary, check_function, named_after, signature_of
 from .._errors import StateTypeError, StateValueError
-from .._scope import Scope, commit, refuse_states, traced_part
+from .._scope import Scope, commit, frozen_here, refuse_states, traced_part
 from ..filters import to_predicate
 from ._wrapper import resemble
 

@@ -636,7 +636,8 @@ def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **option
         arguments after ``self``, and each instance has compiled programs of its own.
     donate_states : bool
         Give the buffers of the States that are written to the program, as ``donate_argnums`` does for arguments:
-        old and new value need not fit into memory together. Other references to the old arrays become invalid.
+        old and new value need not fit into memory together. Other references to the old arrays become invalid: a State
+        that has one says so. If the call fails once it has them, the error names the States that lost their values.
     **options
         Every option of ``jax.jit``: in_shardings, out_shardings, static_argnums, static_argnames, donate_argnums,
         donate_argnames, keep_unused, device, backend, inline, compiler_options; they concern the arguments of
