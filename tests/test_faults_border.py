@@ -17,7 +17,7 @@ import optimistix
 import pytest
 
 from brainstate import FrozenReadWarning, ParamState, State, StateTypeError, StateValueError, TraceContextError, nn
-from brainstate import _border as border
+from brainstate import _tokens as border
 from brainstate import transform as T
 
 pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")

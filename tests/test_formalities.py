@@ -31,7 +31,7 @@ SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _boundary _local _remade _border _scope _staging _launch _state _carry _watch _taken"
+CORE = "_errors _compat _boundary _local _remade _tokens _scope _staging _launch _state _carry _watch _taken"
 LAYERS = {
     "_errors": "",
     "_compat": "",
@@ -41,11 +41,11 @@ LAYERS = {
     "_remade": "_errors",
     "_taken": "_errors",
     "_marker": "",
-    "_border": "_compat _errors _local",
-    "_scope": "_errors _compat _carry _local _border _marker _taken",
+    "_tokens": "_compat _errors _local",
+    "_scope": "_errors _compat _carry _local _tokens _marker _taken",
     "_staging": "_errors _boundary _scope _marker",
     "_watch": "_errors _compat _carry _scope",
-    "_launch": "_errors _compat _carry _border _taken _boundary _scope _staging",
+    "_launch": "_errors _compat _carry _tokens _taken _boundary _scope _staging",
     "_state": "_errors _compat _scope",
     "filters": CORE,
     "random": CORE,

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 
-from ._border import apart, changed, switched, token
 from ._boundary import shorten
 from ._carry import ABSENT, Writes
 from ._compat import AT_ONCE, current_trace, jit_disabled
@@ -41,6 +40,7 @@ from ._scope import (
 )
 from ._staging import Restart
 from ._taken import donors, is_deleted, taken
+from ._tokens import apart, changed, switched, token
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
 
@@ -264,8 +264,7 @@ class Ready:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
             if self._donates:
-                given = self._states, self._generators, written, args, kwargs
-                return give(self._label, self._returned, self._run, *given)
+                return self._give(args, kwargs)
             with _step_lock:
                 for state in self._states:
                     values.append(state._value)
@@ -291,6 +290,10 @@ class Ready:
                 return launch(self._run, self._states, (), (), args, kwargs)
             self._explain(error, args, kwargs)
             raise
+
+    def _give(self, args, kwargs):
+        more = self._run, self._states, self._generators, self._written, args, kwargs
+        return give(self._label, self._returned, *more)
 
     def _call_any(self, args, kwargs):
         """Do a call that was not like those that run fast, and from then on all that are like it."""

@@ -41,13 +41,13 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import set_current_trace, valid_jaxtype
 
-from ._border import altered, changed, everywhere, forget, meet, read_inside, separate, switched
 from ._carry import ABSENT, Absent, Writes, awaited
 from ._compat import AT_ONCE, current_trace, stages_within, staging
 from ._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ._local import is_local, local_trace
 from ._marker import state_read
 from ._taken import donors, is_deleted, taken
+from ._tokens import altered, changed, everywhere, forget, meet, read_inside, separate, switched
 
 __all__ = [
     "Cell",
@@ -162,7 +162,7 @@ class Scope:
         self.born = []
         self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
         self.launches = 0  # compiled functions that are being called in this very scope
-        self.context: Any = None  # what goes back, at the end, to the token around; see `_border`
+        self.context: Any = None  # what goes back, at the end, to the token around; see `_tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
-from .._border import deferred, outside_rule
 from .._boundary import boundary, check_function
 from .._errors import StateTypeError, StateValueError
 from .._remade import Remade
 from .._scope import Scope, commit, differentiated, gather
+from .._tokens import deferred, outside_rule
 from ._choice import chooser
 from ._gradient import check_argnums, select
 from ._signature import most_positional, signature_of

@@ -20,8 +20,6 @@ A call that writes holds one lock from reading to committing, so concurrent call
 """
 
 import functools
-import inspect
-import operator
 import sys
 import threading
 import warnings
@@ -36,10 +34,9 @@ import jax
 import numpy as np
 from jax.tree_util import tree_leaves
 
-from .._border import apart
-from .._boundary import Unbound, boundary, check_function, named_after, signature_of
+from .._boundary import Unbound, boundary, check_function, signature_of
 from .._carry import ABSENT, may_fail, tracing
-from .._compat import UNSPECIFIED, jit_disabled
+from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError
 from .._launch import Launcher, box, generators, give, launch, outside
 from .._local import users_frame
@@ -47,8 +44,10 @@ from .._remade import Remade
 from .._scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
 from .._staging import Restart, stage
 from .._taken import donors
+from .._tokens import apart
 from .._watch import Touched, reading
 from ._choice import owns_states
+from ._jit_options import compiler, in_tuples, static_places, with_states
 from ._nan import holds_check, waiting
 from ._retraces import Journal, Retraces
 from ._seal import Seal
@@ -78,7 +77,7 @@ class _Program:
         self.returned = []  # donates: see `give`
         if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
             donors[_name(fun)] = None
-        self.compiled = _compiler(_with_states(fun, self), fun, options, 2 if donates else 1)
+        self.compiled = compiler(with_states(fun, self), fun, options, 2 if donates else 1)
         self.jitted = self.arranged(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
@@ -325,7 +324,7 @@ class Jit(Remade, Launcher):
         check_function("jit compiles a function", fun)
         if not isinstance(donates, bool | np.bool_):
             raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
-        options = _in_tuples(options)
+        options = in_tuples(options)
         jax.jit(fun, **options)  # checks them
         self._fun, self._options, self._donates, self._seal = fun, options, bool(donates), seal
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
@@ -386,7 +385,7 @@ class Jit(Remade, Launcher):
 
     def statics(self, count: int) -> set[int | str]:
         """Return the positions, of ``count`` arguments, and the names of those that are static."""
-        numbers, names = _static_places(self._fun, self._options, 0), self._options.get("static_argnames")
+        numbers, names = static_places(self._fun, self._options, 0), self._options.get("static_argnames")
         if names is None:
             signature = signature_of(self._fun)
             names = [name for i, name in enumerate(signature.parameters if signature else ()) if i in numbers]
@@ -520,109 +519,6 @@ def _weak_method(fun, alive):
     if signature is not None:
         bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
     return bound
-
-
-# ------------------------------------------------------------------------------------------ options of jax.jit
-
-
-def _in_tuples(options) -> dict[str, Any]:
-    """Return ``options`` with positions as tuples of ints, which JAX takes in other forms as well."""
-    given = {key: options[key] for key in ("static_argnums", "donate_argnums") if options.get(key) is not None}
-    return options | {key: _indices(numbers) for key, numbers in given.items()}
-
-
-def _indices(numbers) -> tuple[int, ...]:
-    try:
-        return (operator.index(numbers),)
-    except TypeError:
-        return tuple(map(operator.index, numbers))
-
-
-def _with_states(fun, program):
-    """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
-
-    From the signature JAX infers names of static arguments from numbers and back, and names the inputs. The program
-    holds what JAX makes of the function, which does not hold the program: so both go as soon as nobody needs them.
-    """
-    held: Any = weakref.ref(program)
-
-    def keeping(states, /, *args, **kwargs):
-        return held().pure(states, *args, **kwargs)
-
-    def donating(donated_states, states, /, *args, **kwargs):
-        return held().pure(held().restore(donated_states, states), *args, **kwargs)
-
-    stateful: Any = donating if program.donates else keeping
-    signature = signature_of(fun)
-    if signature is not None:
-        mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
-        longest = max(map(len, signature.parameters), default=0)
-        mine = [p.replace(name=f"{'_' * longest}_{p.name}") for p in mine]  # longer than any name of the user
-        stateful.__signature__ = signature.replace(parameters=[*mine, *signature.parameters.values()])
-    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
-        if hasattr(fun, attribute):
-            setattr(stateful, attribute, getattr(fun, attribute))
-    return named_after(stateful, fun)
-
-
-def _compiler(stateful, fun, given, lead):
-    """Return ``jax.jit`` of ``stateful``, which takes ``lead`` more arguments in front than ``fun``."""
-    shifted, front = _shifted(fun, given, lead), [UNSPECIFIED] * lead
-    shardings = shifted.get("in_shardings")
-    if shardings is None or shardings is UNSPECIFIED:
-        return jax.jit(stateful, **shifted)
-    if isinstance(shardings, tuple | list):
-        shifted["in_shardings"] = (*front, *shardings)
-        return jax.jit(stateful, **shifted)
-    static = _static_places(fun, shifted, lead)
-
-    @functools.cache
-    def for_count(count):
-        dynamic = set(range(lead, count)) - {n % count for n in static}
-        options: dict[str, Any] = shifted | {"in_shardings": (*front, *[shardings] * len(dynamic))}
-        return jax.jit(stateful, **options)
-
-    return _ForAnyCount(for_count)
-
-
-class _ForAnyCount:
-    """``jax.jit`` with one sharding for all positional arguments, however many a call has."""
-
-    def __init__(self, for_count):
-        self._for_count = for_count
-
-    def __call__(self, *args, **kwargs):
-        return self._for_count(len(args))(*args, **kwargs)
-
-    def __getattr__(self, step):
-        return lambda *args, **kwargs: getattr(self._for_count(len(args)), step)(*args, **kwargs)
-
-
-def _static_places(fun, options, lead):
-    """Return the positions of static arguments; as JAX does, from their names where only these are given."""
-    numbers = options.get("static_argnums")
-    if numbers is not None:
-        return numbers
-    names = options.get("static_argnames") or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
-    signature = signature_of(fun)
-    known = signature.parameters.values() if signature else ()
-    return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
-
-
-def _shifted(fun, given, lead) -> dict[str, Any]:
-    """Return the options ``given`` to ``jax.jit`` for a function with ``lead`` more arguments, two where it donates."""
-    options: dict[str, Any] = dict(given)
-    for key in ("static_argnums", "donate_argnums"):
-        numbers = options.get(key)
-        if numbers is not None:
-            options[key] = tuple(n + lead if n >= 0 else n for n in numbers)
-    if lead == 2:
-        names = {"static_argnames": options.get("donate_argnames")}
-        options["donate_argnums"] = (0, *(options.get("donate_argnums") or _static_places(fun, names, lead)))
-    if options.get("out_shardings", UNSPECIFIED) is not UNSPECIFIED:
-        options["out_shardings"] = (options["out_shardings"], UNSPECIFIED)
-    return options
 
 
 def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **options: Any) -> Any:

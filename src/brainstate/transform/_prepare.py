@@ -28,13 +28,13 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves
 
-from .._border import apart
 from .._boundary import boundary
 from .._compat import jit_disabled
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._launch import Ready, box, generators, outside
 from .._remade import Remade
 from .._scope import gather, generation, is_tracer, replaced_since, retagged
+from .._tokens import apart
 from ._interpret import within
 from ._jit import Jit, compiled_form, owned
 from ._nan import waiting
