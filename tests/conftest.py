@@ -5,14 +5,16 @@ import gc
 import jax
 import pytest
 
-from brainstate import random
+from brainstate import _tokens, random
 
 random.seed(0)  # of what a file draws when it is imported
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Let go of what a file has compiled."""
+    """Let go of what a file has compiled, and of the States that JAX's own code has met: a file begins as a process."""
+    _tokens.switched.clear()
+    _tokens._states.clear()
     yield
     jax.clear_caches()
     gc.unfreeze()

@@ -24,6 +24,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -54,7 +55,7 @@ class Refused(Exception):
 class Expr:
     """``op`` of the parts; a leaf of the tree has a ``name`` or a number in place of parts."""
 
-    op: str  # const, var, read, draw, psum, sin, cos, add, mul
+    op: str  # const, var, read, draw, raw, psum, sin, cos, add, mul
     parts: tuple = ()
     name: Any = None
 
@@ -82,6 +83,30 @@ class Body:
 
     block: tuple
     out: Expr
+
+
+# A function of JAX's own that reads a State, made once for each State and used wherever the program says:
+# {name: what makes it from `get()` and `mixed(value, x)`}
+RAW = {
+    "jit": lambda get, mixed: jax.jit(lambda x: mixed(get(), x)),
+    "checkpoint": lambda get, mixed: jax.checkpoint(lambda x: mixed(get(), x)),
+    "jit in jit": lambda get, mixed: jax.jit(partial(_through, jax.jit(lambda x: mixed(get(), x)))),
+    "scan": lambda get, mixed: partial(_scanned, lambda c, _: (mixed(get(), c), None)),
+    "cond": lambda get, mixed: partial(_chosen, lambda x: mixed(get(), x), lambda x: x),
+}
+READ = ("a", "v", "w", "n", "p", "t", "u")
+
+
+def _through(inner, x):
+    return inner(x)
+
+
+def _scanned(body, x):
+    return lax.scan(body, x, None, length=1)[0]
+
+
+def _chosen(yes, no, x):
+    return lax.cond(x < 10.0, yes, no, x)
 
 
 GRADIENTS = ("grad", "vector_grad", "jacrev", "jacfwd", "hessian", "vjp", "jvp")
@@ -172,6 +197,8 @@ class Generator:
                     )
                 case _:
                     return Expr("read", name=self.pick(ctx.of("float", "int", "py", "tree")))
+        if self.chance(12):
+            return Expr("raw", (self.expr(ctx, size - 1, draws),), (self.pick(tuple(RAW)), self.pick(READ)))
         op = self.pick(("sin", "add", "mul", "cos") + ("psum",) * bool(ctx.axes))
         parts = [self.expr(ctx, size - 1, draws) for _ in range(1 + (op in ("add", "mul")))]
         return Expr(op, tuple(parts), self.pick(ctx.axes) if op == "psum" else None)
@@ -453,6 +480,11 @@ def made(kind, shape, new):
     return 0.25 if kind == "py" else lax.sin(fit(new, shape))
 
 
+def mixed(value, x):
+    """Return one number that depends on a State and on ``x``."""
+    return lax.add(lax.mul(lax.sin(total(number(value))), 0.7), lax.mul(lax.cos(x), 0.3))
+
+
 def tangent(tree):
     """Return a tangent for each float in ``tree``."""
     return jax.tree.map(lambda leaf: jnp.full(jnp.shape(leaf), 0.7), floats(tree))
@@ -484,6 +516,8 @@ class Interpreter:
                 return number(self.read(at, expr.name))
             case "draw":
                 return self.random(at, expr.name, *expr.parts)
+            case "raw":
+                return self.raw(at, *expr.name, total(jnp.asarray(self.evaluate(expr.parts[0], at))))
         first, *rest = (self.evaluate(e, at) for e in expr.parts)
         match expr.op:
             case "sin":
@@ -605,7 +639,7 @@ class Stateful(Interpreter):
 
     def __init__(self):
         super().__init__()
-        self.runs, self.before = Counter(), []
+        self.runs, self.before, self.long_lived = Counter(), [], {}
         values = start()
         make = {"r": RandomState, "a": ParamState, "t": ParamState}
         self.states = {name: make.get(name, State)(value) for name, value in values.items()}
@@ -618,6 +652,12 @@ class Stateful(Interpreter):
 
     def random(self, at, name, how, shape):
         return getattr(self.find(at, name), how)(size=shape, dtype=jnp.float64)
+
+    def raw(self, at, how, name, x):
+        state = self.states[name]
+        if (how, name) not in self.long_lived:
+            self.long_lived[how, name] = RAW[how](lambda: state.value, mixed)
+        return self.long_lived[how, name](x)
 
     def create(self, at, name, value, keep):
         state = RandomState(3) if value is None else State(value)
@@ -757,6 +797,9 @@ class Functional(Interpreter):
         key, sub = jax.random.split(jax.random.wrap_key_data(jnp.asarray(self.read(at, name))))
         self.write(at, name, jax.random.key_data(key))
         return getattr(jax.random, how)(sub, shape, jnp.float64)
+
+    def raw(self, at, how, name, x):
+        return mixed(at.env[name], x)
 
     def create(self, at, name, value, keep):
         at.env[name] = jax.random.key_data(jax.random.key(3)) if value is None else value

@@ -18,6 +18,8 @@ from brainstate import State
 from brainstate import transform as T
 from programs import compare, generate
 
+# Programs read States in functions of JAX's own as well; each of these says so once.
+pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")
 COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "3000"))
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 turn = itertools.count(1)
