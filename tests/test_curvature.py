@@ -908,7 +908,7 @@ ROWS = [
         StateValueError,
         "depends on an argument that is differentiated.*Let the model return",
     ),
-    Row("likelihood", lambda: T.fisher(g, "poisson", w), StateValueError, "likelihood='poisson' .*'categorical'"),
+    Row("likelihood", lambda: T.fisher(g, "gamma", w), StateValueError, "likelihood='gamma' .*'categorical'"),
     Row("kind", lambda: T.fisher(g, "gaussian", w, kind="true"), StateValueError, "kind='true' .*'empirical'"),
     Row(
         "no targets", lambda: T.fisher(g, "gaussian", w, kind="empirical"), StateTypeError, "needs targets, a function"
