@@ -16,7 +16,7 @@ import jax
 
 from ._carry import ABSENT, Writes
 from ._compat import current_trace, jit_disabled
-from ._errors import TraceContextError
+from ._errors import StateValueError, TraceContextError
 from ._scope import (
     AT_ONCE,
     Restart,
@@ -120,7 +120,7 @@ class Launcher:
             return out
         except Restart as restart:
             staged = restart.staged
-        except (AttributeError, TypeError, TraceContextError):
+        except (AttributeError, TypeError, StateValueError, TraceContextError):
             if _stored_all(program.states):
                 self._explain(args, kwargs)
                 raise
