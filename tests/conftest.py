@@ -15,6 +15,7 @@ def forget():
     """Let go of what a file has compiled, and of the States that JAX's own code has met: a file begins as a process."""
     _tokens.switched.clear()
     _tokens._states.clear()
+    _tokens._token.set_global(None)
     yield
     jax.clear_caches()
     gc.unfreeze()

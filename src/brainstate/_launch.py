@@ -44,7 +44,8 @@ from ._tokens import apart, changed, switched, token
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
 
-_NO_VALUE = AttributeError, TypeError, TraceContextError  # what comes of a State without a value, among others
+# What comes of a State without a value, or of one among the arguments, among others.
+_NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
 
 
 def outside() -> bool:

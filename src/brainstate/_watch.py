@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._scope import Cell, invalidate, is_tracer
+from ._scope import Cell, generation, invalidate, is_tracer
 
 __all__ = [
     "ALL",
@@ -61,7 +61,9 @@ class _Thread(threading.local):
 _thread = _Thread()
 _WRAPPERS = (functools.__file__, str(Path(jax.__file__).parent))  # they copy the attributes of a function
 _lock, _recording = threading.Lock(), [0]
-_watched: dict[int, Any] = {}  # id -> (weak reference, {name: the last change in words}) of what some trace has read
+_watched: dict[
+    int, Any
+] = {}  # id -> (weak reference, {name: (when, the last change in words)}) of what a trace has read
 _containers: list[type] = []
 _READS = "__getitem__ __iter__ __len__ __contains__ __reversed__ get items values keys"
 
@@ -143,8 +145,8 @@ def changed(x: Any, name: str, what: str, structure: bool) -> None:
     _, names = _watched.get(id(x), (None, {}))
     if not structure and name not in names and ALL not in names:
         return
-    names.update(dict.fromkeys({name, ALL, *[STRUCTURE] * structure} & names.keys(), what))
     invalidate(what)
+    names.update(dict.fromkeys({name, ALL, *[STRUCTURE] * structure} & names.keys(), (generation(), what)))
 
 
 def _forget(key, _):
@@ -170,7 +172,7 @@ class Touched:
             forms = {name: form for name, form in forms.items() if form is not _TRACED}
             self._forms.setdefault(id(x), (watch[0], {}))[1].update(forms)
             for name in forms:
-                watch[1].setdefault(name, "")
+                watch[1].setdefault(name, (0, ""))
 
     def pass_on(self) -> None:
         """Record all of it for a trace around, if there is one."""
@@ -186,9 +188,10 @@ class Touched:
             x = ref()
             for name, form in forms.items() if x is not None else ():
                 if not _is_still(form, _part(x, name)):
-                    words, place = _watched[key][1].get(name), (type(x).__name__, name)
-                    (told if words else others)[place] = words or f"{'.'.join(place)} changed"
-        return told or others
+                    (when, words), place = _watched[key][1][name], (type(x).__name__, name)
+                    (told if words else others)[place] = when, words or f"{'.'.join(place)} changed"
+        in_order = sorted((told or others).items(), key=lambda item: item[1])
+        return {place: words for place, (_, words) in in_order}
 
 
 # ------------------------------------------------------------------------------------------ values, referred to weakly
