@@ -47,7 +47,7 @@ from ._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ._local import is_local, local_trace
 from ._marker import state_read
 from ._taken import donors, is_deleted, taken
-from ._tokens import altered, changed, everywhere, forget, meet, read_inside, separate, switched
+from ._tokens import altered, changed, forget, meet, read_inside, replaced, separate, switched
 
 __all__ = [
     "Cell",
@@ -97,7 +97,7 @@ def invalidate(what: str) -> None:
     _replaced.append(what)
     _generation[0] += 1
     if switched:
-        everywhere()
+        replaced(innermost())
 
 
 def retag(what: str) -> None:

@@ -43,11 +43,11 @@ __all__ = [
     "apart",
     "changed",
     "deferred",
-    "everywhere",
     "forget",
     "meet",
     "outside_rule",
     "read_inside",
+    "replaced",
     "separate",
     "switched",
     "token",
@@ -57,7 +57,7 @@ switched: list[bool] = []  # not empty from the first meeting on: asked wherever
 
 _token = jax.make_user_context(None)
 _number = itertools.count(1)
-_TIDY = 128  # so many tokens later JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
+_TIDY = 512  # so many tokens later JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
 _spent = [0]
 _told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
 
@@ -92,13 +92,20 @@ def apart() -> Any:
 def changed(states) -> None:
     """Announce that ``states`` may have other values now, outside of every scope."""
     if any(state in _states and _states[state].outside for state in states):
-        everywhere()
+        _everywhere()
 
 
-def everywhere() -> None:
+def _everywhere() -> None:
     """Let nobody outside of a scope find again what was traced so far."""
     _token.set_global(next(_number))
     _spend()
+
+
+def replaced(scope) -> None:
+    """Announce that what reads a State may find another one in its place, in ``scope`` too if there is one."""
+    _everywhere()
+    if scope is not None:
+        _renew(scope)
 
 
 def _spend():
@@ -148,7 +155,7 @@ def _note(scope, state) -> "_Met | None":
         met = _states[state] = _Met(weakref.ref(current_trace()))
     if bare:
         # What is being traced will lie under the present token, with a value that is seen in these scopes only.
-        everywhere() if scope is None else _renew(scope)
+        _everywhere() if scope is None else _renew(scope)
         for inner in reversed(bare):
             _renew(inner)
     elif scope is None:
