@@ -11,6 +11,7 @@ from typing import Any
 
 from jax.extend.core import valid_jaxtype
 
+from .._boundary import named_after
 from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
 from .._scope import Scope, commit, gather, refuse_states
@@ -104,7 +105,7 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
             )
         return out, selection.treedef.unflatten([new.get(state, value) for state, value in given.items()])
 
-    return pure, selection.treedef.unflatten(gather(selection.states))
+    return named_after(pure, f), selection.treedef.unflatten(gather(selection.states))
 
 
 @contextmanager

@@ -303,7 +303,9 @@ class _Ahead:
     def lower(self, **options):
         """Lower what was traced, as ``jax.stages.Traced.lower``."""
         with apart():
-            return _Ahead(self._program, self._step.lower(**options), self._inputs)
+            lowered = self._step.lower(**options)
+        # Only `jax.export` asks with parameters of its own, and it reads the trees of the whole program.
+        return lowered if "_private_parameters" in options else _Ahead(self._program, lowered, self._inputs)
 
     def compile(self, *options, **more):
         """Compile what was lowered, as ``jax.stages.Lowered.compile``."""
