@@ -198,10 +198,12 @@ NO_DERIVATIVE = {
     "check_grads": "this check itself; it looks at numbers, outside of transforms",
     "eval_shape": "shapes only",
     "explain": "a report, made outside of transforms",
+    "functional": "a function as a pure one, for JAX's own derivatives: tests/test_faults_border.py",
     "hessian_sparsity": "positions, which are no floats",
     "jacobian_sparsity": "positions, which are no floats",
     "make_jaxpr": "a program as text",
     "prepare": "see Prepared",
+    "substituted": "a block on other values: tests/test_faults_border.py",
 }
 
 

@@ -721,7 +721,7 @@ def test_decorators_and_methods():
     assert [part.tolist() for part in other(v, 3.0)] == [[6.0, 0.0], 15.0]
     assert Energy().curvature(v, w.value).tolist() == [4.0, 0.0]
     assert Energy().curvature.operator(w.value).dense().tolist() == [[4.0, 0.0], [0.0, 4.0]]
-    assert isinstance(Energy.curvature, type(plain))
+    assert isinstance(Energy.curvature.method, type(plain))
 
 
 def test_loss_sees_what_the_model_wrote_and_writes_itself():

@@ -89,7 +89,6 @@ KINDS = {
     "cond": (lambda x: jax.lax.cond(x > 0, times, jnp.sin, x), power(1)),
     "switch": (lambda x: jax.lax.switch(1, [jnp.sin, times], x), power(1)),
     "fori_loop": (lambda x: jax.lax.fori_loop(0, 3, lambda i, c: times(c), x), power(3)),
-    "custom_jvp": (ruled_forward, power(1)),
     "our derivative in jit": (of_derivative, power(1)),
     "our loop in jit": (of_ours, lambda w, x: 2 * x * w),
     "our checkpoint in jit": (of_remat, power(1)),

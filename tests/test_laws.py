@@ -17,6 +17,7 @@ import pytest
 
 import brainstate
 from brainstate import ParamState, State, nn
+from brainstate import _marker as marker
 from brainstate import _scope as seam
 from brainstate import transform as T
 
@@ -155,7 +156,7 @@ def test_law_1_an_exception_anywhere_leaves_every_state(nest):
         with pytest.raises(Boom):
             transformed(x)
         assert same(before, world.snapshot()), k
-        assert seam.innermost() is None and seam._thread.given is None
+        assert seam.innermost() is None and marker.thread.given is None
         if k % 5 == 1:  # usable again; the call compiles, so not at every point
             FUSE.set()
             jax.tree.map(np.testing.assert_array_equal, (transformed(x), world.snapshot()[0]), expected)
@@ -629,7 +630,7 @@ def pure_noisy_step(params, data, x):
 
 def stateful_step(params, rng):
     def loss(x):
-        noise = rng.normal(size=3, dtype="float32") if rng else 0.0
+        noise = 0.0 if rng is None else rng.normal(size=3, dtype="float32")
         return pure_loss([w.value for w in params], x, noise)
 
     @T.jit

@@ -40,7 +40,7 @@ from ._scope import (
 )
 from ._staging import Restart
 from ._taken import donors, is_deleted, taken
-from ._tokens import apart, changed, switched, token
+from ._tokens import apart, changed, refuse_leak, switched, token
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
 
@@ -218,6 +218,7 @@ class Launcher:
         if not isinstance(error, _NO_VALUE):
             return False
         if _stored_all(program.states):
+            refuse_leak(error)
             self._explain(args, kwargs)
             return False
         return True  # an input was created by a call that failed, or by an enclosing transform that has ended

@@ -47,6 +47,7 @@ __all__ = [
     "meet",
     "outside_rule",
     "read_inside",
+    "refuse_leak",
     "replaced",
     "separate",
     "switched",
@@ -63,6 +64,9 @@ _told: list[Any] = []  # the trace, by weak reference, and the line of the user 
 
 _LAUNCH = str(Path(__file__).with_name("_launch.py"))
 _RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
+
+
+_in_rules: Any = weakref.WeakKeyDictionary()  # States that a function or rule of JAX's own has read while traced
 
 
 class _Met:
@@ -139,6 +143,11 @@ def _renew(scope):
         scope.context = context
 
 
+def _differs(scope, state) -> bool:
+    """Tell whether ``state`` may have another value in ``scope`` than around it."""
+    return scope.stages or scope.opaque or any(state in x for x in (scope.given, scope.written, scope.lent))
+
+
 def _note(scope, state) -> "_Met | None":
     """Note that a program of JAX's own, traced in ``scope`` or outside of all (None), holds the value of ``state``.
 
@@ -148,7 +157,7 @@ def _note(scope, state) -> "_Met | None":
     while scope is not None and scope.context is None:
         bare.append(scope)
         scope = scope.parent
-    bare = [s for s in bare if s.stages or s.opaque or state in s.given or state in s.written or state in s.lent]
+    bare = [s for s in bare if _differs(s, state)]
     switched[:] = [True]
     met = _states.get(state)
     if met is None:
@@ -175,21 +184,23 @@ def forget(trace) -> None:
 
 def read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
-    staged = stages_within(scope.trace)
-    if (deferred(scope) and current_trace() is not AT_ONCE) or (
-        staged is None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
-    ):
+    source = scope  # the scope whose value this is
+    while source is not None and not _differs(source, state):
+        source = source.parent
+    traced = source is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+    if (deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(source.trace) is None):
         raise outside_rule(state)
-    if not staged:
+    if not stages_within(scope.trace):
         return value
     meet(scope, state)
     frame: Any = sys._getframe()
     while frame is not None and not frame.f_code.co_filename.endswith(_RULES):
         frame = frame.f_back
-    if frame is None:
+    if frame is None or not traced:
         return value
+    _in_rules[state] = None
     # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
-    with set_current_trace(scope.trace):
+    with set_current_trace(source.trace):
         return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if isinstance(leaf, Tracer) else leaf, value)
 
 
@@ -201,6 +212,13 @@ def _undifferentiable(state, leaf):
 
     same.defjvp(refuse)
     return same(leaf)
+
+
+def refuse_leak(error) -> None:
+    """Name a State that a function or rule has read, if JAX met a tracer where none may be."""
+    leaked = isinstance(error, jax.errors.UnexpectedTracerError) or "No constant handler" in str(error)
+    for state in list(_in_rules) if leaked else ():
+        raise outside_rule(state) from error
 
 
 def outside_rule(state) -> TraceContextError:

@@ -59,7 +59,11 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_WRAPPERS = (functools.__file__, str(Path(jax.__file__).parent))  # they copy the attributes of a function
+_WRAPPERS = (
+    functools.__file__,
+    str(Path(jax.__file__).parent),
+    str(Path(__file__).parent / "transform/_wrapper.py"),
+)  # they copy the attributes of a function
 _lock, _recording = threading.Lock(), [0]
 _watched: dict[
     int, Any

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._errors import StateTypeError, StateValueError
+from .._errors import StateTypeError, StateValueError, a_type
+from .._state import State
 
 __all__ = [
     "broadcast",
@@ -40,12 +41,13 @@ def to_array(function, name, value) -> Any:
     """Return a parameter as an array of numbers; ``None`` stays ``None``."""
     if value is None or isinstance(value, jax.Array):
         return value
+    if isinstance(value, State):
+        raise StateTypeError(
+            f"{function}(): {name} is {value.describe()}, not the value that it holds: write `.value`."
+        )
     array = jnp.asarray(value) if isinstance(value, list | tuple) else np.asarray(value)
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        hint = " (give its .value)" if hasattr(value, "value") else ""
-        raise StateTypeError(
-            f"{function}(): {name} must be a number or an array of numbers, got {type(value).__name__}{hint}."
-        )
+        raise StateTypeError(f"{function}(): {name} must be a number or an array of numbers, got {a_type(value)}.")
     return array
 
 

@@ -164,7 +164,7 @@ class _Program:
 
     def call(self, jitted, states, args, kwargs):
         """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
-        if self.donates:
+        if self.donates and not self.waits:  # what may fail keeps its values, so nothing is given away
             more = jitted, states, self.generators, self.written, args, kwargs
             out = give(_name(self.fun), self.returned, *more)
         else:
@@ -496,7 +496,8 @@ class _Method(Remade):
 
 def _known_as(module, name) -> Any:
     """Return what has this name in this module, or None."""
-    return functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+    found = functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+    return found.method if isinstance(found, Unbound) else found
 
 
 def _bound(unbound, instance) -> _Method:

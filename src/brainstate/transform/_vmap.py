@@ -15,7 +15,7 @@ The function is staged on one lane, which shows the States it uses, and what was
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -188,7 +188,10 @@ class Mapped(Remade):
 
     def _stage(self, args, kwargs, size):
         def wrapped(*args, **kwargs):
-            return jax.tree.map(_Returned.wrap, self.fn(*args, **kwargs))
+            out = self.fn(*args, **kwargs)
+            return jax.tree.map(_Returned.wrap, out, is_leaf=lambda x: owns_states(x) or isinstance(x, Iterator))
+
+        wrapped = named_after(wrapped, self.fn, same_arguments=True)
 
         def probe(args, kwargs):
             raise Restart(stage(wrapped, args, kwargs, name="vmap", scope=_Lane(self.axis_in)))
