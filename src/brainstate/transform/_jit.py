@@ -44,7 +44,7 @@ from .._remade import Remade
 from .._scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
 from .._staging import Restart, stage
 from .._taken import donors
-from .._tokens import apart
+from .._tokens import apart, refuse_leak
 from .._watch import Touched, reading
 from ._choice import owns_states
 from ._jit_options import compiler, in_tuples, static_places, with_states
@@ -343,7 +343,11 @@ class Jit(Remade, Launcher):
     @boundary
     def _retry(self, program, staged, args, kwargs):
         """Finish a call whose trace was left: ``staged`` met new States, or None for a start from nothing."""
-        out = program.run(program.launch, args, kwargs, staged)
+        try:
+            out = program.run(program.launch, args, kwargs, staged)
+        except TypeError as error:
+            refuse_leak(error)
+            raise
         if program.newborn:
             program.adopt()
         return out
