@@ -358,7 +358,7 @@ def write(state, value) -> None:
 
 def create(state, value) -> None:
     """Give a new State its first value; unlike `write`, also under a raw transform, which it may not outlive then."""
-    scope, trace = innermost(), current_trace()
+    scope, trace = innermost() if _open else None, current_trace()
     if trace is not AT_ONCE and (scope is None or trace is not scope.trace):
         _keep_local(state, value)
         return

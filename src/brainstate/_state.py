@@ -136,7 +136,11 @@ class State(_scope.Cell):
             raise StateTypeError(f"the name of a State is a string, not a {type(name).__name__}: {name!r}.")
         self.name = name
         self._owner = None
-        self.tag = () if tag is None else tag
+        if tag is None:  # nearly always: the setter would be a quarter of the price of a State
+            tags = self.__dict__["tag"] = _Tags()
+            tags._state = weakref.ref(self)
+        else:
+            self.tag = tag
         if metadata:
             _refuse_reserved(type(self), metadata)
             self.__dict__.update(metadata)
