@@ -31,7 +31,7 @@ def placed(seconds, trials) -> int:
     count, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         trial = rounds.choice(trials)
-        for _ in range(1 if trial.scenario.fresh else 500):  # a first call takes as long as some hundred others
+        for _ in range(1 if trial.scenario.fresh else 100):  # a first call takes as long as many others
             trial.interrupt(rounds.randint(1, trial.places))
             count += 1
     return count
