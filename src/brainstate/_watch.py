@@ -53,9 +53,14 @@ class Container:
     __slots__ = ()
 
 
+def _nobody() -> None:
+    """Stand for a weak reference that is dead."""
+
+
 class _Thread(threading.local):
     def __init__(self):
         self.seen: dict | None = None  # while a trace records: {id: (weak reference, names that were read)}
+        self.reader: Any = _nobody  # a weak reference to whose that is
 
 
 _thread = _Thread()
@@ -64,7 +69,7 @@ _WRAPPERS = (
     str(Path(jax.__file__).parent),
     str(Path(__file__).parent / "transform/_wrapper.py"),
 )  # they copy the attributes of a function
-_lock, _recording = threading.Lock(), [0]
+_lock, _readers = threading.Lock(), weakref.WeakSet()
 _watched: dict[
     int, Any
 ] = {}  # id -> (weak reference, {name: (when, the last change in words)}) of what a trace has read
@@ -114,28 +119,34 @@ def _record(on: bool) -> None:
     for cls, name, method in pairs:
         if on:
             setattr(cls, name, method)
-        else:
+        elif name in vars(cls):  # an interrupt may have come in between
             delattr(cls, name)
+
+
+class _Reader:
+    """One `reading` in progress; an interrupt anywhere lets go of it, and so ends it."""
 
 
 @contextmanager
 def reading(touched: "Touched") -> Iterator[None]:
     """Record in ``touched`` what this thread reads in the block; a block around it records the same."""
-    outer, _thread.seen = _thread.seen, {}
-    with _lock:
-        _recording[0] += 1
-        if _recording[0] == 1:
-            _record(True)
+    before, reader = (_thread.seen, _thread.reader), _Reader()
+    outer = before if before[1]() is not None else (None, _nobody)
+    seen: dict = {}
     try:
+        _thread.seen, _thread.reader = seen, weakref.ref(reader)
+        with _lock:
+            _readers.add(reader)
+            _record(True)
         yield
     finally:
-        seen, _thread.seen = _thread.seen, None
+        _thread.seen, _thread.reader = None, _nobody
         with _lock:
-            _recording[0] -= 1
-            if not _recording[0]:
+            _readers.discard(reader)
+            if not _readers:
                 _record(False)
         touched.take(seen)
-        _thread.seen = outer
+        _thread.seen, _thread.reader = outer
         touched.pass_on()
 
 
