@@ -184,7 +184,7 @@ def forget(trace) -> None:
 
 def read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
-    source = scope  # the scope whose value this is
+    source: Any = scope  # the scope whose value this is
     while source is not None and not _differs(source, state):
         source = source.parent
     traced = source is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
