@@ -182,11 +182,16 @@ def forget(trace) -> None:
 # ------------------------------------------------------------------------- reads under transforms of JAX's own
 
 
+def _source(scope, state) -> Any:
+    """Return the scope whose value ``state`` has in ``scope``, or None if that is the stored one."""
+    while scope is not None and not _differs(scope, state):
+        scope = scope.parent
+    return scope
+
+
 def read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
-    source: Any = scope  # the scope whose value this is
-    while source is not None and not _differs(source, state):
-        source = source.parent
+    source = _source(scope, state)
     traced = source is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
     if (deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(source.trace) is None):
         raise outside_rule(state)
