@@ -191,9 +191,9 @@ def _source(scope, state) -> Any:
 
 def read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
-    source = _source(scope, state)
-    traced = source is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
-    if (deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(source.trace) is None):
+    outer = getattr(_source(scope, state), "trace", None)  # where the value belongs
+    traced = outer is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+    if (deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(outer) is None):
         raise outside_rule(state)
     if not stages_within(scope.trace):
         return value
@@ -205,7 +205,7 @@ def read_inside(scope, state, value):
         return value
     _in_rules[state] = None
     # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
-    with set_current_trace(source.trace):
+    with set_current_trace(outer):
         return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if isinstance(leaf, Tracer) else leaf, value)
 
 
