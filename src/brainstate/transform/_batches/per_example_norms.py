@@ -23,7 +23,8 @@ import numpy as np
 from jax.extend.core import Literal
 
 from ..._errors import StateTypeError
-from ..._program.interpret import bind, inlined, interpret, program
+from ..._program.control_flow import inline_calls
+from ..._program.interpret import bind, interpret, trace_flat
 from ..._program.source_lines import at_line
 from .._first_order.gradients import is_scalar, shapes_of
 
@@ -111,8 +112,8 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
             check_loss(name, value)
             return value, aux
 
-        closed, out_tree = program(one, leaves)
-        closed = inlined(closed, leaves)
+        closed, out_tree = trace_flat(one, leaves)
+        closed = inline_calls(closed, leaves)
         products = _find_products(closed.jaxpr)
         # By equation, since both factors of a product may be differentiated.
         points = {id(p.eqn): p.eqn.outvars[0].aval for p in products.values()}

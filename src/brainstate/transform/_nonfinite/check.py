@@ -36,7 +36,7 @@ from jax.interpreters import batching, mlir
 
 from ..._compat import nans_checked, varying_axes
 from ..._errors import NonFiniteError
-from ..._program.interpret import opened, within
+from ..._program.interpret import all_equations
 from ..._program.source_lines import is_part, site_of
 from ..._seam.packing import Carried, may_fail
 from ..._seam.scope import Scope, commit, eager, gather, is_tracer
@@ -321,8 +321,7 @@ class Program:
                 f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
             )
             return NonFiniteError(_text(text, lines), **facts)
-        scans = (eqn for inner in within(self.jaxpr) for eqn in opened(inner).eqns)
-        if found[0].where.path and any(map(is_part, scans)):
+        if found[0].where.path and any(map(is_part, all_equations(self.jaxpr))):
             lines.append("iterations  are counted within a part of a checkpointed or bounded loop, which has many")
         return _of_origin(self.name, found[0], len(found) - 1, lines, facts)
 
@@ -425,7 +424,7 @@ def holds_check(closed) -> bool:
     """Tell whether a program, or one that it calls, checks at run time that something is finite."""
     if not _traced_checks[0]:
         return False
-    return any(eqn.primitive is _check for inner in within(closed) for eqn in opened(inner).eqns)
+    return any(eqn.primitive is _check for eqn in all_equations(closed))
 
 
 def _in_program(watch, args, kwargs) -> tuple:

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from ..._compat import scan_inputs
-from ..._program.interpret import bind, interpret, opened
+from ..._program.control_flow import Call, Cond, Scan, While, control_flow
+from ..._program.interpret import bind, interpret
+from ..._program.liveness import liveness, results_of_iteration
 from ..._program.source_lines import Site, called_at, frames_of, site_of
 
 __all__ = ["Given", "Origin", "Value", "inexact", "origins"]
@@ -38,15 +39,11 @@ _DETAILED = 32  # iterations of one loop that are looked into; what goes on afte
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
 
-_CALLS = (
-    "jit pjit closed_call core_call eval_jaxpr remat remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr"
-)
 _ELEMENTWISE = (
     "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 "
     "expm1 integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
 )
-_calls, _elementwise = frozenset(_CALLS.split()), frozenset(_ELEMENTWISE.split())
+_elementwise = frozenset(_ELEMENTWISE.split())
 
 
 def inexact(leaf) -> bool:
@@ -151,72 +148,6 @@ def _stacked(values) -> Value:
     return Value.of(np.stack(arrays) if inexact(arrays[0]) else jnp.stack(arrays), _union(values))
 
 
-# ------------------------------------------------------------------------------------------ what the value needs
-
-
-def _inner(eqn):
-    """Return the program that a call runs, or None if the operation is no call."""
-    if eqn.primitive.name not in _calls:
-        return None
-    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr")))
-
-
-def _needed(jaxpr, wanted) -> tuple[dict, list[bool]]:
-    """Return {id of an operation: which results are needed}, and which inputs are, for the ``wanted`` outputs."""
-    jaxpr = opened(jaxpr)
-    alive = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(v, Literal)}
-    needs = {}
-    for eqn in reversed(jaxpr.eqns):
-        outs = [v in alive for v in eqn.outvars]
-        if any(outs):
-            needs[id(eqn)] = outs
-            ins = _inputs_needed(eqn, outs)
-            alive.update(v for v, want in zip(eqn.invars, ins, strict=True) if want and not isinstance(v, Literal))
-    return needs, [v in alive for v in jaxpr.invars]
-
-
-def _inputs_needed(eqn, outs) -> list[bool]:
-    name, params = eqn.primitive.name, eqn.params
-    inner = _inner(eqn)
-    if inner is not None:
-        return _needed(inner, outs)[1]
-    if name == "cond":
-        each = [_needed(branch, outs)[1] for branch in params["branches"]]
-        return [True, *map(any, zip(*each, strict=True))]
-    if name == "scan":
-        return _needed(params["jaxpr"], _wanted_of_scan(eqn, outs))[1]
-    if name == "while":
-        carry = _wanted_of_while(eqn, outs)
-        consts = _needed(params["body_jaxpr"], carry)[1][: params["body_nconsts"]]
-        return [*[True] * params["cond_nconsts"], *consts, *carry]
-    return [True] * len(eqn.invars)
-
-
-def _wanted_of_scan(eqn, outs) -> list[bool]:
-    """Return which results of an iteration are needed, for these of the loop: a carry may need another one."""
-    consts, carry, _ = scan_inputs(eqn.params, eqn.invars)
-    first, count = len(consts), len(carry)
-    while True:
-        ins = _needed(eqn.params["jaxpr"], outs)[1][first : first + count]
-        more = [a or b for a, b in zip(outs, ins, strict=False)] + outs[count:]
-        if more == outs:
-            return outs
-        outs = more
-
-
-def _wanted_of_while(eqn, outs) -> list[bool]:
-    """As `_wanted_of_scan`; what decides on the end is needed too."""
-    params, first = eqn.params, eqn.params["body_nconsts"]
-    outs = [
-        a or b for a, b in zip(outs, _needed(params["cond_jaxpr"], [True])[1][params["cond_nconsts"] :], strict=True)
-    ]
-    while True:
-        more = [a or b for a, b in zip(outs, _needed(params["body_jaxpr"], outs)[1][first:], strict=True)]
-        if more == outs:
-            return outs
-        outs = more
-
-
 # ------------------------------------------------------------------------------------------ the search
 
 
@@ -230,12 +161,12 @@ class _Search:
         self.compiled: dict[int, Any] = {}
         self.entered: dict[Any, int] = {}
 
-    def run(self, jaxpr, consts, args, wanted, where) -> list[Value]:
-        """Run ``jaxpr``; ``wanted`` are the outputs that belong to the value of the function."""
-        rule = functools.partial(self._step, _needed(jaxpr, wanted)[0], where)
-        return interpret(jaxpr, consts, args, rule, _literal)
+    def run(self, closed, args, wanted, where) -> list[Value]:
+        """Run a program; ``wanted`` are the outputs that belong to the value of the function."""
+        rule = functools.partial(self._step, liveness(closed, wanted).results, where)
+        return interpret(closed.jaxpr, map(_literal, closed.consts), args, rule, _literal)
 
-    def _step(self, needs, where, eqn, ins) -> list[Value]:
+    def _step(self, live, where, eqn, ins) -> list[Value]:
         name = eqn.primitive.name
         if name == "state_read":
             return [self.given[eqn.params["state"], eqn.params["leaf"]]]
@@ -246,69 +177,63 @@ class _Search:
         outs = [Value.of(out, maker=eqn) for out in bind(eqn, [v.array for v in ins])]
         if all(out.finite for out in outs):
             return outs
-        wanted = needs.get(id(eqn), [False] * len(outs))
-        enter = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
-        if _inner(eqn) is not None:
-            enter = self._call
-        if enter is not None and eqn.params.get("length", 1):
-            frames = frames_of(eqn)
-            called = eqn.params.get("name") if _inner(eqn) is not None else None
-            return enter(eqn, ins, wanted, replace(where, site=site_of(frames) or where.site, called=called))
+        wanted = live.get(id(eqn), [False] * len(outs))
+        entered = self._enter(eqn, ins, wanted, where)
+        if entered is not None:
+            return entered
         phases = ["forward" if want else "backward" for want in wanted]
         return [self._judged(eqn, ins, out, phase, where) for out, phase in zip(outs, phases, strict=True)]
 
     # --- programs within
 
-    def _call(self, eqn, ins, wanted, where):
-        inner = _inner(eqn)
-        return self.run(opened(inner), self._constants(inner), ins, wanted, where)
+    def _enter(self, eqn, ins, wanted, where) -> list[Value] | None:
+        """Run the programs of a call, loop or branch, operation by operation; return None for a single operation."""
+        where = replace(where, site=site_of(frames_of(eqn)) or where.site, called=None)
+        match control_flow(eqn):
+            case Call(body, adds, name) if adds != "devices":  # a shard cannot be computed alone
+                return self.run(body, ins, wanted, replace(where, called=name))
+            case Cond(branches):
+                number = min(max(int(ins[0].array), 0), len(branches) - 1)
+                path = (*where.path, f"branch {number} of a cond")
+                return self.run(branches[number], ins[1:], wanted, replace(where, path=path, branch=number))
+            case Scan(length=length) as loop if length:
+                return self._scan(loop, *loop.split(ins), wanted, where, id(eqn))
+            case While() as loop:
+                return self._while(loop, *loop.split(ins), wanted, where, id(eqn))
+        return None
 
-    def _cond(self, eqn, ins, wanted, where):
-        branches = eqn.params["branches"]
-        number = min(max(int(ins[0].array), 0), len(branches) - 1)
-        path = (*where.path, f"branch {number} of a cond")
-        where = replace(where, path=path, branch=number)
-        return self.run(branches[number].jaxpr, self._constants(branches[number]), ins[1:], wanted, where)
-
-    def _scan(self, eqn, ins, wanted, where):
-        body, length = eqn.params["jaxpr"], eqn.params["length"]
-        consts, carry, xs = scan_inputs(eqn.params, ins)
-        wanted, count = _wanted_of_scan(eqn, wanted), len(carry)
-        rows = [None] * length
-        for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
-            inside = replace(where, path=(*where.path, f"iteration {i} of {length} of a scan"), iteration=i)
-            outs = self._iteration(body, [*consts, *carry, *(_part(x, i) for x in xs)], wanted, inside, id(eqn))
-            carry, rows[i] = outs[:count], outs[count:]
+    def _scan(self, loop, constants, carry, xs, wanted, where, key):
+        wanted, rows = results_of_iteration(loop, wanted), [None] * loop.length
+        for i in loop.steps():
+            ins = [*constants, *carry, *(_part(x, i) for x in xs)]
+            outs = self._iteration(loop, ins, wanted, where, i, f"{i} of {loop.length} of a scan", key)
+            carry, rows[i] = outs[: loop.carried], outs[loop.carried :]
         return [*carry, *map(_stacked, zip(*rows, strict=True))]
 
-    def _while(self, eqn, ins, wanted, where):
-        params = eqn.params
-        n, m = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        wanted, carry = _wanted_of_while(eqn, wanted), ins[m:]
-        goes_on = self._whole(params["cond_jaxpr"])
+    def _while(self, loop, test_constants, constants, carry, wanted, where, key):
+        wanted, goes_on = results_of_iteration(loop, wanted), self._whole(loop.test)
         for i in range(_ENDLESS):
-            if not goes_on(*(v.array for v in [*ins[:n], *carry]))[0]:
+            if not goes_on(*(v.array for v in [*test_constants, *carry]))[0]:
                 break
-            inside = replace(where, path=(*where.path, f"iteration {i} of a while loop"), iteration=i)
-            carry = self._iteration(params["body_jaxpr"], [*ins[n:m], *carry], wanted, inside, id(eqn))
+            carry = self._iteration(loop, [*constants, *carry], wanted, where, i, f"{i} of a while loop", key)
         return carry
 
-    def _iteration(self, body, ins, wanted, where, loop):
-        outs = [Value.of(out) for out in self._whole(body)(*(v.array for v in ins))]
+    def _iteration(self, loop, ins, wanted, where, i, words, key):
+        """Run iteration ``i`` as a whole, and operation by operation if something in its result is not finite."""
+        outs = [Value.of(out) for out in self._whole(loop.body)(*(v.array for v in ins))]
         if all(out.finite for out in outs):
             return outs
-        times = self.entered[loop, where.path[:-1]] = self.entered.get((loop, where.path[:-1]), 0) + 1
+        times = self.entered[key, where.path] = self.entered.get((key, where.path), 0) + 1
         if times > _DETAILED and all(_follows(ins, out) for out in outs):
             return [Value.of(out.array, _inherited(ins, out.nan)) for out in outs]
-        return self.run(body.jaxpr, self._constants(body), ins, wanted, where)
+        inside = replace(where, path=(*where.path, f"iteration {words}"), iteration=i)
+        return self.run(loop.body, ins, wanted, inside)
 
     def _whole(self, closed):
+        """Return a program of the search as a compiled function."""
         if id(closed) not in self.compiled:
             self.compiled[id(closed)] = jax.jit(jaxpr_as_fun(closed))
         return self.compiled[id(closed)]
-
-    def _constants(self, program) -> list[Value]:
-        return [_literal(c) for c in getattr(program, "consts", ())]
 
     # --- single operations
 
@@ -409,7 +334,7 @@ def origins(jaxpr, inputs: Sequence[Value], given: dict, derivative: Sequence[bo
             return Value.of(_repaired(value.array, np.isnan(np.asarray(value.array))), value.causes)
 
         search = _Search({key: kept(value) for key, value in given.items()}, only)
-        return faulty(search.run(jaxpr, (), map(kept, inputs), wanted, _Where())), search
+        return faulty(search.run(ClosedJaxpr(jaxpr, ()), map(kept, inputs), wanted, _Where())), search
 
     found, search = run()
     causes = _union(found)

@@ -25,7 +25,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
-from ..._program.interpret import program as traced
+from ..._program.interpret import trace_flat
 from ..._seam.scope import Scope, frozen_here, is_tracer
 from .._first_order.gradient_transform import GradientTransform
 from .._first_order.gradients import derivative, is_scalar, shapes_of
@@ -53,7 +53,7 @@ class _Program:
 
         leaves, treedef = jax.tree.flatten(diff)
         try:
-            self.closed, self.out_tree = traced(run, leaves)
+            self.closed, self.out_tree = trace_flat(run, leaves)
         except jax.errors.ConcretizationTypeError as error:
             error.add_note(
                 "A sparse derivative traces the function abstractly, as jit does: Python cannot branch on the values "
@@ -153,7 +153,7 @@ def _possible(name, program, mode) -> str:
     if mode not in _MODES:
         raise StateValueError(f"{name}: mode={mode!r} is none of {', '.join(map(repr, _MODES))}.")
     found = primitives(program.closed.jaxpr)
-    custom = any("custom_vjp" in primitive for primitive in found)
+    custom = "custom_vjp_call" in found
     if custom and mode == "forward":
         raise StateTypeError(
             f"{name}: the function uses a custom_vjp, which has no forward mode. Use mode='reverse', or 'auto'."
