@@ -29,27 +29,27 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from .._compat import scan_inputs
-from .interpret import bind, interpret
+from .interpret import bind, inner_programs, interpret
 from .source_lines import at_line
 
-__all__ = ["Call", "Cond", "Scan", "While", "control_flow", "fixed_point", "inline_calls"]
+__all__ = ["CALLS", "Call", "Cond", "Scan", "While", "control_flow", "fixed_point", "inline_calls"]
 
-# {primitive: (the parameter that holds the body, the meaning that the call adds to its body)}. A reader that *computes*
-# by entering the body loses that meaning; one that only *asks* something about the body loses nothing. Under "devices"
-# the body sees a shard of each operand, so its shapes are others than those of the equation.
+# {primitive: the meaning that the call adds to its body}. A reader that *computes* by entering the body loses that
+# meaning; one that only *asks* something about the body loses nothing. Under "devices" the body sees a shard of each
+# operand, so its shapes are others than those of the equation.
 CALLS = {
-    "jit": ("jaxpr", ""),
-    "closed_call": ("call_jaxpr", ""),
-    "eval_jaxpr": ("call_jaxpr", ""),
-    "remat2": ("jaxpr", "memory"),
-    "remat_opt": ("fwd_jaxpr", "memory"),
-    "custom_jvp_call": ("call_jaxpr", "derivative"),
-    "custom_vjp_call": ("call_jaxpr", "derivative"),
-    "linear_call": ("callee", "derivative"),
-    "custom_vmap_call": ("call", "batching"),
-    "compute_on": ("jaxpr", "placement"),
-    "composite": ("jaxpr", "lowering"),
-    "shard_map": ("jaxpr", "devices"),
+    "jit": "",
+    "closed_call": "",
+    "eval_jaxpr": "",
+    "remat2": "memory",
+    "remat_opt": "memory",
+    "custom_jvp_call": "derivative",
+    "custom_vjp_call": "derivative",
+    "linear_call": "derivative",
+    "custom_vmap_call": "batching",
+    "compute_on": "placement",
+    "composite": "lowering",
+    "shard_map": "devices",
 }
 
 
@@ -107,8 +107,9 @@ def control_flow(eqn) -> Call | Scan | While | Cond | None:
     """Return the calls, loops and branches that an equation is, or None for a single operation."""
     name, params = eqn.primitive.name, eqn.params
     if name in CALLS:
-        body, adds = CALLS[name]
-        return Call(_closed(params[body]), adds, params.get("name"))
+        (body,) = inner_programs(eqn)  # the rules of custom_jvp and the like are functions, no programs
+        body = body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
+        return Call(body, CALLS[name], params.get("name"))
     if name == "scan":
         constants, carry, _ = scan_inputs(params, eqn.invars)
         shape = params["length"], params["reverse"], params["unroll"]
@@ -117,10 +118,6 @@ def control_flow(eqn) -> Call | Scan | While | Cond | None:
         constants = params["cond_nconsts"], params["body_nconsts"]
         return While(params["cond_jaxpr"], params["body_jaxpr"], *constants, len(eqn.outvars))
     return Cond(params["branches"]) if name == "cond" else None
-
-
-def _closed(program) -> ClosedJaxpr:
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def fixed_point(step: Callable, carry: Any, same: Callable = operator.eq, rounds: int | None = None) -> Any:

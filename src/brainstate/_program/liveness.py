@@ -2,16 +2,18 @@
 
 A value is *live* if a wanted result needs it. The analysis goes through a program backward, and into calls, loops and
 branches; of a single operation, every result needs every operand.
+
+An equation that has to be evaluated reads all its operands, live or not: `prune` leaves out equations accordingly.
 """
 
 from typing import NamedTuple
 
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 
 from .control_flow import Call, Cond, Scan, While, control_flow, fixed_point
 from .interpret import open_jaxpr
 
-__all__ = ["Liveness", "liveness", "results_of_iteration"]
+__all__ = ["Liveness", "liveness", "prune", "results_of_iteration"]
 
 
 class Liveness(NamedTuple):
@@ -70,3 +72,13 @@ def results_of_iteration(loop: Scan | While, wanted: list[bool]) -> list[bool]:
         return [now or later for now, later in zip(results, carry, strict=False)] + results[len(carry) :]
 
     return fixed_point(step, list(wanted))
+
+
+def prune(jaxpr: Jaxpr) -> Jaxpr:
+    """Leave out the equations of an open program that need not be evaluated."""
+    read, kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
+    for eqn in reversed(jaxpr.eqns):
+        if not read.isdisjoint(eqn.outvars):
+            read.update(v for v in eqn.invars if not isinstance(v, Literal))
+            kept.append(eqn)
+    return jaxpr.replace(eqns=kept[::-1])

@@ -77,7 +77,8 @@ def _follow_equation(eqn, ins) -> list[_Paths]:
         case Scan() as loop:
             constants, carry, xs = loop.split(ins)
             carry = fixed_point(lambda now: _unions(now, _follow(loop.body, [*constants, *now, *xs])), carry)
-            return [*carry, *_follow(loop.body, [*constants, *carry, *xs])[len(carry) :]]
+            outs = _follow(loop.body, [*constants, *carry, *xs])
+            return outs if loop.length else [*carry, *outs[loop.carried :]]
         case While() as loop:
             return _follow_while(loop, *loop.split(ins))
     together = _union(ins)

@@ -27,7 +27,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from ..._errors import DensePatternWarning
 from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixed_point
 from ..._program.interpret import all_equations, all_programs, bind, inner_programs, interpret, open_jaxpr
-from ..._program.liveness import liveness
+from ..._program.liveness import liveness, prune
 from ..._program.source_lines import frames_of, site_of
 from .index_sets import EMPTY, Deps, identity, joined, reduced, same_sizes, united
 from .rules import RULES, Value, everything, known_result, over_all
@@ -91,14 +91,7 @@ def _constant(value) -> Value:
 
 def _run(closed, ins: list[Value]) -> list[Value]:
     """Return the `Value` of each output of a program, from those of its inputs."""
-    jaxpr = _pruned(closed.jaxpr)
-    return interpret(jaxpr, map(_constant, closed.consts), ins, _follow, _constant)
-
-
-def _pruned(jaxpr) -> Jaxpr:
-    """Leave out the equations that no output needs."""
-    live = liveness(jaxpr, [True] * len(jaxpr.outvars)).results
-    return jaxpr.replace(eqns=[eqn for eqn in jaxpr.eqns if id(eqn) in live])
+    return interpret(prune(closed.jaxpr), map(_constant, closed.consts), ins, _follow, _constant)
 
 
 def _follow(eqn, ins) -> list[Value]:
@@ -326,7 +319,7 @@ def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
     found: list[Any] = [None] * count
     if not followed:
         return found
-    program = _pruned(jaxpr.replace(outvars=[jaxpr.outvars[i] for i in followed]))
+    program = prune(jaxpr.replace(outvars=[jaxpr.outvars[i] for i in followed]))
 
     def advance(now, x):
         given = [*(value.known for value in constants), *map(now.get, range(count)), *x]
