@@ -108,7 +108,7 @@ def _follow_while(loop, test_constants, constants, carry) -> list[_Paths]:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one differentiated array."""
+    """The report on the gradient of one array."""
 
     name: str
     read: bool
@@ -155,8 +155,8 @@ class Explanation:
         return f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _gradient(subject, leaves, seed) -> list[np.ndarray]:
-    """Return the gradient at ``leaves``: of a real scalar as it is, of anything else along a random cotangent."""
+def _gradient_at(subject, leaves, seed) -> list[np.ndarray]:
+    """Return the gradient at ``leaves``: of a real scalar itself, of anything else for a random cotangent."""
     value, pull, _ = jax.vjp(subject.call, leaves, has_aux=True)
     rng = np.random.default_rng(seed)
     single = len(value) == 1 and jnp.shape(value[0]) == () and not jnp.iscomplexobj(value[0])
@@ -164,8 +164,8 @@ def _gradient(subject, leaves, seed) -> list[np.ndarray]:
     return [np.asarray(g) for g in pull(cotangent)[0]]
 
 
-def _nearby(subject, seed, points=4) -> list[bool]:
-    """Tell for each leaf whether its gradient is zero at all of some points around."""
+def _is_zero_nearby(subject, seed, points=4) -> list[bool]:
+    """Tell for each leaf whether its gradient is zero at several points nearby."""
     zero = [True] * len(subject.leaves)
     for n in range(1, points + 1):
         rng, leaves = np.random.default_rng((seed, n)), []
@@ -173,12 +173,12 @@ def _nearby(subject, seed, points=4) -> list[bool]:
         for leaf, move in zip(arrays, random_like(rng, arrays), strict=True):
             size = float(jnp.sqrt(jnp.mean(jnp.abs(leaf) ** 2))) or 1.0
             leaves.append(leaf + 0.01 * size * move)
-        zero = [was and not g.any() for was, g in zip(zero, _gradient(subject, leaves, seed), strict=True)]
+        zero = [was and not g.any() for was, g in zip(zero, _gradient_at(subject, leaves, seed), strict=True)]
     return zero
 
 
-def _program(subject):
-    """Return the jaxpr of the value, and for each leaf whether the State it belongs to is written."""
+def _trace(subject):
+    """Return the jaxpr, the number of its outputs that are the value, and for each leaf if its State is written."""
     written = []
 
     def run(leaves):
@@ -205,14 +205,15 @@ def explain(
     Parameters
     ----------
     f : callable
-        The function; ``jit`` must be able to trace it. If it returns no real scalar, the gradient is that of a
-        product with random numbers. No State changes, and random numbers are those that the next call will draw.
+        The function; ``jit`` must be able to trace it. If it does not return a real scalar, the gradient is that of the
+        product of its result with random numbers. No State changes: the function draws the random numbers that its
+        next call will draw.
     *args : pytree
         Its arguments.
     grad_states, argnums
-        See `GradientTransform`; without both, every argument that holds floating or complex values only.
+        See `GradientTransform`. If both are left out: every argument that holds only floating or complex values.
     seed : int
-        Where the random numbers, and those for points nearby, come from.
+        Seed of the random numbers of the product, and of those for points nearby.
 
     Returns
     -------
@@ -224,7 +225,7 @@ def explain(
     Raises
     ------
     StateTypeError, StateValueError
-        If the function or what is to be differentiated cannot be used, as in `GradientTransform`.
+        If the function, or a value to differentiate, cannot be used; as in `GradientTransform`.
 
     Examples
     --------
@@ -238,13 +239,13 @@ def explain(
     settled("explain", f, args)
     with Scope("explain"):
         subject = subject_of("explain", f, args, grad_states, argnums)
-        jaxpr, outputs, written = _program(subject)
+        jaxpr, outputs, written = _trace(subject)
         paths = _union(_follow(jaxpr, [_Paths(frozenset([i])) for i in range(len(subject.leaves))])[:outputs])
         used = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
         used.update(v for v in jaxpr.outvars[:outputs] if not isinstance(v, Literal))
-        gradient = _gradient(subject, subject.leaves, seed)
+        gradient = _gradient_at(subject, subject.leaves, seed)
         unexplained = [i for i, g in enumerate(gradient) if i in paths.smooth and not g.any()]
-        dead = _nearby(subject, seed) if unexplained else []
+        dead = _is_zero_nearby(subject, seed) if unexplained else []
     rows = []
     for i, (name, g) in enumerate(zip(subject.inputs, gradient, strict=True)):
         read = jaxpr.invars[i] in used

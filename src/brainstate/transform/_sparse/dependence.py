@@ -1,17 +1,20 @@
-"""Which outputs of a program depend on which inputs: an interpreter of jaxprs that computes with sets of inputs.
+"""The inputs that each element of an output depends on: an evaluation of a jaxpr on sets of inputs.
 
-It is run on programs that are linear in the inputs asked for (a JVP in its tangents, a pullback in its cotangents),
-traced with every other input abstract. What it finds therefore holds whatever the floating values are, custom
-derivative rules included, and the order of mathematics does not matter: it asks what the program that will be
-evaluated can let through. Everything is on the safe side: a branch of ``cond`` may be taken, a loop may run any number
-of times, and a primitive without a rule lets everything through.
+The analysis is run on programs that are linear in the inputs asked for (a JVP in its tangents, a pullback in its
+cotangents), traced with every other input abstract. So its result holds for all floating values. It is about the
+program that will be evaluated, custom derivative rules included, and not about the mathematical function. It errs on
+the safe side: any branch of a ``cond`` may be taken, a ``while`` loop may run any number of iterations, and a primitive
+without a rule makes every result depend on everything.
 
-Integers and booleans that are constants of the program are seen: with known indices a gather is exact.
+Integers and booleans that are constants of the program are known: with known indices a gather is exact.
 
-A short scan is followed step by step. A long one is followed in all its steps at once, as a map over them: what each
-step is handed by the one before is known after as many rounds as a carry is handed on, which is exact, and linear in
-the length, where that is a few steps. Where a carry is handed on for ever (a sum over all steps), all steps are taken
-together, and a warning says so.
+A scan is followed in one of three ways:
+
+1. Step by step, while it is short.
+2. All steps at once, as a map over them. The carry that a step gets from the one before is found by repetition: round
+   ``k`` is exact for a carry that is handed on over ``k`` steps. The cost is linear in the length where that is a few.
+3. One step that stands for all, where a carry is handed on for many steps (a sum over all of them). All steps are then
+   taken together, and a warning says so.
 """
 
 import collections
@@ -29,16 +32,16 @@ from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixe
 from ..._program.interpret import all_equations, all_programs, bind, inner_programs, interpret, open_jaxpr
 from ..._program.liveness import liveness, prune
 from ..._program.source_lines import frames_of, site_of
-from .index_sets import EMPTY, Deps, identity, joined, reduced, same_sizes, united
+from .index_sets import EMPTY, Deps, identity, reduce_groups, same_sizes, share_table, unite
 from .rules import RULES, Value, everything, known_result, over_all
 
 __all__ = ["dependencies", "primitives"]
 
-#: A scan is followed step by step while that takes at most so many equations; beyond, in all steps at once.
+# The largest number of equations to follow in a scan step by step; beyond, all steps are followed at once.
 UNROLLED = 10_000
-#: And that while all values of all steps have at most so many elements.
+# The largest number of elements, over all values of all steps, to follow all steps at once.
 LARGEST_LOOP = 50_000_000
-#: After so many rounds without a fixed point, a loop is taken to mix all that enters it.
+# The largest number of rounds towards a fixed point; beyond, a loop mixes all its inputs.
 ROUNDS = 12
 
 
@@ -145,13 +148,13 @@ def _follow_inside(eqn, flow, ins) -> list[Value] | None:
 def _union(*values: Value) -> Value:
     """Return the dependencies of a value that is one of ``values``."""
     found = [value.deps for value in values if value.deps is not None]
-    return Value(united(found) if found else None)
+    return Value(unite(found) if found else None)
 
 
 def _mixture(values, variables) -> list[Value]:
     """Return values with the shapes of ``variables``, each element of which depends on all that ``values`` do."""
     union: Any = over_all(values)
-    return [Value(union and union.moved(np.broadcast_to(union.ids, v.aval.shape))) for v in variables]
+    return [Value(union and union.rearrange(np.broadcast_to(union.ids, v.aval.shape))) for v in variables]
 
 
 def _carry_of_loop(step, carry, around, variables) -> list[Value]:
@@ -198,16 +201,16 @@ def _follow_each_step(loop, constants, carry, xs):
 
 def _row(value, i):
     deps, known = value
-    return Value(deps and deps.moved(np.asarray(deps.ids[i])), None if known is None else np.asarray(known[i]))
+    return Value(deps and deps.rearrange(np.asarray(deps.ids[i])), None if known is None else np.asarray(known[i]))
 
 
 def _stack(rows):
     model = next((row for row in rows if row is not None), None)
     if model is None:
         return Value()
-    nothing = model.moved(np.full_like(model.ids, EMPTY))
-    rows = joined([nothing if row is None else row for row in rows])
-    return Value(rows[0].moved(np.stack([row.ids for row in rows])))
+    nothing = model.rearrange(np.full_like(model.ids, EMPTY))
+    rows = share_table([nothing if row is None else row for row in rows])
+    return Value(rows[0].rearrange(np.stack([row.ids for row in rows])))
 
 
 def _follow_any_step(eqn, loop, constants, carry, xs):
@@ -220,14 +223,14 @@ def _follow_any_step(eqn, loop, constants, carry, xs):
     outs = _run(loop.body, constants + carry + xs)
     shapes = [v.aval.shape for v in eqn.outvars]
     return [
-        Value(out.deps and out.deps.moved(np.broadcast_to(out.deps.ids, s)))
+        Value(out.deps and out.deps.rearrange(np.broadcast_to(out.deps.ids, s)))
         for out, s in zip(outs, shapes, strict=True)
     ]
 
 
 def _union_over_steps(deps):
     shape = deps.ids.shape[1:]
-    return reduced([(np.arange(int(np.prod(shape))).reshape(shape), deps)], shape)
+    return reduce_groups([(np.arange(int(np.prod(shape))).reshape(shape), deps)], shape)
 
 
 def _follow_all_steps(loop, constants, carry, xs):
@@ -287,7 +290,7 @@ def _sums(loop) -> set[int]:
 
 def _reverse(value):
     deps, known = value
-    return Value(deps and deps.moved(deps.ids[::-1]), None if known is None else known[::-1])
+    return Value(deps and deps.rearrange(deps.ids[::-1]), None if known is None else known[::-1])
 
 
 def _shift(first, out, shape):
@@ -295,9 +298,9 @@ def _shift(first, out, shape):
     model = first.deps or out.deps
     if model is None:
         return None
-    first = first.deps or model.moved(np.full(shape[1:], EMPTY))
-    first, out = joined([first, out.deps or model.moved(np.full(shape, EMPTY))])
-    return first.moved(np.concatenate([first.ids[None], out.ids[:-1]]))
+    first = first.deps or model.rearrange(np.full(shape[1:], EMPTY))
+    first, out = share_table([first, out.deps or model.rearrange(np.full(shape, EMPTY))])
+    return first.rearrange(np.concatenate([first.ids[None], out.ids[:-1]]))
 
 
 def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
@@ -334,7 +337,7 @@ def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
 
 
 def _warn(eqn) -> None:
-    """Say that the pattern of a scan is larger than need be, at the line of the user."""
+    """Warn, at the line of the user, that the pattern of a scan may be larger than necessary."""
     site = site_of(frames_of(eqn))
     file, line = (site.file, site.line) if site else ("<unknown>", 0)
     warnings.warn_explicit(
@@ -348,7 +351,7 @@ def _warn(eqn) -> None:
 
 
 def _cost(jaxpr):
-    """Return how many equations are followed in one run."""
+    """Return the number of equations that one evaluation follows."""
     total = 0
     for eqn in jaxpr.eqns:
         flow = control_flow(eqn)
