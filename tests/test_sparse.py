@@ -844,7 +844,11 @@ ERRORS = {
         StateValueError,
         "not symmetric.*symmetrized",
     ),
-    "no pattern": (lambda s: T.sparse_jacobian(s, pattern="tri")(x6), StateTypeError, "a str is not a sparsity pattern"),
+    "no pattern": (
+        lambda s: T.sparse_jacobian(s, pattern="tri")(x6),
+        StateTypeError,
+        "a str is not a sparsity pattern",
+    ),
     "one axis": (lambda s: T.sparse_jacobian(s, pattern=x6)(x6), StateTypeError, "an array of 1 axes is no"),
     "mode": (lambda s: T.sparse_jacobian(s, mode="back")(x6), StateValueError, "mode='back' is not one of 'auto'"),
     "custom_vjp forward": (

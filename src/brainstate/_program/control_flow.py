@@ -121,14 +121,14 @@ def control_flow(eqn) -> Call | Scan | While | Cond | None:
 
 
 def fixed_point(step: Callable, carry: Any, same: Callable = operator.eq, rounds: int | None = None) -> Any:
-    """Repeat ``carry = step(carry)`` until nothing changes, and return it; None if that takes more than ``rounds``.
+    """Repeat ``carry = step(carry)`` until that changes nothing, and return it; None if it takes more than ``rounds``.
 
     It ends without a bound where ``step`` only ever adds to a finite set, or only takes away.
     """
     while rounds is None or rounds > 0:
         after = step(carry)
         if same(carry, after):
-            return carry
+            return after
         carry, rounds = after, rounds and rounds - 1
     return None
 

@@ -30,7 +30,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from ..._errors import DensePatternWarning
 from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixed_point
 from ..._program.interpret import all_equations, all_programs, bind, inner_programs, interpret, open_jaxpr
-from ..._program.liveness import liveness, prune
+from ..._program.liveness import prune
 from ..._program.source_lines import frames_of, site_of
 from .index_sets import EMPTY, Deps, identity, reduce_groups, same_sizes, share_table, unite
 from .rules import RULES, Value, everything, known_result, over_all
@@ -157,14 +157,14 @@ def _mixture(values, variables) -> list[Value]:
     return [Value(union and union.rearrange(np.broadcast_to(union.ids, v.aval.shape))) for v in variables]
 
 
-def _carry_of_loop(step, carry, around, variables) -> list[Value]:
-    """Return what the carry of a loop depends on, whatever the number of iterations, as ``step`` computes one.
+def _carry_of_loop(step, carry, others, variables) -> list[Value]:
+    """Return the dependencies of the carry of a loop, for any number of iterations; ``step`` computes one iteration.
 
-    ``around`` are the other inputs of an iteration. If all are mixed for many iterations, all of it may be.
+    ``others`` are the other inputs of an iteration. If there is no fixed point within `ROUNDS`, all inputs are mixed.
     """
     carry = [Value(value.deps) for value in carry]
     found = fixed_point(lambda now: list(map(_union, now, step(now))), carry, _same_sizes, ROUNDS)
-    return _mixture([*around, *carry], variables) if found is None else found
+    return _mixture([*others, *carry], variables) if found is None else found
 
 
 def _same_sizes(before, after) -> bool:
@@ -192,7 +192,7 @@ def _follow_scan(eqn, loop, constants, carry, xs):
 
 def _follow_each_step(loop, constants, carry, xs):
     """Follow a scan step by step."""
-    rows = [None] * loop.length
+    rows: list[Any] = [None] * loop.length
     for i in loop.steps():
         outs = _run(loop.body, [*constants, *carry, *(_row(x, i) for x in xs)])
         carry, rows[i] = outs[: loop.carried], [out.deps for out in outs[loop.carried :]]
@@ -248,12 +248,14 @@ def _follow_all_steps(loop, constants, carry, xs):
         deps = [_shift(*each) for each in zip(carry, outs, shapes[loop.constants :], strict=False)]
         return [Value(None if i in sums else d, known[i]) for i, d in enumerate(deps)]
 
-    before = fixed_point(
-        lambda now: starts(_run(steps, [*constants, *now, *xs])[:count]), starts([Value()] * count), _same_sizes, ROUNDS
-    )
-    if before is None:
+    def step(state):
+        outs = _run(steps, [*constants, *state[0], *xs])
+        return starts(outs[:count]), outs
+
+    found = fixed_point(step, (starts([Value()] * count), []), lambda a, b: _same_sizes(a[0], b[0]), ROUNDS)
+    if found is None:
         return None
-    outs = [Value(out.deps) for out in _run(steps, [*constants, *before, *xs])]
+    outs = [Value(out.deps) for out in found[1]]
     last = [
         _union(first, Value(out.deps and _union_over_steps(out.deps))) if i in sums else _row(out, -1)
         for i, (first, out) in enumerate(zip(carry, outs, strict=False))
@@ -307,7 +309,7 @@ def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
     """Return for each carry its value at the start of every step, where known integers alone determine that."""
     jaxpr, first, count = loop.body.jaxpr, loop.constants, loop.carried
     inputs = [value.known is not None for value in [*constants, *carry, *xs]]
-    needs = [liveness(jaxpr, [i == n for n in range(len(jaxpr.outvars))]).inputs for i in range(count)]
+    needs = [_inputs_read(jaxpr, out) for out in jaxpr.outvars[:count]]
 
     def step(known):
         """Keep the carries that a step computes from known inputs."""
@@ -334,6 +336,13 @@ def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
     for i in followed:
         found[i] = np.asarray(steps[i])
     return found
+
+
+def _inputs_read(jaxpr, out) -> list[bool]:
+    """Tell for each input of a program if it is read when ``out`` is evaluated."""
+    eqns = prune(jaxpr.replace(outvars=[out])).eqns
+    read = {v for v in (out, *(v for eqn in eqns for v in eqn.invars)) if not isinstance(v, Literal)}
+    return [v in read for v in jaxpr.invars]
 
 
 def _warn(eqn) -> None:

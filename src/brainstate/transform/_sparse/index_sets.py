@@ -123,7 +123,7 @@ def unite(parts: Sequence[Deps]) -> Deps:
     for other in others:
         if result.sets is other.sets and np.array_equal(result.ids, other.ids):
             continue
-        # Equal pairs of sets have equal unions: only the sort_unique ones are made.
+        # Equal pairs of sets have equal unions: each pair is united once.
         pairs, places = np.unique(result.ids.ravel() * len(other.sets.bounds) + other.ids.ravel(), return_inverse=True)
         left, right = np.divmod(pairs, len(other.sets.bounds))
         groups = np.arange(len(pairs))
