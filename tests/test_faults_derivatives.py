@@ -354,7 +354,7 @@ LONG = {
         lambda c, t: (((c[0] * 5 + 3) % N, c[2], c[0]), x[c[2]] * t), (1, 2, 0), x
     )[1],
     "a counter in a call": lambda x: jax.lax.scan(
-        lambda c, t: ((jax.jit(lambda n, unused: n + 1)(c[0], c[1]), t), c[1] * x[c[0]]), (0, x[0]), x
+        lambda c, t: ((jax.jit(lambda n: n + 1)(c[0]), t), c[1] * x[c[0]]), (0, x[0]), x
     )[1],
     "indices": lambda x: jax.lax.scan(lambda c, i: (x[i], c * x[i]), x[0], jnp.arange(N)[::-1])[1],
     "a sum beside": lambda x: jax.lax.scan(lambda c, t: ((t, c[1] + t**2), c[0] * t), (x[0], 0.0), x)[1],
