@@ -18,7 +18,7 @@ body of a while loop takes (constants, carry) and returns the next carry. All pr
 
 An equation of any other primitive is a single operation: readers have to treat it as one whose inside is unknown.
 
-What can be said about the carry of a loop, whatever the number of iterations, is a `fixed_point` of the body.
+A property of the carry of a loop that holds for any number of iterations is a `fixed_point` of the body.
 """
 
 import operator
@@ -54,7 +54,7 @@ CALLS = {
 
 
 class Call(NamedTuple):
-    """Runs ``body`` once; ``adds`` is the meaning beyond that, see ``CALLS``, and ``name`` that of the function."""
+    """Runs ``body`` once. ``adds`` is the further meaning of the call (see ``CALLS``), ``name`` the function's name."""
 
     body: ClosedJaxpr
     adds: str
@@ -104,7 +104,7 @@ class Cond(NamedTuple):
 
 
 def control_flow(eqn) -> Call | Scan | While | Cond | None:
-    """Return the calls, loops and branches that an equation is, or None for a single operation."""
+    """Return the call, loop or branch that an equation is, or None for a single operation."""
     name, params = eqn.primitive.name, eqn.params
     if name in CALLS:
         (body,) = inner_programs(eqn)  # the rules of custom_jvp and the like are functions, no programs
@@ -134,7 +134,7 @@ def fixed_point(step: Callable, carry: Any, same: Callable = operator.eq, rounds
 
 
 def inline_calls(closed: ClosedJaxpr, leaves) -> ClosedJaxpr:
-    """Return a program that does the same without the calls that mean no more than their body."""
+    """Replace the calls that mean no more than their body by their bodies; ``leaves`` are inputs to trace with."""
     if not any(_plain_body(eqn) for eqn in closed.jaxpr.eqns):
         return closed
     return jax.make_jaxpr(lambda *args: interpret(closed.jaxpr, closed.consts, args, _inline))(*leaves)

@@ -319,7 +319,7 @@ def _new_elements(eqn, ins, out):
 
 
 def origins(jaxpr, inputs: Sequence[Value], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
-    """Return the causes why the result of a program is not finite: `Given`, then forward, then backward ones, in order.
+    """Return the causes of a result that is not finite: `Given`, then forward, then backward ones, each in order.
 
     ``inputs`` has the `Value` of each input of the program, which has no constants, and ``given`` that of each leaf
     of a State. ``derivative`` tells for each output whether it belongs to the derivative, ``faulty(outputs)`` returns

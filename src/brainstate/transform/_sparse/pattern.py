@@ -29,7 +29,7 @@ KINDS = ("column", "row", "symmetric")
 
 
 def _lowest_free(used: int) -> int:
-    """Return the lowest bit that is not set."""
+    """Return the number of the lowest bit that is not set."""
     return (~used & (used + 1)).bit_length() - 1
 
 
@@ -57,7 +57,7 @@ def _star_coloring(neighbors: list[list[int]], order: Iterable[int]) -> list[int
     """Color vertices so that neighbors differ and no path of four vertices has two colors.
 
     When ``v`` is colored, a path of two colors can only end in ``v``, never have it inside: ``v`` differs from all
-    that its uncolored neighbors have met, so what meets in a vertex before it is colored differs. So the colors
+    that its uncolored neighbors have met, so the neighbors of a vertex that are colored before it differ. So the colors
     that ``v`` must not get are those of its neighbors, those its uncolored neighbors have met, and for a colored
     neighbor ``w`` those of the hubs of ``w``: its neighbors that have another neighbor in the color of ``w``.
     """

@@ -8,7 +8,7 @@ for every derivative.
 Detection needs a program, so the function is traced abstractly, once; values, products and writes then come from that
 same trace, and the user's Python runs once a call, with a given pattern as without.
 
-The program that is analysed is the one that is evaluated: the JVP, the pullback, or the JVP of the gradient, linear
+The program that is analyzed is the one that is evaluated: the JVP, the pullback, or the JVP of the gradient, linear
 in its tangents. So a custom derivative rule counts, not the function it belongs to: a surrogate gradient has the
 pattern of the surrogate.
 """
@@ -48,7 +48,7 @@ class _Program:
         frozen = frozen_here()
 
         def run(leaves):
-            # What is read while this traces is a constant of one call only, and so no frozen read.
+            # A State read during this trace is a constant of one call only, so the read does not freeze it.
             with Scope(name, frozen=frozen):
                 return fun(treedef.unflatten(leaves))
 
@@ -405,7 +405,7 @@ def sparse_jacobian(
         The function; it returns a real array or a pytree of these. It is traced abstractly, as under ``jit``, once a
         call. Left out: a decorator is returned.
     grad_states, argnums, has_aux, return_value, check_states, debug_nan
-        See `GradientTransform`. What is differentiated is real.
+        See `GradientTransform`. The differentiated values are real.
     pattern : SparsityPattern, sparse or dense matrix, optional
         The entries that may be other than zero, of all outputs and all inputs (see `SparsityPattern`), with its
         colorings, if known. Without it both are found at each call, or each trace of an enclosing ``jit``.
@@ -505,8 +505,8 @@ def jacobian_sparsity(
 ) -> Any:
     """Detect which entries of a Jacobian can be other than zero.
 
-    The pattern contains every entry that can be other than zero at any floating values, of what is differentiated and
-    of all else. Shapes, and integers and booleans that are not traced (indices, masks, also as arguments and in
+    The pattern contains every entry that can be other than zero for any floating values, of the differentiated arrays
+    and of all others. Shapes, and integers and booleans that are not traced (indices, masks, also as arguments and in
     States) are taken as they are: with other ones the pattern is another.
 
     Parameters
