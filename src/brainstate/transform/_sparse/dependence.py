@@ -60,7 +60,7 @@ def dependencies(closed: ClosedJaxpr, unasked: int) -> list[tuple[np.ndarray, np
         Value(identity(int(start), v.aval.shape, width) if size else None)
         for start, size, v in zip(starts, sizes, asked, strict=False)
     ]
-    if any(map(_is_mutable, _variables(closed))):  # a dependency could pass unseen through memory
+    if _has_references(closed):  # a dependency could pass unseen through memory
         outs = _mixture(values, closed.jaxpr.outvars)
     else:
         outs = _run(closed, [Value()] * unasked + values)
@@ -72,15 +72,11 @@ def primitives(program: Jaxpr | ClosedJaxpr) -> set[str]:
     return {eqn.primitive.name for eqn in all_equations(program)}
 
 
-def _variables(closed) -> list:
-    """Return the variables of a program and of the programs within."""
-    programs = [open_jaxpr(program) for program in all_programs(closed)]
-    inputs = [v for jaxpr in programs for v in (*jaxpr.invars, *jaxpr.constvars)]
-    return [*inputs, *(v for eqn in all_equations(closed) for v in eqn.outvars)]
-
-
-def _is_mutable(variable) -> bool:
-    return hasattr(variable.aval, "inner_aval")  # a reference, as `jax.new_ref` makes it
+def _has_references(closed) -> bool:
+    """Tell whether a program, or one within, has mutable arrays, as `jax.new_ref` makes them."""
+    jaxprs = list(map(open_jaxpr, all_programs(closed)))
+    parts = [*jaxprs, *(eqn for jaxpr in jaxprs for eqn in jaxpr.eqns)]
+    return any(hasattr(v.aval, "inner_aval") for part in parts for v in (*part.invars, *part.outvars))
 
 
 # ------------------------------------------------------------------------------------------------ the interpreter
