@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr
 
-from .._compat import scan_inputs
+from .._compat import scan_counts
 from .interpret import bind, inner_programs, interpret
 from .source_lines import at_line
 
@@ -111,12 +111,11 @@ def control_flow(eqn) -> Call | Scan | While | Cond | None:
         body = body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
         return Call(body, CALLS[name], params.get("name"))
     if name == "scan":
-        constants, carry, _ = scan_inputs(params, eqn.invars)
-        shape = params["length"], params["reverse"], params["unroll"]
-        return Scan(params["jaxpr"], len(constants), len(carry), *shape)
+        counts = scan_counts(params, len(eqn.invars))
+        return Scan(params["jaxpr"], *counts, params["length"], params["reverse"], params["unroll"])
     if name == "while":
-        constants = params["cond_nconsts"], params["body_nconsts"]
-        return While(params["cond_jaxpr"], params["body_jaxpr"], *constants, len(eqn.outvars))
+        counts = params["cond_nconsts"], params["body_nconsts"], len(eqn.outvars)
+        return While(params["cond_jaxpr"], params["body_jaxpr"], *counts)
     return Cond(params["branches"]) if name == "cond" else None
 
 
