@@ -1,4 +1,4 @@
-"""The types that checkers see: the stubs say what the functions are. `make check` runs pyright and mypy on a program."""
+"""The types that checkers see: stubs agree with the functions. `make check` runs pyright and mypy on a program."""
 
 import ast
 import inspect
