@@ -10,25 +10,19 @@ import __future__
 import ast
 import importlib
 import inspect
-import io
 import re
 import subprocess
 import sys
-import tokenize
 import types
 import typing
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 from _api import public_modules
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src"
-PACKAGE = "brainstate"
+from _source import MODULES, PACKAGE, ROOT, Module, span
 
 # What a part of the package may import from the package besides itself. `__init__` may import all.
 CORE = "_errors _compat _boundary _local _remade _tokens _scope _staging _launch _state _carry _watch _taken"
@@ -93,85 +87,6 @@ WIDE: dict[str, str] = {
     "brainstate.transform._sparse.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
     "brainstate.transform._sparse.sparse_hessian": "as sparse_jacobian",
 }
-
-
-@dataclass(frozen=True)
-class Module:
-    """The source of one module and its syntax tree."""
-
-    name: str
-    is_package: bool
-    text: str
-    tree: ast.Module
-
-    @classmethod
-    def parse(cls, text: str, name: str, is_package: bool = False) -> "Module":
-        return cls(name, is_package, text, ast.parse(text))
-
-    @classmethod
-    def load(cls, path: Path) -> "Module":
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
-
-    @property
-    def part(self) -> str:
-        """The part of the package it belongs to, empty for the package itself."""
-        return self.name.partition(".")[2].partition(".")[0]
-
-    def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-        """Every function with its qualified name, nested ones and methods included."""
-        pending: list[tuple[str, ast.AST]] = [(self.name, self.tree)]
-        while pending:
-            prefix, parent = pending.pop()
-            for node in ast.iter_child_nodes(parent):
-                scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                name = f"{prefix}.{node.name}" if scope else prefix
-                if scope and not isinstance(node, ast.ClassDef):
-                    yield name, node
-                pending.append((name, node))
-
-    def imports(self, within: ast.AST | None = None) -> Iterator[tuple[int, str]]:
-        """Line and absolute dotted name of all that is imported; of `from a import b`, it is `a.b`."""
-        for node in ast.walk(within or self.tree):
-            if isinstance(node, ast.Import):
-                yield from ((node.lineno, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                parts = self.name.split(".")
-                parents = parts[: len(parts) - node.level + self.is_package] if node.level else []
-                base = ".".join([*parents, *filter(None, [node.module])])
-                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-
-    def docstrings(self) -> Iterator[tuple[ast.AST, ast.Constant]]:
-        """Every docstring with what it documents."""
-        for node in ast.walk(self.tree):
-            match node:
-                case (
-                    ast.Module(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.ClassDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.FunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.AsyncFunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                ):
-                    yield node, text
-
-    def code_lines(self) -> set[int]:
-        """The numbers of the lines that hold code: no docstrings, comments, blanks."""
-        silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-        lines: set[int] = set()
-        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
-            if token.type not in silent and token.string:
-                lines.update(range(token.start[0], token.end[0] + 1))
-        for _, text in self.docstrings():
-            lines.difference_update(_span(text))
-        return lines
-
-
-def _span(node: ast.stmt | ast.expr) -> range:
-    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
-
-
-MODULES = [Module.load(path) for path in sorted((SOURCE / PACKAGE).rglob("*.py"))]
-
 
 # --- rules: one module's tree -> what is wrong with it ------------------------------------------------------
 
@@ -252,7 +167,7 @@ def within_body_budget(module: Module) -> Iterator[str]:
     """The body of a function has few lines of code."""
     code = module.code_lines()
     for name, function in module.functions():
-        lines = {line for statement in function.body for line in _span(statement)} & code
+        lines = {line for statement in function.body for line in span(statement)} & code
         if len(lines) > BODY_LINES:
             yield f"{name}: {len(lines)} lines of code, {BODY_LINES} allowed"
 
