@@ -1,5 +1,6 @@
 """The source and the next JAX: every name that it takes from programs is alive, every other dependence is on a page."""
 
+import ast
 import re
 
 import pytest
@@ -88,3 +89,96 @@ def test_a_dead_primitive_in_a_table_of_another_module_is_found():
 )
 def test_a_parameter_is_found(expression):
     assert parameters_named([Module.parse(expression, "a")]) == {"dead": ["a"]}
+
+
+# ------------------------------------------------------------------------------------------ the page
+
+PAGE = (ROOT / "docs/contributing/jax.md").read_text()
+UNSTABLE = ("jax.core.", "jax.extend.", "jax.interpreters.", "jax.experimental.")
+
+
+def rows(page: str) -> list[tuple[set[str], list[tuple[str, str]]]]:
+    """Return of each row of the page's tables what is quoted in it, and its tests as (file, name)."""
+    cells = [[set(re.findall("`([^`]+)`", cell)) for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    return [
+        (used | purpose, [tuple(test.split("::")) for test in sorted(tests)])
+        for used, purpose, tests in (row for row in cells if len(row) == 3)
+        if used or purpose or tests
+    ]
+
+
+def dependences(modules) -> set[str]:
+    """Return what the source uses of JAX beside its documented API, as far as a rule can see it."""
+    found = set()
+    for module in modules:
+        found |= {name.rpartition(".")[2] for _, name in module.imports() if name.startswith(UNSTABLE)}
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Attribute(attr=str(name)) | ast.Constant(str(name)) if re.fullmatch("jax_[a-z0-9_]+", name):
+                    found.add(name)
+                case ast.Attribute(attr="make_user_context"):
+                    found.add("make_user_context")
+                case ast.Compare(ast.Constant(str(text)), [ast.In() | ast.NotIn()], [ast.Call(ast.Name("str"))]):
+                    found.add(text)
+                case ast.Compare(ast.Attribute(attr="co_name"), _, [ast.Constant(str(text))]):
+                    found.add(text)
+    return found
+
+
+def compat() -> set[str]:
+    (module,) = (module for module in MODULES if module.name == "brainstate._compat")
+    for node in module.tree.body:
+        match node:
+            case ast.Assign([ast.Name("__all__")], ast.List(names)):
+                return {f"_compat.{ast.literal_eval(name)}" for name in names}
+    return set()
+
+
+def missing_tests(page: str) -> list[str]:
+    """Return the rows without a test, and the tests that do not exist."""
+    faults = []
+    for quoted, tests in rows(page):
+        if not tests:
+            faults.append(f"no test: {sorted(quoted)}")
+        for file, name in tests:
+            if not re.search(
+                rf"^def {name}\(", (ROOT / file).read_text() if (ROOT / file).exists() else "", re.MULTILINE
+            ):
+                faults.append(f"{file}::{name}")
+    return faults
+
+
+def test_every_dependence_has_a_row():
+    quoted = set().union(*(quoted for quoted, _ in rows(PAGE)))
+    assert not (dependences(MODULES) | compat()) - quoted, "not in docs/contributing/jax.md"
+    assert not {name for name in quoted if name.startswith("_compat.")} - compat(), "no longer in _compat"
+
+
+def test_every_row_has_a_test_that_exists():
+    assert len(rows(PAGE)) > 20
+    assert not missing_tests(PAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from jax.extend.core import find_top_trace", "find_top_trace"),
+        ("from jax.experimental import checkify as _checkify", "checkify"),
+        ("on = jax.config.jax_new_option", "jax_new_option"),
+        ("_OPTIONS = ('jax_new_option',)", "jax_new_option"),
+        ("token = jax.make_user_context(None)", "make_user_context"),
+        ("leaked = 'a text' not in str(error)", "a text"),
+        ("asked = frame.f_code.co_name != 'asks'", "asks"),
+    ],
+)
+def test_a_dependence_is_found(text, found):
+    assert dependences([Module.parse(text, "a")]) == {found}
+    assert not dependences([Module.parse("import jax\nfrom jax.tree_util import keystr\nx = 'jax'", "a")])
+
+
+def test_a_row_without_a_test_is_found():
+    head = "| Of JAX | Use | Test |\n|---|---|---|\n"
+    assert missing_tests(f"{head}| `a` | b | |") == ["no test: ['a']"]
+    assert missing_tests(f"{head}| `a` | b | `tests/test_jax_use.py::test_x` |") == ["tests/test_jax_use.py::test_x"]
+    assert missing_tests(f"{head}| `a` | b | `tests/nowhere.py::test_x` |") == ["tests/nowhere.py::test_x"]
+    assert not missing_tests(f"{head}| `a` | b | `tests/test_jax_use.py::test_a_row_without_a_test_is_found` |")
