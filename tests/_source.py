@@ -33,11 +33,6 @@ class Module:
         is_package = parts[-1] == "__init__"
         return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
 
-    @property
-    def part(self) -> str:
-        """The part of the package it belongs to, empty for the package itself."""
-        return self.name.partition(".")[2].partition(".")[0]
-
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         """Every function with its qualified name, nested ones and methods included."""
         pending: list[tuple[str, ast.AST]] = [(self.name, self.tree)]
