@@ -18,7 +18,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 
 from _source import Module
-from brainstate._marker import state_read
 
 __all__ = ["dead_primitives", "live_parameters", "live_primitives", "parameters_named", "primitives_named"]
 
@@ -175,12 +174,17 @@ def dead_primitives(modules: Iterable[Module]) -> dict[str, list[str]]:
     return {name: places for name, (recognised, places) in named if not any(recognised(x, name) for x in live)}
 
 
-def live_primitives() -> set[str]:
-    """Return the names of all primitives that a module of JAX or of this package holds."""
+def _primitives() -> dict[str, Primitive]:
+    """Return all primitives that a module of JAX or of this package holds, by name."""
     for name in ("brainstate", *(f"jax.experimental.{part}" for part in ("sparse", "checkify", "jet", "pallas"))):
         importlib.import_module(name)
     modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("jax", "brainstate")]
-    return {thing.name for module in modules for thing in vars(module).values() if isinstance(thing, Primitive)}
+    return {thing.name: thing for module in modules for thing in vars(module).values() if isinstance(thing, Primitive)}
+
+
+def live_primitives() -> set[str]:
+    """Return their names."""
+    return set(_primitives())
 
 
 @jax.custom_jvp
@@ -229,7 +233,7 @@ PROGRAMS: dict[str, Callable] = {
     "slices": lambda x: jax.lax.dynamic_slice(x, (x.astype(int)[0, 0], 0), (2, 2)),
     "iota": lambda x: jax.lax.broadcasted_iota(int, (2, 3), 1),
     "round": jnp.round,
-    "state_read": lambda x: state_read.bind(state=0, leaf=0, aval=jax.typeof(x)),
+    "state_read": lambda x: _primitives()["state_read"].bind(state=0, leaf=0, aval=jax.typeof(x)),
 }  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-__all__ = ["MODULES", "PACKAGE", "ROOT", "SOURCE", "Module", "load", "span"]
+__all__ = ["MODULES", "PACKAGE", "ROOT", "SOURCE", "Module", "files", "floors", "import_graph", "load", "rooms", "span"]
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -90,3 +92,49 @@ def load(source: Path = SOURCE) -> list[Module]:
 
 
 MODULES = load()
+
+
+# ------------------------------------------------------------------------------------------ folders and imports
+
+Graph = dict[str, set[str]]
+
+
+def files(modules: Iterable[Module]) -> Graph:
+    """Return the modules in each folder, its ``__init__`` included."""
+    found = defaultdict(set)
+    for module in modules:
+        found[module.name if module.is_package else module.name.rpartition(".")[0]].add(module.name)
+    return dict(found)
+
+
+def import_graph(modules: Iterable[Module]) -> Graph:
+    """Return which modules each module imports."""
+    known = {module.name: module for module in modules}
+
+    def imported(module):
+        targets = (target if target in known else target.rpartition(".")[0] for _, target in module.imports())
+        return {target for target in targets if target in known} - {module.name}
+
+    return {name: imported(module) for name, module in known.items()}
+
+
+def rooms(graph: Graph, folder: str) -> Graph:
+    """Return the imports between the parts of a folder: its modules, its folders, and its ``__init__``."""
+
+    def room(name):
+        inside = name == folder or name.startswith(f"{folder}.")
+        return (name[len(folder) + 1 :].partition(".")[0] or "__init__") if inside else None
+
+    found: Graph = defaultdict(set)
+    for name, targets in graph.items():
+        if (own := room(name)) is not None:
+            found[own] |= {target for target in map(room, targets) if target is not None} - {own, "__init__"}
+    return dict(found)
+
+
+def floors(graph: Graph) -> int:
+    """Return the length of the longest way along imports."""
+    level: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():
+        level[name] = 1 + max((level[target] for target in graph.get(name, ())), default=0)
+    return max(level.values(), default=0)

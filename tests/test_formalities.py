@@ -22,7 +22,7 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from _api import public_modules
 
-from _source import MODULES, PACKAGE, ROOT, Module, span
+from _source import MODULES, PACKAGE, ROOT, Module, files, floors, import_graph, rooms, span
 
 # What a part of the package may import from the package, itself aside. `__init__` may import all.
 CORE = "_errors _compat _arrays _functions _copies _seam _state"
@@ -91,6 +91,7 @@ OPTIONAL = {
 FOREIGN = OPTIONAL | {"sklearn", "flax"}
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
+FOLDER_FILES, FLOORS = 12, 6
 # Functions with more parameters, and why: {"module.function": "reason"}, from `transform` on.
 WIDE: dict[str, str] = {
     "_first_order.gradient_transform.GradientTransform.__init__": "what all derivatives take, and the derivative",
@@ -298,15 +299,8 @@ def test_wide_lists_nothing_stale():
 
 def import_cycle(modules: Iterable[Module]) -> list[str]:
     """Return a cycle of imports, or nothing."""
-    modules = {module.name: module for module in modules}
-    graph = {
-        name: {
-            target if target in modules else target.rpartition(".")[0] for _, target in module.imports()
-        }.intersection(modules)
-        for name, module in modules.items()
-    }
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter(import_graph(modules)).prepare()
     except CycleError as error:
         return error.args[1]
     return []
@@ -331,6 +325,46 @@ def test_cycle_is_found():
     b = Module.parse("def f():\n    from brainstate.a import x", "brainstate.b")
     assert set(import_cycle([a, b])) == {"brainstate.a", "brainstate.b"}
     assert not import_cycle([a])
+
+
+def crowded_folders(modules: Iterable[Module]) -> dict[str, int]:
+    """Return the folders with more files than one looks through, and how many each has."""
+    return {folder: len(names) for folder, names in files(modules).items() if len(names) > FOLDER_FILES}
+
+
+def tall_folders(modules: Iterable[Module]) -> dict[str, int]:
+    """Return the folders in `transform`, itself included, whose parts stand on too many floors, and how many those are."""
+    modules = list(modules)
+    graph, inside = (
+        import_graph(modules),
+        [folder for folder in files(modules) if folder.startswith(f"{PACKAGE}.transform")],
+    )
+    heights = {folder: floors(rooms(graph, folder)) for folder in inside}
+    return {folder: height for folder, height in heights.items() if height > FLOORS}
+
+
+def test_a_folder_has_few_files():
+    assert not crowded_folders(MODULES)
+
+
+def test_transforms_stand_on_few_floors():
+    assert not tall_folders(MODULES)
+
+
+def test_a_crowded_folder_is_found():
+    names = ["brainstate.a", *(f"brainstate.a.m{i}" for i in range(FOLDER_FILES))]
+    modules = [Module.parse("", name, is_package=name == "brainstate.a") for name in names]
+    assert crowded_folders(modules) == {"brainstate.a": FOLDER_FILES + 1}
+    assert not crowded_folders(modules[:-1])
+
+
+def test_a_tall_folder_is_found():
+    def tower(height):
+        yield Module.parse("", "brainstate.transform", is_package=True)
+        for i in range(height):
+            yield Module.parse(f"from .m{i - 1} import x" if i else "", f"brainstate.transform.m{i}")
+
+    assert tall_folders(tower(FLOORS + 1)) == {"brainstate.transform": FLOORS + 1} and not tall_folders(tower(FLOORS))
 
 
 def test_no_paragraph_stands_twice():
