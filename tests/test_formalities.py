@@ -333,7 +333,7 @@ def crowded_folders(modules: Iterable[Module]) -> dict[str, int]:
 
 
 def tall_folders(modules: Iterable[Module]) -> dict[str, int]:
-    """Return the folders in `transform`, itself included, whose parts stand on too many floors, and how many those are."""
+    """Return the folders in `transform`, itself included, whose parts stand on too many floors, and their number."""
     modules = list(modules)
     graph, inside = (
         import_graph(modules),
