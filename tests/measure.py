@@ -83,7 +83,7 @@ def longest_body(modules: Modules) -> str:
 
 
 def _largest(sizes) -> str:
-    size, name = max(sizes, key=lambda pair: pair[0])
+    size, name = max(sizes, key=lambda pair: pair[0], default=(0, ""))
     return f"{size} (`{name.partition('.')[2]}`)"
 
 
