@@ -24,16 +24,20 @@ class Module:
     is_package: bool
     text: str
     tree: ast.Module
+    stub: "Module | None" = None  # the types that are written in a file of their own
 
     @classmethod
-    def parse(cls, text: str, name: str, is_package: bool = False) -> "Module":
-        return cls(name, is_package, text, ast.parse(text))
+    def parse(cls, text: str, name: str, is_package: bool = False, stub: str | None = None) -> "Module":
+        types = None if stub is None else cls.parse(stub, name, is_package)
+        return cls(name, is_package, text, ast.parse(text), types)
 
     @classmethod
     def load(cls, path: Path, source: Path = SOURCE) -> "Module":
         parts = path.relative_to(source).with_suffix("").parts
         is_package = parts[-1] == "__init__"
-        return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
+        stub = path.with_suffix(".pyi")
+        types = stub.read_text() if stub.exists() else None
+        return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package, types)
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         """Every function with its qualified name, nested ones and methods included."""

@@ -10,7 +10,7 @@ import re
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from _jax_names import dead_primitives, primitives_named
@@ -39,22 +39,25 @@ NOT_PARTICIPLES = "seed feed need speed embed string ring thing nothing somethin
 
 
 def code_lines(modules: Modules) -> str:
-    """Count lines without docstrings, comments and blanks, and those of overloads aside; and files."""
-    overloads = overload_lines(modules)
-    lines = sum(len(module.code_lines()) for module in modules) - overloads
-    return f"{lines:,}{f' + {overloads:,} of overloads' if overloads else ''} · {len(modules)}"
+    """Count lines without docstrings, comments and blanks, and those of types aside; and files."""
+    types = type_lines(modules)
+    lines = sum(len(module.code_lines() - overload_lines(module)) for module in modules)
+    return f"{lines:,}{f' + {types:,} of types' if types else ''} · {len(modules)}"
 
 
-def overload_lines(modules: Modules) -> int:
-    """Count the lines of functions that are declared with ``@overload``."""
-    found = 0
-    for module in modules:
-        lines: set[int] = set()
-        for _, function in module.functions():
-            if any(ast.unparse(each).rpartition(".")[2] == "overload" for each in function.decorator_list):
-                lines.update(span(function), *map(span, function.decorator_list))
-        found += len(lines & module.code_lines())
-    return found
+def type_lines(modules: Modules) -> int:
+    """Count the lines of overloads, and of files that hold nothing but types."""
+    stubs = sum(len(module.stub.code_lines()) for module in modules if module.stub)
+    return stubs + sum(len(overload_lines(module)) for module in modules)
+
+
+def overload_lines(module: Module) -> set[int]:
+    """Return the lines of code of functions that are declared with ``@overload``."""
+    lines: set[int] = set()
+    for _, function in module.functions():
+        if any(ast.unparse(each).rpartition(".")[2] == "overload" for each in function.decorator_list):
+            lines.update(span(function), *map(span, function.decorator_list))
+    return lines & module.code_lines() if lines else lines
 
 
 def comments(modules: Modules) -> str:
@@ -206,13 +209,20 @@ def untyped(modules: Modules) -> str:
         for node in package.tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
-    returns = defaultdict(list)
+    typed = _returned([package.stub] if package.stub else [])
+    defined = _returned(module for module in modules if module.name.startswith("brainstate.transform"))
+    kinds = [typed.get(name, defined[name]) for name in names if name in defined]
+    return f"{sum(each == {'Any'} for each in kinds)} of {len(kinds)}"
+
+
+def _returned(modules: Iterable[Module]) -> dict[str, set[str]]:
+    """Return what the functions at the top level of modules return, as it is written there."""
+    found = defaultdict(set)
     for module in modules:
-        if module.name.startswith("brainstate.transform"):
-            for node in module.tree.body:
-                if isinstance(node, ast.FunctionDef) and node.name in names:
-                    returns[node.name].append(ast.unparse(node.returns) if node.returns else "Any")
-    return f"{sum(set(kinds) == {'Any'} for kinds in returns.values())} of {len(returns)}"
+        for node in module.tree.body:
+            if isinstance(node, ast.FunctionDef):
+                found[node.name].add(ast.unparse(node.returns) if node.returns else "Any")
+    return dict(found)
 
 
 # ------------------------------------------------------------------------------------------ the table

@@ -39,7 +39,7 @@ def make_it(eqn):
 @pytest.mark.parametrize(
     ("function", "number"),
     [
-        (measure.code_lines, "8 + 2 of overloads · 1"),
+        (measure.code_lines, "8 + 2 of types · 1"),
         (measure.longest_file, "10 (`a`)"),
         (measure.longest_body, "3 (`a.made`)"),
         (measure.comments, "10.0 %"),
@@ -85,7 +85,12 @@ def k(a) -> Any: ...
 class C: ...
 def hidden(): ...
 """
-    assert measure.untyped([exported, module(text, "brainstate.transform.room.m")]) == "2 of 4"
+    inside = module(text, "brainstate.transform.room.m")
+    assert measure.untyped([exported, inside]) == "2 of 4"
+    stub = "def f() -> int: ...\ndef h() -> Any: ...\nclass g: ..."
+    exported = Module.parse(exported.text, exported.name, True, stub)
+    assert measure.untyped([exported, inside]) == "2 of 4"  # f is typed there and h is not
+    assert measure.code_lines([exported]) == "1 + 3 of types · 1"
 
 
 def test_floors_and_imports_of_a_folder():
