@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from brainstate.transform._sparse.transforms.pattern import _star
+from brainstate.transform._sparse.pattern import _star
 
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, StateTypeError, StateValueError

@@ -200,8 +200,8 @@ class taps(Mapping):
     derivative has as many passes as it has reverse modes: `hessian` is forward over reverse, and has one.
 
     Listeners nest, and each hears the functions that are traced while it listens. A compiled function, of `jit` or of
-    ``jax.jit``, has a program of its own for that, and the one from before is used again afterwards. A pullback that was
-    made before anybody listened stays silent.
+    ``jax.jit``, has a program of its own for that, and uses the one from before afterwards. A pullback that was made
+    before anybody listened stays silent.
 
     Examples
     --------
