@@ -24,8 +24,16 @@ from brainstate import (
 )
 from brainstate import random as R
 from brainstate import transform as T
+from brainstate.nn import Module
 
 XS = jnp.array([1.0, 2.0, 3.0])
+
+
+class Holder(Module):
+    """A Module whose State has a path."""
+
+    def __init__(self):
+        self.weight = ParamState(jnp.ones(2))
 
 
 class Around:
@@ -506,6 +514,113 @@ def test_misuse(name, where):
 
 def test_the_table_is_large_enough():
     assert len(TABLE) >= 40
+
+
+# ------------------------------------------------------------------------------------------ a State in a result
+
+
+def custom(make, rule):
+    def call(f):
+        ruled = make(lambda x: f())
+        getattr(ruled, rule)(*[lambda *_: None] * (2 if rule == "defvjp" else 1))
+        return ruled(1.0)
+
+    return call
+
+
+def mapped_over_a_mesh(f):
+    spec = jax.sharding.PartitionSpec()
+    return T.shard_map(lambda x: f(), mesh=jax.make_mesh((1,), ("d",)), in_specs=spec, out_specs=spec)(1.0)
+
+
+AROUND = Around()
+# {transform: (call it with a function of no arguments, the name in the message if it is another one)}
+RETURNING = {
+    "accumulate": (lambda f: T.accumulate(T.grad(lambda x: f(), AROUND.w), 1)(XS), "grad"),
+    "argmin": (lambda f: T.argmin(lambda y: f(), 1.0),),
+    "associative_scan": (lambda f: T.associative_scan(lambda a, b: f(), XS),),
+    "bounded_while_loop": (lambda f: T.bounded_while_loop(lambda c: c < 1.0, lambda c: f(), 0.0, max_steps=2),),
+    "check_grads": (lambda f: T.check_grads(lambda x: f(), 1.0),),
+    "checkify": (lambda f: T.checkify(f)(),),
+    "checkpoint": (lambda f: T.checkpoint(f)(),),
+    "checkpointed_for_loop": (lambda f: T.checkpointed_for_loop(f, length=2),),
+    "checkpointed_scan": (lambda f: T.checkpointed_scan(lambda c, x: (c, f()), 0.0, XS),),
+    "cond": (lambda f: T.cond(True, f, f),),
+    "custom_jvp": (custom(T.custom_jvp, "defjvp"),),
+    "custom_vjp": (custom(T.custom_vjp, "defvjp"),),
+    "eval_shape": (lambda f: T.eval_shape(f),),
+    "explain": (lambda f: T.explain(lambda x: f(), 1.0),),
+    "fisher": (lambda f: T.fisher(lambda x: f(), "gaussian", argnums=0)(1.0, 1.0),),
+    "fixed_point": (lambda f: T.fixed_point(lambda y: f(), 1.0),),
+    "for_loop": (lambda f: T.for_loop(f, length=2),),
+    "fori_loop": (lambda f: T.fori_loop(0, 2, lambda i, x: f(), 1.0),),
+    "functional": (lambda f: T.functional(f)[0]({}),),
+    "fwd_grad": (lambda f: T.fwd_grad(lambda x: f())(1.0),),
+    "ggn": (lambda f: T.ggn(lambda x: x, lambda out, x: f(), argnums=0)(1.0, 1.0),),
+    "grad": (lambda f: T.grad(lambda x: f())(1.0),),
+    "hessian": (lambda f: T.hessian(lambda x: f())(1.0),),
+    "hessian_sparsity": (lambda f: T.hessian_sparsity(lambda x: f())(1.0),),
+    "hvp": (lambda f: T.hvp(lambda x: f())(1.0, 1.0),),
+    "ifelse": (lambda f: T.ifelse([True, False], [f, f]), "switch"),
+    "jacfwd": (lambda f: T.jacfwd(lambda x: f())(1.0),),
+    "jacobian": (lambda f: T.jacobian(lambda x: f())(1.0), "jacrev"),
+    "jacobian_sparsity": (lambda f: T.jacobian_sparsity(lambda x: f())(1.0),),
+    "jacrev": (lambda f: T.jacrev(lambda x: f())(1.0),),
+    "jit": (lambda f: T.jit(f)(),),
+    "jvp": (lambda f: T.jvp(lambda x: f(), (1.0,), (1.0,)),),
+    "laplacian": (lambda f: T.laplacian(lambda x: f())(1.0),),
+    "linearize": (lambda f: T.linearize(lambda x: f(), 1.0),),
+    "make_jaxpr": (lambda f: T.make_jaxpr(f)(),),
+    "map": (lambda f: T.map(lambda x: f(), XS),),
+    "map in batches": (lambda f: T.map(lambda x: f(), XS, batch_size=2), "map"),
+    "per_example_grad": (lambda f: T.per_example_grad(lambda x: f(), argnums=0)(XS),),
+    "per_example_norms": (lambda f: T.per_example_norms(lambda x: f(), argnums=0)(XS),),
+    "prepare": (lambda f: T.prepare(f), "jit"),
+    "remat": (lambda f: T.remat(f)(), "checkpoint"),
+    "root": (lambda f: T.root(lambda y: f(), 1.0),),
+    "scan": (lambda f: T.scan(lambda c, x: (c, f()), 0.0, XS),),
+    "shard_map": (mapped_over_a_mesh,),
+    "sparse_hessian": (lambda f: T.sparse_hessian(lambda x: f())(1.0),),
+    "sparse_jacobian": (lambda f: T.sparse_jacobian(lambda x: f())(1.0),),
+    "StateFinder": (lambda f: T.StateFinder(f)(),),
+    "stop_gradient": (lambda f: T.stop_gradient(f)(),),
+    "switch": (lambda f: T.switch(0, [f, f]),),
+    "switch of one": (lambda f: T.switch(0, [f]), "switch"),
+    "taylor": (lambda f: T.taylor(lambda x: f(), (1.0,), (1.0,), 2),),
+    "value_and_grad": (lambda f: T.value_and_grad(lambda x: f())(1.0),),
+    "vector_grad": (lambda f: T.vector_grad(lambda x: f())(1.0),),
+    "vjp": (lambda f: T.vjp(lambda x: f(), 1.0),),
+    "vmap": (lambda f: T.vmap(f, axis_size=2)(),),
+    "vmap_new_states": (lambda f: T.vmap_new_states(f, axis_size=2)(), "vmap"),
+    "while_loop": (lambda f: T.while_loop(lambda c: c < 1.0, lambda c: f(), 0.0),),
+    "condition": (lambda f: T.while_loop(lambda c: f(), lambda c: c, 0.0), "the condition of while_loop"),
+}
+NOT_OF_A_FUNCTION = {"Estimate", "Explanation", "FoundStates", "LinearOperator", "Prepared", "ProgressBar"}
+NOT_OF_A_FUNCTION |= {"SparsityPattern", "named_scope", "save_states", "substituted", "tap", "taps"}
+NOT_OF_A_FUNCTION |= {"GradientTransform"}  # the row of each gradient
+
+
+def test_each_transform_has_a_row():
+    assert set(T.__all__) - NOT_OF_A_FUNCTION <= set(RETURNING)
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["", "without jit"])
+@pytest.mark.parametrize("name", RETURNING)
+def test_a_state_in_a_result(name, disabled):
+    """One error for all: it names the State by its path, the transform and the remedy, and nothing is changed."""
+    if disabled and name == "prepare":
+        pytest.skip("prepare compiles")
+    call, shown = (*RETURNING[name], name)[:2]
+    model, a = Holder(), Around()
+
+    def returning():
+        a.s.value = a.s.value + 1.0
+        return {"out": model.weight}
+
+    with jax.disable_jit(disabled), unchanged(*a.all, model.weight), pytest.raises(StateValueError) as caught:
+        call(returning)
+    pattern = rf"^ParamState at Holder\.weight is among the results of a function under {shown}, at .*\['out'\]: "
+    assert re.search(pattern + r".*return `state\.value`", str(caught.value)), str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------ after a failure

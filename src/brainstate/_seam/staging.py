@@ -6,13 +6,12 @@ runs the user's function once.
 """
 
 import jax
-from jax.extend.core import jaxpr_as_fun, valid_jaxtype
+from jax.extend.core import jaxpr_as_fun
 
-from .._errors import StateTypeError
 from .._functions import named_after
 from .marker import state_read
 from .marker import thread as _thread
-from .scope import Scope, _opaque, is_tracer, refuse_foreign, refuse_states, traced_part
+from .scope import Scope, is_tracer, refuse_foreign, run, traced_part
 
 __all__ = ["Restart", "Staged", "caught", "stage"]
 
@@ -73,18 +72,6 @@ class Staged:
         return True
 
 
-def _refuse_results(out, fun, name) -> None:
-    """Refuse results that are no JAX types."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
-        if not valid_jaxtype(leaf):
-            where = jax.tree_util.keystr(path)
-            raise StateTypeError(
-                f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
-                f"{where and ' at ' + where}, which is no JAX type: a function under brainstate.transform.{name} "
-                f"returns arrays and numbers, in containers that JAX knows."
-            )
-
-
 def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
 
@@ -95,25 +82,22 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     scope, trees = scope or Scope(name, stages=True), []
     explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
 
-    def run(*inputs, **named):
+    def flat(*inputs, **named):
         filled = list(leaves)
         for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
             filled[i] = leaf
         a, k = treedef.unflatten(filled)
-        with scope, jax.explain_cache_misses(explained):
-            out = fun(*a, **k)
-            refuse_states(out, f"results of a function under {name}")
-            _refuse_results(out, fun, name)
-            writes = scope.close()
-            for state, value in zip(writes.states, writes.values, strict=True):
-                refuse_foreign(state, value, "was given", name)
-            out = (out, writes)
-        flat, tree = jax.tree.flatten(out)
+        with jax.explain_cache_misses(explained):
+            out, writes = run(scope, fun, *a, **k)
+        refuse_foreign(out, lambda: f"{getattr(fun, '__qualname__', type(fun).__name__)} returned", name)
+        for state, value in zip(writes.states, writes.values, strict=True):
+            refuse_foreign(value, lambda state=state: f"{state.describe()} was given", name)
+        out, tree = jax.tree.flatten((out, writes))
         trees.append(tree)
-        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
+        return out  # JAX's caches keep the structure of a result, and that of `(out, writes)` holds States
 
-    named_after(run, fun, same_arguments=True)
+    named_after(flat, fun, same_arguments=True)
     named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
-    with jax.explain_cache_misses(False):  # `run` is always a new function; what matters is the trace around it
-        closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
+    with jax.explain_cache_misses(False):  # `flat` is always a new function; what matters is the trace around it
+        closed = jax.make_jaxpr(flat)(*(traced_part(arg, dynamic) for arg in args), **named)
     return Staged(closed, places, trees[0], scope)

@@ -12,7 +12,7 @@ from jax.extend.core import valid_jaxtype
 
 from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Carried, Writes
-from ..._seam.scope import Scope, commit, gather
+from ..._seam.scope import Scope, commit, gather, run
 from ..._seam.staging import stage
 from ..._state import State
 from .._wrapper import resemble
@@ -49,21 +49,17 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     leaves, treedef = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
-    def run(*inputs):
+    def pure(*inputs):
         filled = dict(zip(places, inputs, strict=True))
         a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with Scope("eval_shape", frozen=False) as scope:
-            out = Carried.of(f(*a, **k))
-            values = dict(zip(*_parts(scope.close()), strict=True))
-        return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
+        scope = Scope("eval_shape", frozen=False)
+        out, writes = run(scope, f, *a, **k)
+        values = dict(zip(writes.states, writes.values, strict=True))
+        return Carried.of(out), Writes(tuple(scope.born), [values[s] for s in scope.born])
 
-    out, new = jax.eval_shape(named_after(run, f), *(leaves[i] for i in places))
+    out, new = jax.eval_shape(named_after(pure, f), *(leaves[i] for i in places))
     commit(new)
     return out.tree()
-
-
-def _parts(writes):
-    return writes.states, writes.values
 
 
 class FoundStates(NamedTuple):

@@ -42,7 +42,7 @@ from ..._seam.donation import donors
 from ..._seam.local_states import users_frame
 from ..._seam.module_reads import Touched, reading
 from ..._seam.packing import ABSENT, may_fail, tracing
-from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
+from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged, run
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, box, generators, give, launch, outside
 from ..._seam.tokens import apart, refuse_leak
@@ -89,8 +89,7 @@ class _Program:
 
     def _pure(self, values, args, kwargs):
         if jit_disabled():
-            with Scope("jit") as scope:
-                out, writes = self.fun(*args, **kwargs), scope.close()
+            out, writes = run(Scope("jit"), self.fun, *args, **kwargs)
             return out, self._aligned(writes.states, writes.values)
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)

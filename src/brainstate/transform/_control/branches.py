@@ -143,7 +143,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     """
     _check_pred("cond: pred", pred)
     if jit_disabled() and not is_tracer(pred):
-        return directly("cond", lambda: true_fun(*operands) if pred else false_fun(*operands))
+        return directly("cond", true_fun if pred else false_fun, *operands)
     (yes, no), finish = _branches("cond", (true_fun, false_fun), operands)
     return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
@@ -183,9 +183,9 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     if not valid_jaxtype(index) or jnp.ndim(index) != 0 or not jnp.issubdtype(jax.typeof(index).dtype, jnp.integer):
         raise StateTypeError(f"switch: index is {_kind(index)}, an integer scalar is needed.")
     if len(branches) == 1:
-        return branches[0](*operands)
+        return directly("switch", branches[0], *operands)
     if jit_disabled() and not is_tracer(index):
-        return directly("switch", lambda: branches[int(np.clip(index, 0, len(branches) - 1))](*operands))
+        return directly("switch", branches[int(np.clip(index, 0, len(branches) - 1))], *operands)
     pure, finish = _branches("switch", branches, operands)
     return finish(jax.lax.switch(index, pure, *operands))
 

@@ -15,7 +15,7 @@ from jax.extend.core import valid_jaxtype
 
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after, signature_of
-from ..._seam.scope import Scope, commit, frozen_here, refuse_states, traced_part
+from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run, traced_part
 from ...filters import to_predicate
 from .._wrapper import resemble
 
@@ -119,15 +119,14 @@ class Checkpointed:
             filled = dict(zip(places, jax.tree.leaves((inputs, named)), strict=True))
             given, named = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
             given = iter(given)
-            with _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen) as scope:
-                out = self._fun(*(a if i in static else next(given) for i, a in enumerate(args)), **named, **fixed)
-                refuse_states(out, "results of a function under checkpoint")
-                return out, scope.close()
+            given = [a if i in static else next(given) for i, a in enumerate(args)]
+            scope = _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen)
+            return run(scope, self._fun, *given, **named, **fixed)
 
         self._name(pure)
         named = {key: traced_part(arg, valid_jaxtype) for key, arg in dynamic[1].items()}
-        run = jax.checkpoint(pure, **self._options)
-        out, writes = run(*(traced_part(arg, valid_jaxtype) for arg in dynamic[0]), **named)
+        replayed = jax.checkpoint(pure, **self._options)
+        out, writes = replayed(*(traced_part(arg, valid_jaxtype) for arg in dynamic[0]), **named)
         commit(writes)
         return out
 

@@ -74,8 +74,8 @@ class _Axes:
 class _Lane(Scope):
     """A staging scope that shows one lane of the States that have an axis."""
 
-    def __init__(self, axis_of):
-        super().__init__("vmap", stages=True)
+    def __init__(self, name, axis_of):
+        super().__init__(name, stages=True)
         self.axis_of = axis_of
 
     def _types(self, state, leaves):
@@ -194,7 +194,7 @@ class Mapped(Remade):
         wrapped = named_after(wrapped, self.fn, same_arguments=True)
 
         def probe(args, kwargs):
-            raise Restart(stage(wrapped, args, kwargs, name="vmap", scope=_Lane(self.axis_in)))
+            raise Restart(stage(wrapped, args, kwargs, name=self.name, scope=_Lane(self.name, self.axis_in)))
 
         options = {**self.options, "axis_size": size}
         return caught(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
@@ -386,6 +386,7 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
 class _MappedAgain(Mapped):
     """Lanes of a function that is staged by the first call only: all calls are alike but for the number of lanes."""
 
+    name = "map"
     _staged = None
 
     def _stage(self, args, kwargs, size):

@@ -16,7 +16,7 @@ import jax
 from ..._copies import Remade
 from ..._errors import StateValueError
 from ..._functions import boundary, check_function, signature_of
-from ..._seam.scope import Scope, differentiated, gather
+from ..._seam.scope import Scope, differentiated, gather, run
 from ..._seam.tokens import deferred, outside_rule
 from .._compile.signature import most_positional
 from .._select_states import select
@@ -70,9 +70,8 @@ class _Custom(Remade):
         """Return ``fun`` in a scope with these values of the declared States, refusing what no rule can handle."""
 
         @functools.wraps(fun, updated=())
-        def run(*args, **kwargs):
-            with _Ruled(self.name, values or {}, frozen=False) as scope:
-                out, writes = fun(*args, **kwargs), scope.close()
+        def guarded(*args, **kwargs):
+            out, writes = run(_Ruled(self.name, values or {}, frozen=False), fun, *args, **kwargs)
             for state in writes.states:
                 raise StateValueError(
                     f"{state.describe()} is written by a function under {self.name}: a rule has no place for writes. "
@@ -80,7 +79,7 @@ class _Custom(Remade):
                 )
             return out
 
-        return run
+        return guarded
 
     @boundary
     def __call__(self, *args, **kwargs):
@@ -110,13 +109,13 @@ def _places(name, numbers, fun) -> tuple[int, ...]:
 
 def _with_values(fun, pure):
     """Return ``pure`` with the signature of ``fun`` behind its first argument, by which JAX resolves keywords."""
-    run: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
+    renamed: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
     if signature is not None:
         longest = max(map(len, signature.parameters), default=0)
         first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
-        run.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
-    return run
+        renamed.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+    return renamed
 
 
 class CustomVJP(_Custom):

@@ -14,7 +14,7 @@ from jax.extend.core import valid_jaxtype
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import named_after
 from ..._seam.packing import Writes
-from ..._seam.scope import Scope, commit, gather, refuse_states
+from ..._seam.scope import Scope, commit, gather, refuse_states, run
 from ..._seam.staging import stage
 from ..._state import State
 from .._select_states import select
@@ -92,10 +92,7 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
     def pure(values, /, *args, **kwargs):
         given = _given(name, selection, values)
         refuse_states((args, kwargs), f"arguments of a function made by {name}")
-        with Scope(name, given) as scope:
-            out = f(*args, **kwargs)
-            refuse_states(out, f"results of a function under {name}")
-            writes = scope.close()
+        out, writes = run(Scope(name, given), f, *args, **kwargs)
         new = dict(zip(writes.states, writes.values, strict=True))
         lost = [state.describe() for state in new if state not in given]
         if lost:

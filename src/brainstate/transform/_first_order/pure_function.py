@@ -18,7 +18,7 @@ from ..._arrays import differentiable
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import check_function
 from ..._seam.packing import Carried
-from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states
+from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states, run
 from .._select_states import Selection, is_live, owns_states, select
 
 __all__ = [
@@ -206,10 +206,8 @@ class PureFunction:
                 with Scope(self.name, frozen=call.frozen):  # a transform may trace this: the read is of this call
                     values[state] = _fill(read(state), values[state])
         args = place(rest, call.argnums, picked)
-        with Scope(self.name, values, frozen=call.frozen) as scope:
-            out = self.fun(*args, **kwargs)
-            refuse_states(out, f"results of a function under {self.name}")
-            writes = scope.close()
+        scope = Scope(self.name, values, frozen=call.frozen)
+        out, writes = run(scope, self.fun, *args, **kwargs)
         if self.check_states and (scope.unused or scope.overwritten):
             raise self._unused(call.selection, scope.unused, scope.overwritten)
         value, aux = self._parts(out)

@@ -32,7 +32,7 @@ from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Carried
-from ..._seam.scope import Scope, commit, refuse_states
+from ..._seam.scope import Scope, commit, run
 from .._first_order.gradients import is_scalar, shapes_of
 from .._first_order.pure_function import PureFunction, pick, place, positions
 from .._first_order.vector_space import Space
@@ -137,18 +137,20 @@ class Product(Remade):
 
     def _at(self, then, args, kwargs):
         """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
-        # Model, loss and targets run one after the other in this scope: each sees what the one before it wrote.
-        with Scope(self.name) as scope:
+
+        def at():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
             first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
             grad = found.gradient() if self.return_grad else None
-            writes = scope.close()
+            wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
+            return first, *(part for part, asked in wanted if asked)
+
+        # Model, loss and targets run one after the other in one scope: each sees what the one before it wrote.
+        result, writes = run(Scope(self.name), at)
         commit(writes)
-        wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
-        result = (first, *(part for part, asked in wanted if asked))
-        return result if len(result) > 1 else first
+        return result if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
         raise NotImplementedError
@@ -356,10 +358,7 @@ class _GaussNewton(Through):
 
         def loss(out, picked):
             args = place(rest, point.argnums, jax.tree.map(_constant, picked))
-            with _OfOutput(self.name, point.states) as scope:
-                value = self.loss_fn(out, *args, **point.kwargs)
-                refuse_states(value, f"results of a function under {self.name}")
-                writes = scope.close()
+            value, writes = run(_OfOutput(self.name, point.states), self.loss_fn, out, *args, **point.kwargs)
             return _scalar(self.name, "loss_fn", value), Carried.of((value, writes))
 
         def slope_at(out):
