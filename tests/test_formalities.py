@@ -64,7 +64,7 @@ LAYERS = {
     "_arrays": "_errors",
     "_functions": "_errors",
     "_copies": "_errors",
-    "_seam": "_errors _compat _functions",
+    "_seam": "_errors _compat _arrays _functions",
     "_state": "_errors _compat _seam",
     "_program": "_compat",
     "filters": CORE,

@@ -92,7 +92,7 @@ TABLE = {
     "raw scan in a loop of ours": (
         lambda a: T.for_loop(lambda x: jax.lax.scan(lambda c, y: (c, put(a.s, y)), x, XS), XS),
         TraceContextError,
-        r"State 's' was written inside a raw JAX transform within brainstate.transform.scan",
+        r"State 's' was written inside a raw JAX transform within brainstate.transform.for_loop",
     ),
     "raw vmap in a branch of ours": (
         lambda a: T.cond(True, lambda: jax.vmap(lambda x: put(a.s, x))(XS), lambda: XS),
@@ -108,7 +108,7 @@ TABLE = {
     "a state that changes its dtype": (
         lambda a: T.for_loop(lambda x: put(a.n, a.n.value.astype(jnp.float32) + x), XS),
         StateTypeError,
-        r"State 'n' is int32\[\] before an iteration of scan and float32\[\] after it.*Cast",
+        r"State 'n' is int32\[\] before an iteration of for_loop and float32\[\] after it.*Cast",
     ),
     "a state that changes its shape": (
         lambda a: T.scan(lambda c, x: (c, put(a.h, jnp.append(a.h.value, x))), 0.0, XS),
@@ -123,7 +123,7 @@ TABLE = {
     "a container that grows in place": (
         lambda a: T.for_loop(lambda x: a.m.value.update(c=x), XS),
         StateTypeError,
-        r"State 'm' is .* before an iteration of scan and .*'c'",
+        r"State 'm' is .* before an iteration of for_loop and .*'c'",
     ),
     "a state that changes in a while loop": (
         lambda a: T.while_loop(lambda x: x < 2.0, lambda x: (put(a.h, a.h.value[:2]), x + 1.0)[1], 0.0),
@@ -133,17 +133,17 @@ TABLE = {
     "a state that changes in a checkpointed loop": (
         lambda a: T.checkpointed_for_loop(lambda x: put(a.h, a.h.value[:2]), XS),
         StateTypeError,
-        r"HiddenState 'h' .* of checkpointed_scan",
+        r"HiddenState 'h' .* of checkpointed_for_loop",
     ),
     "text written in a loop": (
         lambda a: T.for_loop(lambda x: put(a.s, "text") and x, XS),
         StateTypeError,
-        r"State 's' was given a str, which is no JAX type.*plain attribute",
+        r"State 's' was given a str, which is not a JAX type.*plain attribute",
     ),
     "text read in a loop": (
         lambda a: T.for_loop(lambda x: x * len(a.text.value), XS),
         StateTypeError,
-        r"State 'text' holds a str, which is no JAX type",
+        r"State 'text' holds a str, which is not a JAX type",
     ),
     "a carry that changes its type": (
         lambda a: T.scan(lambda c, x: (put(a.s, x) * jnp.ones(2), None), 0.0, XS),
@@ -163,7 +163,7 @@ TABLE = {
     "no length": (
         lambda a: T.for_loop(lambda: put(a.s, a.s.value + 1.0)),
         StateValueError,
-        r"scan: nothing says how long the loop is.*or length",
+        r"for_loop: nothing says how long the loop is.*or length",
     ),
     "no length and a progress bar": (
         lambda a: T.scan(lambda c, _: (put(a.s, c), None), 0.0, pbar=T.ProgressBar()),
@@ -173,12 +173,12 @@ TABLE = {
     "two lengths": (
         lambda a: T.for_loop(lambda x, y: put(a.s, x), XS, jnp.ones(4)),
         StateValueError,
-        r"scan: the lengths \[3, 4\] disagree",
+        r"for_loop: the lengths \[3, 4\] disagree",
     ),
     "another length": (
         lambda a: T.checkpointed_for_loop(lambda x: put(a.s, x), XS, length=5),
         StateValueError,
-        r"checkpointed_scan: the lengths \[3, 5\] disagree",
+        r"checkpointed_for_loop: the lengths \[3, 5\] disagree",
     ),
     "a condition that writes": (
         lambda a: T.while_loop(lambda c: put(a.s, c) < 3.0, lambda c: c + 1.0, 0.0),
@@ -198,7 +198,7 @@ TABLE = {
     "a state made in a loop": (
         lambda a: T.for_loop(lambda x: born(put(a.s, x)), XS),
         StateValueError,
-        r"State 'born' is created inside scan and outlives it.*Create it before",
+        r"State 'born' is created inside for_loop and outlives it.*Create it before",
     ),
     "a state made in a while loop": (
         lambda a: T.while_loop(lambda x: x < 3.0, lambda x: born(put(a.s, x + 1.0)), 0.0),
@@ -235,7 +235,7 @@ TABLE = {
     "a state from a loop": (
         lambda a: T.for_loop(lambda x: (put(a.s, x), a.s), XS),
         StateValueError,
-        r"State 's' is among the results of a function under scan",
+        r"State 's' is among the results of a function under for_loop",
     ),
     "reverse mode through a while loop": (
         lambda a: T.grad(lambda x: T.while_loop(lambda c: c < 9.0, lambda c: put(a.s, 2 * c), x))(1.0),
@@ -266,7 +266,7 @@ TABLE = {
     "a branch that writes where there was text": (
         lambda a: T.cond(True, lambda: put(a.text, 1.0), lambda: 1.0),
         StateTypeError,
-        r"State 'text' (is float32\[\] after branch 0 and str where no|holds a str, which is no JAX type)",
+        r"State 'text' (is float32\[\] after branch 0 and str where no|holds a str, which is not a JAX type)",
     ),
     "a state made in a branch": (
         lambda a: T.switch(0, [lambda x: born(put(a.s, x)), lambda x: x], 1.0),

@@ -1,7 +1,8 @@
-"""What the leaves of a pytree are: their types in words, and which of them have derivatives."""
+"""Leaves of a pytree: the cut of a tree by a predicate, their types in words, and which of them have derivatives."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,33 @@ from jax.extend.core import valid_jaxtype
 
 from ._errors import a_type
 
-__all__ = ["differentiable", "layout", "promoted", "tangent_type"]
+__all__ = ["Rest", "combine", "differentiable", "layout", "partition", "promoted", "tangent_type"]
+
+
+class Rest(NamedTuple):
+    """A pytree without some of its leaves: None in their ``places``, counted through all leaves."""
+
+    leaves: tuple
+    places: tuple[int, ...]
+    treedef: Any
+
+
+def partition(tree: Any, chosen: Callable[[Any], bool]) -> tuple[list, Rest]:
+    """Return the leaves of ``tree`` for which ``chosen`` holds, and the rest; `combine` puts them together."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = tuple(i for i, leaf in enumerate(leaves) if chosen(leaf))
+    picked = [leaves[i] for i in places]
+    for i in places:
+        leaves[i] = None
+    return picked, Rest(tuple(leaves), places, treedef)
+
+
+def combine(picked: Any, rest: Rest) -> Any:
+    """Return the tree that `partition` has cut, with ``picked`` in the places of the chosen leaves."""
+    leaves = list(rest.leaves)
+    for i, leaf in zip(rest.places, picked, strict=True):
+        leaves[i] = leaf
+    return rest.treedef.unflatten(leaves)
 
 
 def differentiable(leaf) -> bool:

@@ -72,7 +72,6 @@ __all__ = [
     "retag",
     "retagged",
     "run",
-    "traced_part",
     "write",
 ]
 
@@ -582,10 +581,3 @@ def _raw_transform(state):
 def is_tracer(leaf) -> bool:
     """Tell whether ``leaf`` is a tracer."""
     return isinstance(leaf, Tracer)
-
-
-def traced_part(arg, dynamic):
-    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
-    leaves = jax.tree.leaves(arg)
-    traced = [leaf for leaf in leaves if dynamic(leaf)]
-    return arg if len(traced) == len(leaves) else traced

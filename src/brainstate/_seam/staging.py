@@ -8,12 +8,13 @@ runs the user's function once.
 import jax
 from jax.extend.core import jaxpr_as_fun
 
+from .._arrays import combine, partition
 from .._functions import named_after
 from .marker import state_read
 from .marker import thread as _thread
-from .scope import Scope, is_tracer, refuse_foreign, run, traced_part
+from .scope import Scope, is_tracer, refuse_foreign, run
 
-__all__ = ["Restart", "Staged", "caught", "stage"]
+__all__ = ["Restart", "Staged", "caught", "stage", "traced_part"]
 
 
 def caught(call, fun) -> "Staged":
@@ -72,21 +73,24 @@ class Staged:
         return True
 
 
+def traced_part(arg, dynamic):
+    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
+    leaves = jax.tree.leaves(arg)
+    traced = [leaf for leaf in leaves if dynamic(leaf)]
+    return arg if len(traced) == len(leaves) else traced
+
+
 def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
 
     Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
     """
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
     scope, trees = scope or Scope(name, stages=True), []
+    _, rest = partition((args, kwargs), dynamic)
     explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
 
     def flat(*inputs, **named):
-        filled = list(leaves)
-        for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
-            filled[i] = leaf
-        a, k = treedef.unflatten(filled)
+        a, k = combine(jax.tree.leaves((inputs, named)), rest)
         with jax.explain_cache_misses(explained):
             out, writes = run(scope, fun, *a, **k)
         refuse_foreign(out, lambda: f"{getattr(fun, '__qualname__', type(fun).__name__)} returned", name)
@@ -100,4 +104,4 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
     named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
     with jax.explain_cache_misses(False):  # `flat` is always a new function; what matters is the trace around it
         closed = jax.make_jaxpr(flat)(*(traced_part(arg, dynamic) for arg in args), **named)
-    return Staged(closed, places, trees[0], scope)
+    return Staged(closed, rest.places, trees[0], scope)

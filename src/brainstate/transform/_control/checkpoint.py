@@ -13,9 +13,11 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import combine, partition
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after, signature_of
-from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run, traced_part
+from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run
+from ..._seam.staging import traced_part
 from ...filters import to_predicate
 from .._wrapper import resemble
 
@@ -111,13 +113,10 @@ class Checkpointed:
         refuse_states((args, kwargs), "arguments of checkpoint")
         static, fixed = self._static(args), {k: v for k, v in kwargs.items() if k in self._names}
         dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
-        leaves, treedef = jax.tree.flatten(dynamic)
-        places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
-        frozen = frozen_here()
+        (_, rest), frozen = partition(dynamic, valid_jaxtype), frozen_here()
 
         def pure(*inputs, **named):
-            filled = dict(zip(places, jax.tree.leaves((inputs, named)), strict=True))
-            given, named = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+            given, named = combine(jax.tree.leaves((inputs, named)), rest)
             given = iter(given)
             given = [a if i in static else next(given) for i, a in enumerate(args)]
             scope = _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._arrays import differentiable
+from ..._arrays import combine, differentiable, partition
 from ..._errors import StateTypeError, StateValueError
 
 __all__ = ["check_chunk_size", "chunked_jacfwd", "chunked_jacrev", "count", "unit"]
@@ -88,21 +88,14 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
 
     def wrapped(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
-        moving = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
-
-        def of_moving(values):
-            full = list(leaves)
-            for i, value in zip(moving, values, strict=True):
-                full[i] = value
-            return fun(treedef.unflatten(full), *rest, **kwargs)
-
+        moving, fixed = partition(diff, differentiable)
         if holomorphic:
             _check_kind("jacrev", "inputs", leaves, jnp.complexfloating)
-        value, pull, aux = jax.vjp(of_moving, [leaves[i] for i in moving], has_aux=True)
+        value, pull, aux = jax.vjp(lambda moved: fun(combine(moved, fixed), *rest, **kwargs), moving, has_aux=True)
         outs, out_tree = jax.tree.flatten(value)
         _check_kind("jacrev", "outputs", outs, jnp.complexfloating if holomorphic else jnp.floating)
         rows = _stacked(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
-        cut = {i: _cut(lines, outs) for i, lines in zip(moving, rows, strict=True)}
+        cut = {i: _cut(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
         blocks = [
             treedef.unflatten(
                 [cut[i][k] if i in cut else _zeros(out, leaf, jax.typeof(leaf).dtype) for i, leaf in enumerate(leaves)]

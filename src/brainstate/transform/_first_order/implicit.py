@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun, valid_jaxtype
 from jax.interpreters import batching, mlir
 
-from ..._arrays import differentiable
+from ..._arrays import combine, differentiable, partition
 from ..._compat import optional, varying_axes
 from ..._errors import NoSolutionError, StateTypeError, StateValueError
 from ..._functions import boundary
@@ -96,13 +96,11 @@ def _pure(staged, y0, args):
     JAX's and Equinox's caches keep this function, and so it refers to no State and no array.
     """
     reads = list(staged.reads)
-    others, treedef = jax.tree.flatten((gather(reads), args))
-    places = [i for i, leaf in enumerate(others) if valid_jaxtype(leaf)]
-    arrays, (unknowns, y_tree) = [others[i] for i in places], jax.tree.flatten(y0)
+    arrays, rest = partition((gather(reads), args), valid_jaxtype)
+    unknowns, y_tree = jax.tree.flatten(y0)
 
     def run(leaves):
-        filled = dict(zip(places, leaves[len(unknowns) :], strict=True))
-        values, args = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(others)])
+        values, args = combine(leaves[len(unknowns) :], rest)
         y = y_tree.unflatten(leaves[: len(unknowns)])
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
