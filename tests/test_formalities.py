@@ -66,7 +66,7 @@ LAYERS = {
     "_copies": "_errors",
     "_seam": "_errors _compat _arrays _functions",
     "_state": "_errors _compat _seam",
-    "_program": "_compat",
+    "_program": "_compat _functions",
     "filters": CORE,
     "random": CORE,
     "transform": f"{CORE} _program filters",

@@ -47,7 +47,7 @@ def _parts(x) -> list:
         case partial():
             return [x.func, *x.args, *x.keywords.values()]
         case FunctionType():
-            cells = [cell.cell_contents for cell in x.__closure__ or () if _filled(cell)]
+            cells = [cell.cell_contents for cell in x.__closure__ or () if _has_contents(cell)]
             return [*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values(), x.__dict__.get("__wrapped__")]
         case Remade() if (recipe := x._recipe()) is not None:
             return list(recipe[1])
@@ -72,7 +72,7 @@ def _is_ours(x):
     return isinstance(x, kinds) or type(x).__module__.startswith("brainstate.transform.")
 
 
-def _filled(cell):
+def _has_contents(cell):
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -179,7 +179,7 @@ class _Maker:
         new.__qualname__, new.__doc__, new.__module__ = x.__qualname__, x.__doc__, x.__module__
         new.__annotations__ = x.__annotations__
         for cell, old in zip(cells, x.__closure__ or (), strict=True):
-            if _filled(old):
+            if _has_contents(old):
                 cell.cell_contents = self.make(old.cell_contents)
         new.__defaults__ = x.__defaults__ and tuple(self._all(x.__defaults__))
         new.__kwdefaults__ = x.__kwdefaults__ and self._named(x.__kwdefaults__)

@@ -18,15 +18,16 @@ from jax.extend.source_info_util import register_exclusion
 
 from ._errors import StateTypeError
 
-__all__ = ["Unbound", "boundary", "check_function", "named_after", "shorten", "signature_of"]
+__all__ = ["LAYERS", "OURS", "Unbound", "boundary", "check_function", "named_after", "shorten", "signature_of"]
 
 _F = TypeVar("_F", bound=Callable)
 
-_OURS = str(Path(__file__).parent) + os.sep
-_LAYERS = _OURS + "nn" + os.sep
+#: Where the files of this package are, and those of its layers.
+OURS = str(Path(__file__).parent) + os.sep
+LAYERS = OURS + "nn" + os.sep
 
 # Where JAX names the line of the user that an operation or a trace comes from, it passes over our lines.
-register_exclusion(_OURS)
+register_exclusion(OURS)
 
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:
@@ -36,8 +37,8 @@ def _of_others(trace: TracebackType | None) -> TracebackType | None:
         trace = trace.tb_next
     for entry in reversed(entries):
         file = entry.tb_frame.f_code.co_filename
-        innermost_layer = file.startswith(_LAYERS) and not layer  # the user did not write it, and wants to know which
-        if innermost_layer or not file.startswith(_OURS):
+        innermost_layer = file.startswith(LAYERS) and not layer  # the user did not write it, and wants to know which
+        if innermost_layer or not file.startswith(OURS):
             kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
             layer = layer or innermost_layer
     return kept

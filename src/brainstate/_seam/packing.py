@@ -57,30 +57,30 @@ jax.tree_util.register_pytree_node(Carried, lambda c: (c.arrays, c.rest), lambda
 # ------------------------------------------------------------------------------------------ programs that may fail
 
 
-class _Thread(threading.local):
+class _MayFail(threading.local):
     def __init__(self):
         self.may_fail = False
 
 
-_thread = _Thread()
+_failure = _MayFail()
 
 
 def may_fail() -> None:
     """Announce that the program which is being traced may end in an error while it runs."""
-    _thread.may_fail = True
+    _failure.may_fail = True
 
 
 def tracing(call: Callable) -> tuple[Any, bool]:
     """Return ``call()`` and whether what it traced has announced that it `may_fail`."""
-    before, _thread.may_fail = _thread.may_fail, False
+    before, _failure.may_fail = _failure.may_fail, False
     try:
-        return call(), _thread.may_fail
+        return call(), _failure.may_fail
     finally:
-        _thread.may_fail |= before
+        _failure.may_fail |= before
 
 
 def awaited(values: Any) -> None:
     """Wait for ``values`` if what was traced here before `may_fail`: its error then comes before they are used."""
-    if _thread.may_fail:
-        _thread.may_fail = False
+    if _failure.may_fail:
+        _failure.may_fail = False
         jax.block_until_ready(values)

@@ -47,7 +47,7 @@ _LARGE = 1e4  # from here on, the logarithm of a gamma variate has too few digit
 
 
 @partial(jax.jit, static_argnames=("near", "other", "shape", "dtype"))
-def _mixed(far, near, other, key, parameters, shape, dtype):
+def _far_or_near(far, near, other, key, parameters, shape, dtype):
     def both():
         x = near(key, *parameters, shape, dtype)
         return jnp.where(jnp.broadcast_to(far, x.shape), other(key, *parameters, shape, dtype), x)
@@ -65,7 +65,7 @@ def _mended(far, near, other, key, parameters, shape, dtype):
         return near(key, *parameters, shape, dtype)
     if concrete(far) and np.all(far):
         return other(key, *parameters, shape, dtype)
-    return _mixed(jnp.asarray(far), near, other, key, parameters, shape, dtype)
+    return _far_or_near(jnp.asarray(far), near, other, key, parameters, shape, dtype)
 
 
 # ------------------------------------------------------------------------------------------- bounded intervals

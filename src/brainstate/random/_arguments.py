@@ -95,36 +95,36 @@ def check_rule(function, rule, values) -> None:
 
     A term may also be the ``sum(p)`` or ``max(p)`` along the last axis.
     """
-    terms, names = _parse(rule)
+    terms, names = _parse_rule(rule)
     if not all(concrete(values[name]) for name in names):
         return
-    sides = [_evaluate(term, values) for term in terms[::2]]
+    sides = [_term_value(term, values) for term in terms[::2]]
     for left, order, right in zip(sides, terms[1::2], sides[1:], strict=False):
         holds = _ORDERS[order](left, right)
         if not np.all(holds):
             found = ", ".join(f"{name}={_offending(values[name], holds)}" for name in names)
-            rounded = any(np.any(_used(values[name]) != values[name]) for name in names)
+            rounded = any(np.any(_as_used(values[name]) != values[name]) for name in names)
             hint = f" in {default_dtype(float)}" if rounded else ""
             raise StateValueError(f"{function}(): the rule is {rule}{hint}, got {found}.")
 
 
 @cache
-def _parse(rule):
+def _parse_rule(rule):
     names = dict.fromkeys(re.findall(r"\b(?!sum\b|max\b|floor\b|inf\b)[a-z]\w*", rule))
     return re.split(r" (<=|<|==) ", rule), tuple(names)
 
 
-def _evaluate(term, values):
+def _term_value(term, values):
     name, _, inner = term.rstrip(")").partition("(")
     if inner:
-        value = _used(values[inner])
+        value = _as_used(values[inner])
         return np.floor(value) if name == "floor" else getattr(np, name)(value, -1)
     if " + " in term:  # of whole numbers, which could overflow
         return reduce(np.add, [np.asarray(values[part], float) for part in term.split(" + ")])
-    return _used(values[term]) if term in values else float(term)
+    return _as_used(values[term]) if term in values else float(term)
 
 
-def _used(value):
+def _as_used(value):
     """Return a value as JAX uses it: a number next to the end of its range may be rounded to that end."""
     value = np.asarray(value)
     with np.errstate(over="ignore"):

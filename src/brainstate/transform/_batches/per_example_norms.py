@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from ..._arrays import is_real_scalar, scalar_in_words
 from ..._errors import StateTypeError
 from ..._program.interpret import bind, inlined, interpret, program
 from ..._program.source_lines import at_line
-from .._first_order.gradients import is_scalar, shapes_of
 
 __all__ = ["check_loss", "norms_transform"]
 
@@ -150,11 +150,10 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
 
 def check_loss(name, value) -> None:
     """Refuse what is not the loss of one example."""
-    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-        kind = jax.typeof(value).dtype if is_scalar(value) else f"of shape {shapes_of(value)}"
+    if not is_real_scalar(value):
         raise StateTypeError(
             f"{name}: the function is called with one example, and returns its loss, a real scalar; it returned one "
-            f"that is {kind}. Sum or average over what is within an example, not over examples."
+            f"that is {scalar_in_words(value)}. Sum or average over what is within an example, not over examples."
         )
 
 

@@ -48,7 +48,7 @@ from ..._seam.step import Launcher, box, generators, give, launch, outside
 from ..._seam.tokens import apart, refuse_leak
 from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
 from .seal import Seal
@@ -568,6 +568,4 @@ def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **option
     >>> float(add(1.0)), float(add(2.0)), float(total.value)
     (2.0, 6.0, 3.0)
     """
-    if fun is None:
-        return functools.partial(jit, donate_states=donate_states, **options)
-    return Jit(fun, options, donate_states)
+    return or_decorator(fun, lambda fun: Jit(fun, options, donate_states))

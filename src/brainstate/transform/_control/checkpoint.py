@@ -5,7 +5,6 @@ it writes is an output, so writes are committed once however often JAX replays i
 random numbers.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..._functions import Unbound, boundary, check_function, named_after, signat
 from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run
 from ..._seam.staging import traced_part
 from ...filters import to_predicate
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 
 __all__ = ["Checkpointed", "checkpoint", "remat", "save_states"]
 
@@ -183,16 +182,13 @@ def checkpoint(
     >>> round(float(brainstate.transform.grad(f)(1.0)), 4)
     0.36
     """
-    if fun is None:
-        statics = {"static_argnums": static_argnums, "static_argnames": static_argnames}
-        return functools.partial(checkpoint, prevent_cse=prevent_cse, policy=policy, **statics)
     keep = policy.keep if isinstance(policy, save_states) else None
     if isinstance(policy, type) or not (policy is None or keep or callable(policy)):
         raise StateTypeError(
             f"checkpoint: policy={policy!r} is no policy. Give one of jax.checkpoint_policies, or save_states(filter)."
         )
     options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
-    return Checkpointed(fun, static_argnums, static_argnames, options, keep)
+    return or_decorator(fun, lambda fun: Checkpointed(fun, static_argnums, static_argnames, options, keep))
 
 
 remat = checkpoint

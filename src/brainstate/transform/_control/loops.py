@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import at_least, layout
 from ..._compat import jit_disabled, varying_axes
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary, check_function, named_after
@@ -32,12 +33,12 @@ __all__ = [
     "checkpointed_scan",
     "directly",
     "for_loop",
+    "layouts",
     "loop_length",
     "named_scan",
     "named_while",
     "probe",
     "scan",
-    "shown",
     "sliced",
     "spread",
     "types_of",
@@ -121,7 +122,7 @@ def _stage_body(name, fun, call, init, known, pairs):
     result = staged.result_types
     if pairs:
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
+            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {layouts(result)}.")
         result = result[0]
     types = [staged.written_types[s] for s in staged.writes]
     start = [_cast(init, result), [_cast(v, t) for v, t in zip(before[1], types, strict=True)]]
@@ -190,9 +191,9 @@ class _Body:
         if agree(before, after):
             return value
         raise StateTypeError(
-            f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
-            f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
-            f"starts with."
+            f"{state.describe()} is {layouts(before)} before an iteration of {self.name} and {layouts(after)} after "
+            f"it: what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the "
+            f"one it starts with."
         )
 
 
@@ -202,9 +203,9 @@ def spread(types) -> str:
     return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
 
 
-def shown(types):
+def layouts(types):
     """Return ``types`` in the short form for a message."""
-    return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
+    return jax.tree.map(layout, types)
 
 
 def loop_length(name, xs, length):
@@ -218,7 +219,7 @@ def loop_length(name, xs, length):
         if not jnp.ndim(leaf):
             where = jax.tree_util.keystr(path)
             raise StateValueError(
-                f"{name}: what is looped over{where and ', at ' + where + ','} is {shown(types_of(leaf))}, which has "
+                f"{name}: what is looped over{where and ', at ' + where + ','} is {layouts(types_of(leaf))}, which has "
                 f"no axis to loop over. Let the function refer to it by name, or give an array."
             )
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
@@ -289,10 +290,10 @@ def named_scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=Non
     def loop(step, start, xs, _):
         return jax.lax.scan(step, start, xs, length=length, reverse=reverse, unroll=unroll)
 
-    return _looped(name, f, init, xs, length, reverse, pbar, loop)
+    return _run_loop(name, f, init, xs, length, reverse, pbar, loop)
 
 
-def _looped(name, f, init, xs, length, reverse, pbar, loop):
+def _run_loop(name, f, init, xs, length, reverse, pbar, loop):
     """Return what `scan` does of this name, where ``loop(step, first carry, xs, count)`` is the loop itself."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
@@ -466,9 +467,8 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
     >>> float(halve(10.0)), float(brainstate.transform.grad(halve)(10.0))
     (0.625, 0.0625)
     """
-    _check_base(base)
-    if type(max_steps) is not int or max_steps < 0:
-        raise StateValueError(f"max_steps={max_steps!r}: give the largest number of iterations, an int from 0 up.")
+    _check_base("bounded_while_loop", base)
+    at_least("bounded_while_loop: max_steps", max_steps, 0, "the largest number of iterations")
     if jit_disabled():
         functions = _in_python("bounded_while_loop", cond_fun, body_fun)
         return directly("bounded_while_loop", _repeat_in_python, *functions, init_val, max_steps)
@@ -561,7 +561,7 @@ def checkpointed_scan(
 
 
 def _checkpointed(name, f, init, xs, length, base, pbar):
-    _check_base(base)
+    _check_base(name, base)
 
     def part(step, carry, xs, count):
         if count <= base:
@@ -581,7 +581,7 @@ def _checkpointed(name, f, init, xs, length, base, pbar):
     def loop(step, start, xs, count):
         return part(step, start, jax.tree.map(jnp.asarray, xs), count)
 
-    return _looped(name, f, init, xs, length, False, pbar, loop)
+    return _run_loop(name, f, init, xs, length, False, pbar, loop)
 
 
 @boundary
@@ -613,6 +613,5 @@ def checkpointed_for_loop(
     return _checkpointed("checkpointed_for_loop", body, None, xs, length, base, pbar)[1]
 
 
-def _check_base(base):
-    if type(base) is not int or base < 2:
-        raise StateValueError(f"base={base!r}: give the number of parts of a loop, an int from 2 up.")
+def _check_base(name, base):
+    at_least(f"{name}: base", base, 2, "the number of parts of a loop")

@@ -14,7 +14,6 @@ created inside, outlives the call    as if declared with axis 0
 The function is staged on one lane, which shows the States it uses, and what was staged is handed to ``jax.vmap``.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
+from ..._arrays import at_least, layout
 from ..._copies import Remade
 from ..._errors import BatchAxisError, StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after
@@ -29,7 +29,7 @@ from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
 from ..._seam.staging import Restart, caught, stage
 from .._select_states import draws, listed, owns_states
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .loops import for_loop, loop_length, sliced
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
@@ -87,7 +87,7 @@ class _Lane(Scope):
 def _without(state, axis, aval):
     if not -aval.ndim <= axis < aval.ndim:
         raise StateValueError(
-            f"{state.describe()} is declared with axis {axis} and holds {aval.str_short()}, which has no such axis."
+            f"{state.describe()} is declared with axis {axis} and holds {layout(aval)}, which has no such axis."
         )
     axis %= aval.ndim
     return mapped_aval(aval.shape[axis], axis, aval)
@@ -264,7 +264,7 @@ class Mapped(Remade):
             try:
                 types(i, 0 if isinstance(axis, str) else axis)
             except ValueError as error:
-                lanes = jax.tree.map(lambda t: f"{t.dtype}{list(t.shape)}", types(i, 0))
+                lanes = jax.tree.map(layout, types(i, 0))
                 if axis is not None:
                     raise StateValueError(
                         f"{state.describe()} is declared with axis {axis}, and what the lanes write has no such axis: "
@@ -347,7 +347,7 @@ def vmap(
     """
     options = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     parts = in_axes, out_axes, in_states, out_states, 0, options
-    return Mapped(fn, *parts) if fn is not None else lambda fn: Mapped(fn, *parts)
+    return or_decorator(fn, lambda fn: Mapped(fn, *parts))
 
 
 def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any) -> Any:
@@ -378,9 +378,7 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     >>> run(jnp.ones(2)).shape
     (5, 3)
     """
-    if fn is None:
-        return functools.partial(vmap_new_states, axis=axis, **options)
-    return vmap(fn, **options).with_new_axis(axis)
+    return or_decorator(fn, lambda fn: vmap(fn, **options).with_new_axis(axis))
 
 
 class _MappedAgain(Mapped):
@@ -414,8 +412,8 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
 
     Raises
     ------
-    StateValueError
-        If ``batch_size`` is no positive int.
+    StateTypeError, StateValueError
+        If ``batch_size`` is not a positive int.
 
     Examples
     --------
@@ -425,8 +423,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     """
     if batch_size is None:
         return sliced("map", f, xs)
-    if type(batch_size) is not int or batch_size < 1:
-        raise StateValueError(f"map: batch_size={batch_size!r}: give the number of slices at once, an int from 1 up.")
+    at_least("map: batch_size", batch_size, 1, "the number of slices at once")
     count = loop_length("map", xs, None)
     full = count // batch_size * batch_size
     if not count:

@@ -19,8 +19,8 @@ from ..._functions import boundary, check_function, signature_of
 from ..._seam.scope import Scope, differentiated, gather, run
 from ..._seam.tokens import deferred, outside_rule
 from .._compile.signature import most_positional
-from .._select_states import select
-from .._wrapper import resemble
+from .._select_states import select_states
+from .._wrapper import or_decorator, resemble
 from .pure_function import check_argnums
 
 __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp"]
@@ -51,10 +51,10 @@ class _Custom(Remade):
 
     def __init__(self, fun, states, jax_custom, nondiff_argnums, nondiff_argnames):
         check_function(f"{self.name} takes a function", fun)
-        numbers = _places(self.name, nondiff_argnums, fun)
+        numbers = _nondiff_positions(self.name, nondiff_argnums, fun)
         self.fun, self.states = fun, states
         if states is not None:
-            select(states)
+            select_states(states)
             numbers = tuple(n + 1 for n in numbers)
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
@@ -62,7 +62,7 @@ class _Custom(Remade):
         resemble(self, fun)
 
     def _pure(self, values, *args):
-        selection = select(self.states)
+        selection = select_states(self.states)
         flat = selection.treedef.flatten_up_to(values)
         return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 
@@ -88,11 +88,11 @@ class _Custom(Remade):
             raise StateValueError(f"no rule is defined yet: call {self.rule_method} of the function first.")
         if self.states is None:
             return self._ruled(*args, **kwargs)
-        selection = select(self.states)
+        selection = select_states(self.states)
         return self._ruled(selection.treedef.unflatten(gather(selection.states)), *args, **kwargs)
 
 
-def _places(name, numbers, fun) -> tuple[int, ...]:
+def _nondiff_positions(name, numbers, fun) -> tuple[int, ...]:
     """Return ``nondiff_argnums`` as a tuple; JAX takes no negative ones."""
     try:
         found = check_argnums(numbers)
@@ -201,9 +201,7 @@ def custom_vjp(
     [30.0, 2.0]
     """
     options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    if fun is None:
-        return functools.partial(custom_vjp, states=states, **options)
-    return CustomVJP(fun, states, jax.custom_vjp, **options)
+    return or_decorator(fun, lambda fun: CustomVJP(fun, states, jax.custom_vjp, **options))
 
 
 def custom_jvp(
@@ -248,6 +246,4 @@ def custom_jvp(
     [30.0, 2.0]
     """
     options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    if fun is None:
-        return functools.partial(custom_jvp, states=states, **options)
-    return CustomJVP(fun, states, jax.custom_jvp, **options)
+    return or_decorator(fun, lambda fun: CustomJVP(fun, states, jax.custom_jvp, **options))

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._arrays import differentiable
-from ..._errors import StateTypeError, StateValueError
+from ..._arrays import at_least, differentiable
 from ..._functions import boundary
 from ..._program.interpret import program
 from ..._seam.scope import commit
@@ -75,9 +74,7 @@ def taylor(
     >>> [round(float(c), 3) for c in coefficients]
     [2.0, 2.0, 1.333]
     """
-    if type(order) is not int or order < 1:
-        kind = StateValueError if type(order) is int else StateTypeError
-        raise kind(f"taylor: order={order!r}: give the number of coefficients, an int from 1 up.")
+    at_least("taylor: order", order, 1, "the number of coefficients")
     if debug_nan:
         inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
         return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
