@@ -4,6 +4,7 @@ A row is a misuse of one or several of the States of ``Around``, the class of th
 Each runs on its own, inside a compiled function and inside a gradient.
 """
 
+import contextlib
 import re
 
 import jax
@@ -16,6 +17,7 @@ from brainstate import (
     BatchAxisError,
     BrainStateError,
     HiddenState,
+    NoSolutionError,
     ParamState,
     State,
     StateTypeError,
@@ -621,6 +623,58 @@ def test_a_state_in_a_result(name, disabled):
         call(returning)
     pattern = rf"^ParamState at Holder\.weight is among the results of a function under {shown}, at .*\['out'\]: "
     assert re.search(pattern + r".*return `state\.value`", str(caught.value)), str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ counts
+
+
+def operator():
+    return T.hvp(jnp.sum).operator(XS)
+
+
+# {argument in the message: (call with a value for it, the least, whether None is one)}
+COUNTS = {
+    "accumulate: steps": (lambda n: T.accumulate(T.grad(jnp.sum, AROUND.w), n), 1, False),
+    "bounded_while_loop: max_steps": (
+        lambda n: T.bounded_while_loop(lambda x: x < 0.0, abs, 1.0, max_steps=n),
+        0,
+        False,
+    ),
+    "bounded_while_loop: base": (
+        lambda n: T.bounded_while_loop(lambda x: x < 0.0, abs, 1.0, max_steps=1, base=n),
+        2,
+        False,
+    ),
+    "checkpointed_scan: base": (lambda n: T.checkpointed_scan(lambda c, x: (c, x), 0.0, XS, base=n), 2, False),
+    "checkpointed_for_loop: base": (lambda n: T.checkpointed_for_loop(jnp.sin, XS, base=n), 2, False),
+    "check_grads: order": (lambda n: T.check_grads(jnp.sin, 1.0, order=n), 1, False),
+    "check_grads: directions": (lambda n: T.check_grads(jnp.sin, 1.0, directions=n), 1, False),
+    "fisher: samples": (lambda n: T.fisher(jnp.sin, "gaussian", argnums=0, kind="sampled", samples=n), 1, True),
+    "fwd_grad: tangent_size": (lambda n: T.fwd_grad(jnp.sum, tangent_size=n), 1, True),
+    "laplacian: chunk_size": (lambda n: T.laplacian(jnp.sum, chunk_size=n), 1, True),
+    "laplacian: samples": (lambda n: T.laplacian(jnp.sum, samples=n), 2, True),
+    "map: batch_size": (lambda n: T.map(jnp.sin, XS, batch_size=n), 1, True),
+    "ProgressBar: freq": (lambda n: T.ProgressBar(n), 1, True),
+    "root: max_steps": (lambda n: T.root(lambda y: y - 1.0, 0.5, max_steps=n), 1, False),
+    "samples": (lambda n: operator().trace(samples=n), 2, True),
+    "taylor: order": (lambda n: T.taylor(jnp.sin, (1.0,), (1.0,), n), 1, False),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count(name):
+    """An int from some number up; a bool, a float and a text are of the wrong type."""
+    call, least, none = COUNTS[name]
+    with contextlib.suppress(NoSolutionError):
+        call(least)
+    if none:
+        call(None)
+    rule = rf"^{name}=%s: give .*, an int from {least} up"
+    with pytest.raises(StateValueError, match=rule % (least - 1)):
+        call(least - 1)
+    for value in (True, float(least), "2", [2], *([] if none else [None])):
+        with pytest.raises(StateTypeError, match=rule % re.escape(repr(value))):
+            call(value)
 
 
 # ------------------------------------------------------------------------------------------ after a failure
