@@ -52,7 +52,7 @@ TRANSFORM_LAYERS = {
     "_nonfinite": "",
     "_control": "_select_states _wrapper",
     "_compile": "_nonfinite _select_states _tap _wrapper",
-    "_first_order": "_compile _nonfinite _random_keys _select_states _wrapper",
+    "_first_order": "_nonfinite _random_keys _select_states _wrapper",
     "_batches": "_first_order _control _nonfinite _wrapper",
     "_second_order": "_first_order _nonfinite _random_keys _wrapper",
     "_sparse": "_first_order",

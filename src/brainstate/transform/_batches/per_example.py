@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._control.vmap import Mapped
+from .._control.vmap import NO_AXES, Mapped
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.gradient_transform import GradientTransform
 from .._nonfinite.check import unwrapped
@@ -22,8 +22,6 @@ from .per_example_norms import check_loss, norms_transform
 
 __all__ = ["per_example_grad", "per_example_norms"]
 
-_NO_AXES = {"axis_name": None, "axis_size": None, "spmd_axis_name": None}
-
 
 class _Examples(Mapped):
     """A derivative for each example of a batch, ``chunk_size`` of them at a time."""
@@ -31,8 +29,9 @@ class _Examples(Mapped):
     remedy = "give the argument that holds the examples an axis in in_axes, or declare a State in in_states"
 
     def __init__(self, fn, name, in_axes, in_states, out_states, chunk_size):
-        super().__init__(fn, in_axes, 0, in_states, out_states, 0, _NO_AXES)
-        self._parts = fn, name, in_axes, in_states, out_states, chunk_size
+        super().__init__(fn, in_axes, 0, in_states, out_states, 0, NO_AXES)
+        self._parts = {"name": name, "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+        self._parts["chunk_size"] = chunk_size
         self.name, self.chunk_size = name, chunk_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

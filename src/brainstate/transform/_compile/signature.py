@@ -4,8 +4,6 @@ A `Part` is one argument or one State, as text only: nothing here keeps an array
 signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
 """
 
-import inspect
-import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -24,7 +22,6 @@ __all__ = [
     "argument_names",
     "argument_parts",
     "compare",
-    "most_positional",
     "state_part",
 ]
 
@@ -50,15 +47,6 @@ class Row(NamedTuple):
     was: str
     now: str
     same: bool
-
-
-def most_positional(fun: Callable) -> float:
-    """Return how many arguments ``fun`` takes by position at most; infinity if there is no telling."""
-    signature = signature_of(fun)
-    kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return math.inf
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def argument_names(fun: Callable, count: int) -> list[str]:

@@ -14,7 +14,7 @@ from jax.extend.core import valid_jaxtype
 
 from ..._arrays import combine, partition
 from ..._errors import StateTypeError, StateValueError
-from ..._functions import Unbound, boundary, check_function, named_after, signature_of
+from ..._functions import Unbound, boundary, check_function, named_after, positional_parameters, signature_of
 from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run
 from ..._seam.staging import traced_part
 from ...filters import to_predicate
@@ -80,8 +80,7 @@ class Checkpointed:
     def _check(self):
         """Complete numbers and names of static arguments from each other, and refuse what names no parameter."""
         known = list(self._signature.parameters.values()) if self._signature else []
-        places = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self._open = self._signature is None or any(p.kind is p.VAR_POSITIONAL for p in known)
+        places, self._open = positional_parameters(self._signature)
         for n in self._numbers:
             if not isinstance(n, int) or (not self._open and not -len(places) <= n < len(places)):
                 raise StateValueError(

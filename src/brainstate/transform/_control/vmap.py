@@ -32,7 +32,7 @@ from .._select_states import draws, listed, owns_states
 from .._wrapper import or_decorator, resemble
 from .loops import for_loop, loop_length, sliced
 
-__all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
+__all__ = ["NO_AXES", "Mapped", "map", "vmap", "vmap_new_states"]
 
 _REDUCTIONS = {
     "stack": lambda lanes: lanes,
@@ -126,6 +126,9 @@ def _is_returned(leaf) -> bool:
 jax.tree_util.register_pytree_node(_Returned, lambda returned: ((), returned), lambda returned, _: returned)
 
 
+NO_AXES = {"axis_name": None, "axis_size": None, "spmd_axis_name": None}  # the options of `vmap` left out
+
+
 class Mapped(Remade):
     """A function on many lanes; made by `vmap`."""
 
@@ -134,7 +137,8 @@ class Mapped(Remade):
     def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
         check_function("vmap maps a function", fn)
         jax.vmap(fn, in_axes=tuple(in_axes) if isinstance(in_axes, list) else in_axes, out_axes=out_axes)  # checks them
-        self._parts = fn, in_axes, out_axes, in_states, out_states, new_axis, options
+        self._parts = {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+        self._parts |= {"new_axis": new_axis, "options": options}
         self.fn, self.out_axes, self.options, self.new_axis = fn, out_axes, options, new_axis
         self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         self.axis_in = _Axes("in_states", in_states)
@@ -184,7 +188,7 @@ class Mapped(Remade):
 
     def with_new_axis(self, axis):
         """Return this with the lanes of new States along ``axis``."""
-        return type(self)(*self._parts[:5], axis, self._parts[6])
+        return type(self)(self.fn, **{**self._parts, "new_axis": axis})
 
     def _stage(self, args, kwargs, size):
         def wrapped(*args, **kwargs):
@@ -280,7 +284,7 @@ class Mapped(Remade):
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self.fn.__get__(instance, owner), *self._parts[1:])
+        return type(self)(self.fn.__get__(instance, owner), **self._parts)
 
 
 def _reduced(state, reduction, lanes):
@@ -428,7 +432,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     full = count // batch_size * batch_size
     if not count:
         return sliced("map", f, xs)
-    lanes = _MappedAgain(f, 0, 0, None, None, 0, {"axis_name": None, "axis_size": None, "spmd_axis_name": None})
+    lanes = _MappedAgain(f, 0, 0, None, None, 0, NO_AXES)
     if not full:
         return lanes(*xs)
     cut = jax.tree.map(lambda x: jnp.reshape(x[:full], (-1, batch_size, *x.shape[1:])), xs)

@@ -7,7 +7,6 @@ is one of ``args``, and a rule that was written for JAX is right as it is.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ import jax
 
 from ..._copies import Remade
 from ..._errors import StateValueError
-from ..._functions import boundary, check_function, signature_of
+from ..._functions import boundary, check_function, positional_parameters, signature_of, with_leading
 from ..._seam.scope import Scope, differentiated, gather, run
 from ..._seam.tokens import deferred, outside_rule
-from .._compile.signature import most_positional
 from .._select_states import select_states
 from .._wrapper import or_decorator, resemble
 from .pure_function import check_argnums
@@ -48,8 +46,9 @@ class _Custom(Remade):
 
     name: str
     rule_method: str
+    of_jax: Any  # the class of JAX with this name
 
-    def __init__(self, fun, states, jax_custom, nondiff_argnums, nondiff_argnames):
+    def __init__(self, fun, states, nondiff_argnums, nondiff_argnames):
         check_function(f"{self.name} takes a function", fun)
         numbers = _nondiff_positions(self.name, nondiff_argnums, fun)
         self.fun, self.states = fun, states
@@ -57,7 +56,7 @@ class _Custom(Remade):
             select_states(states)
             numbers = tuple(n + 1 for n in numbers)
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
-        self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
+        self._ruled = self.of_jax(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
         resemble(self, fun)
 
@@ -99,7 +98,8 @@ def _nondiff_positions(name, numbers, fun) -> tuple[int, ...]:
     except StateValueError:
         found = None
     found = (found,) if isinstance(found, int) else found
-    if found is None or any(n < 0 or n >= most_positional(fun) for n in found):
+    names, more = positional_parameters(signature_of(fun))
+    if found is None or any(n < 0 or (n >= len(names) and not more) for n in found):
         raise StateValueError(
             f"{name}: nondiff_argnums={numbers!r}: give the positions of the arguments that have no derivative, ints "
             f"from 0 up in a tuple, each once and none beyond the arguments of the function."
@@ -112,16 +112,14 @@ def _with_values(fun, pure):
     renamed: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
     if signature is not None:
-        longest = max(map(len, signature.parameters), default=0)
-        first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
-        renamed.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+        renamed.__signature__ = with_leading(signature, ["values"])
     return renamed
 
 
 class CustomVJP(_Custom):
     """A function with its own reverse-mode rule; made by `custom_vjp`."""
 
-    name, rule_method = "custom_vjp", "defvjp(fwd, bwd)"
+    name, rule_method, of_jax = "custom_vjp", "defvjp(fwd, bwd)", jax.custom_vjp
 
     def defvjp(
         self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, optimize_remat: bool = False, **options: Any
@@ -135,7 +133,7 @@ class CustomVJP(_Custom):
 class CustomJVP(_Custom):
     """A function with its own forward-mode rule; made by `custom_jvp`."""
 
-    name, rule_method = "custom_jvp", "defjvp(rule)"
+    name, rule_method, of_jax = "custom_jvp", "defjvp(rule)", jax.custom_jvp
 
     def defjvp(self, rule: Callable, symbolic_zeros: bool = False) -> Callable:
         """Set the rule, as ``defjvp`` of ``jax.custom_jvp``; see `custom_jvp`. Returns the rule."""
@@ -200,8 +198,7 @@ def custom_vjp(
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
-    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    return or_decorator(fun, lambda fun: CustomVJP(fun, states, jax.custom_vjp, **options))
+    return or_decorator(fun, lambda fun: CustomVJP(fun, states, nondiff_argnums, nondiff_argnames))
 
 
 def custom_jvp(
@@ -245,5 +242,4 @@ def custom_jvp(
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
-    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    return or_decorator(fun, lambda fun: CustomJVP(fun, states, jax.custom_jvp, **options))
+    return or_decorator(fun, lambda fun: CustomJVP(fun, states, nondiff_argnums, nondiff_argnames))
