@@ -319,7 +319,7 @@ ROWS = [
         WITH_STATES,
         lambda t: t(loss)("two"),
         TypeError,
-        ("argument 0 is str", "floating or complex"),
+        ("argument 0 is a str", "floating or complex"),
     ),
     # --- the function and its results
     Row(

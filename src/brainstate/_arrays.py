@@ -91,12 +91,11 @@ def layout(leaf: Any) -> str:
     """Write dtype and shape of an array or of its type, ``float32[3]``; of anything else the class, for a message."""
     if isinstance(leaf, type):
         return leaf.__name__
-    if valid_jaxtype(leaf):
-        leaf = jax.typeof(leaf)
-    elif not isinstance(leaf, jax.ShapeDtypeStruct | AbstractValue):
+    if not (valid_jaxtype(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | AbstractValue)):
         return a_type(leaf)
-    dtype = "float0" if leaf.dtype == jax.dtypes.float0 else leaf.dtype
-    return f"{dtype}[{','.join(map(str, leaf.shape))}]"
+    aval: Any = jax.typeof(leaf) if valid_jaxtype(leaf) else leaf
+    dtype = "float0" if aval.dtype == jax.dtypes.float0 else aval.dtype
+    return f"{dtype}[{','.join(map(str, aval.shape))}]"
 
 
 def shapes_of(value: Any) -> Any:
@@ -109,8 +108,8 @@ def scalar_in_words(value: Any) -> str:
     return f"of dtype {jax.typeof(value).dtype}" if is_scalar(value) else f"of shape {shapes_of(value)}"
 
 
-def at_least(argument: str, value: Any, least: int, meaning: str, none: str | None = None) -> None:
-    """Refuse a ``value`` that is not an int from ``least`` up; ``none`` says what None stands for, if it may be given.
+def at_least(argument: str, value: Any, least: int, meaning: str, none: str | None = None) -> Any:
+    """Return ``value`` if it is an int from ``least`` up; ``none`` says what None stands for, if it may be given.
 
     Raises
     ------
@@ -120,7 +119,7 @@ def at_least(argument: str, value: Any, least: int, meaning: str, none: str | No
         If it is not an int; a bool is not one here.
     """
     if (value is None and none is not None) or (type(value) is int and value >= least):
-        return
+        return value
     kind = StateValueError if type(value) is int else StateTypeError
     alternative = f", or None for {none}" if none is not None else ""
     raise kind(f"{argument}={value!r}: give {meaning}, an int from {least} up{alternative}.")

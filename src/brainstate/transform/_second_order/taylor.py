@@ -74,7 +74,7 @@ def taylor(
     >>> [round(float(c), 3) for c in coefficients]
     [2.0, 2.0, 1.333]
     """
-    at_least("taylor: order", order, 1, "the number of coefficients")
+    count: int = at_least("taylor: order", order, 1, "the number of coefficients")
     if debug_nan:
         inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
         return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
@@ -83,16 +83,16 @@ def taylor(
     along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
     leaves, treedef = jax.tree.flatten(diff)
     closed, tree = program(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
-    rest_terms = order - 1
+    rest_terms = count - 1
     inputs = [
         Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
         for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
     ]
-    out = push_series(closed, inputs, order)
+    out = push_series(closed, inputs, count)
     value, carried = tree.unflatten([x.primal for x in out])
     _, aux, writes = carried.tree()
     commit(writes)
-    terms = [_coefficient(tree, out, k) for k in range(order)]
+    terms = [_coefficient(tree, out, k) for k in range(count)]
     return (value, terms, aux) if has_aux else (value, terms)
 
 
