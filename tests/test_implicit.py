@@ -213,7 +213,7 @@ def test_misuse(case):
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, None])
 def test_max_steps_is_a_positive_number(steps):
-    with pytest.raises(StateValueError, match="max_steps="):
+    with pytest.raises(StateValueError if type(steps) is int else StateTypeError, match="max_steps="):
         T.root(lambda y: y, 1.0, max_steps=steps)
 
 

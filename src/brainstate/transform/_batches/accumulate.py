@@ -149,8 +149,8 @@ def accumulate(
     StateTypeError
         If ``grad_fn`` is no gradient, or an argument has no axis to split.
     StateValueError
-        If ``steps`` is no positive int or does not divide the examples, for an unknown reduction, or for a weight of a
-        sum or that is no scalar.
+        If ``steps`` is not a positive int or does not divide the examples, for an unknown reduction, or for a weight of
+        a sum or that is no scalar.
 
     Examples
     --------

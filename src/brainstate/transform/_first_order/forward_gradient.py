@@ -97,7 +97,7 @@ def fwd_grad(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``tangent_size`` is no positive int, or the output no scalar.
+        If ``tangent_size`` is not a positive int, or the output not a scalar.
 
     Examples
     --------

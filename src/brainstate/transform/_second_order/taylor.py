@@ -63,7 +63,7 @@ def taylor(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``order`` is no positive int, a primitive has no rule and the order is too high for nested derivatives, or
+        If ``order`` is not a positive int, a primitive has no rule and the order is too high for nested derivatives, or
         ``fun`` has a derivative for reverse mode only; and as `jvp`.
 
     Examples
