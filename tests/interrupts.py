@@ -135,7 +135,7 @@ class Trial:
         where = f"{self.scenario.name}, {interrupter.place}"
         assert _scope.innermost() is None, f"a scope is open: {where}"
         assert not _scope._open and _marker.thread.given is None, f"something is left: {where}"
-        assert not _carry._thread.may_fail, f"may fail: {where}"
+        assert not _carry._failure.may_fail, f"may fail: {where}"
         assert _scope.eager(), f"JAX is still tracing: {where}"
         assert other_thread.submit(free_locks).result(), f"a lock is held: {where}"
         now = self.now()

@@ -427,7 +427,7 @@ def test_under_a_transform_it_is_refused(w):
     ("options", "error", "match"),
     [
         ({"order": 0}, StateValueError, "order=0"),
-        ({"order": 1.0}, StateValueError, "order=1.0"),
+        ({"order": 1.0}, StateTypeError, "order=1.0"),
         ({"directions": 0}, StateValueError, "directions=0"),
         ({"modes": "reverse"}, StateValueError, "'fwd', 'rev', or both"),
         ({"modes": ()}, StateValueError, "'fwd', 'rev', or both"),

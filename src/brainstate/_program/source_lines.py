@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.source_info_util import current_name_stack, user_context
 
+from .._functions import LAYERS, OURS
+
 __all__ = ["Site", "at_line", "called_at", "frames_of", "is_part", "site_of"]
 
-_OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
-_LOOPS = str(Path(__file__).parents[1] / "transform/_control/loops.py")
-_PARTS = "checkpointed_scan.<locals>.part", "_repeated.<locals>.<lambda>"  # they call the scans that a loop is cut into
-_LAYERS = _OURS + "nn" + os.sep
+_JAX = str(Path(jax.__file__).parent) + os.sep
+_LOOPS = OURS + os.path.join("transform", "_control", "loops.py")
+_PARTS = "_checkpointed.<locals>.part", "_repeated.<locals>.<lambda>"  # they call the scans that a loop is cut into
 _LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 
 
@@ -41,9 +42,9 @@ def site_of(frames) -> Site | None:
     """Return the innermost of ``frames`` that belongs neither to this package nor to JAX."""
     layer = None
     for file, line, function in frames:
-        if file.startswith(_LAYERS):
+        if file.startswith(LAYERS):
             layer = layer or f"{file}:{line}, in {function}"
-        elif not file.startswith((_OURS, _JAX)):
+        elif not file.startswith((OURS, _JAX)):
             return Site(file, line, function, layer)
     return None
 
@@ -52,7 +53,7 @@ def called_at(frames) -> str | None:
     """Return the name of the public function of JAX that the user's line calls, if the frames show it."""
     name = None
     for file, _, function in frames:
-        if not file.startswith((_OURS, _JAX)):
+        if not file.startswith((OURS, _JAX)):
             break
         short = function.rpartition(".")[2]
         if file.startswith(_LIBRARIES) and not short.startswith("_") and "<" not in function:

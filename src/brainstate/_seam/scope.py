@@ -4,11 +4,11 @@ A transform turns ordinary Python, which reads ``state.value`` and assigns ``sta
 function, hands that to the JAX transform of the same name and puts the new values back. Every transform is
 therefore three beats::
 
-    with Scope(...) as scope:            # open:   reads and writes of this thread now go to the scope
-        out = fun(*args)                 #         (inside the function that JAX traces)
-        writes = scope.close()           #         what was written leaves as an ordinary pytree
-    ...                                  # call:   JAX returns `out` and `writes`
-    commit(writes)                       # commit: the values reach the States, or the enclosing scope
+    out, writes = run(Scope(...), fun, *args)   # open:   inside the function that JAX traces, reads and writes of
+                                                #         this thread go to the scope; what was written leaves
+                                                #         as an ordinary pytree
+    ...                                         # call:   JAX returns `out` and `writes`
+    commit(writes)                              # commit: the values reach the States, or the enclosing scope
 
 Vocabulary
     *scope*   one transformed call in progress; scopes nest, each thread has its own stack.
@@ -71,7 +71,7 @@ __all__ = [
     "replaced_since",
     "retag",
     "retagged",
-    "traced_part",
+    "run",
     "write",
 ]
 
@@ -253,7 +253,7 @@ class Scope:
         return treedef.unflatten(leaves)
 
     def _mark(self, state, leaves, treedef):
-        refuse_foreign(state, treedef.unflatten(leaves), "holds", self.name)
+        refuse_foreign(treedef.unflatten(leaves), lambda: f"{state.describe()} holds", self.name)
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):
@@ -273,6 +273,14 @@ class Scope:
             if any(ref() is not None for ref, *_ in kept):
                 gc.collect(young)
         return {ref(): value for ref, value, _ in kept if ref() is not None}
+
+
+def run(scope: Scope, fun, /, *args, **kwargs) -> tuple[Any, Writes]:
+    """Call ``fun`` in ``scope``; return its result, which may hold no State, and what it wrote."""
+    with scope:
+        out = fun(*args, **kwargs)
+        refuse_states(out, f"results of a function under {scope.name}")
+        return out, scope.close()
 
 
 # ------------------------------------------------------------------------------------------------ reading, writing
@@ -534,15 +542,15 @@ def _opaque(leaf) -> bool:
     return isinstance(leaf, Iterator | MappingView)  # JAX warns of walking these
 
 
-def refuse_foreign(state, value, verb, name) -> None:
-    """Refuse a ``value`` of ``state`` that holds what is no JAX type, where a transform needs arrays."""
-    for path, leaf in jax.tree.leaves_with_path(value):
+def refuse_foreign(value, holder, name) -> None:
+    """Refuse a ``value`` with a leaf of no JAX type, where a transform needs arrays; ``holder()`` says whose it is."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_opaque):
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is no JAX type: "
-                f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
-                f"attribute, or pass it as a static argument."
+                f"{holder()} {a_type(leaf)}{where and ' at ' + where}, which is not a JAX type: "
+                f"brainstate.transform.{name} takes and returns arrays and numbers, in containers that JAX knows. "
+                f"Keep such a value in a plain attribute, or pass it as a static argument."
             )
 
 
@@ -573,10 +581,3 @@ def _raw_transform(state):
 def is_tracer(leaf) -> bool:
     """Tell whether ``leaf`` is a tracer."""
     return isinstance(leaf, Tracer)
-
-
-def traced_part(arg, dynamic):
-    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
-    leaves = jax.tree.leaves(arg)
-    traced = [leaf for leaf in leaves if dynamic(leaf)]
-    return arg if len(traced) == len(leaves) else traced

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import at_least
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Writes
@@ -148,8 +149,8 @@ def accumulate(
     StateTypeError
         If ``grad_fn`` is no gradient, or an argument has no axis to split.
     StateValueError
-        If ``steps`` is no positive int or does not divide the examples, for an unknown reduction, or for a weight of a
-        sum or that is no scalar.
+        If ``steps`` is not a positive int or does not divide the examples, for an unknown reduction, or for a weight of
+        a sum or that is no scalar.
 
     Examples
     --------
@@ -165,8 +166,7 @@ def accumulate(
             f"accumulate takes what grad(...) returns, not {type(grad_fn).__name__}: put jit around the result of "
             f"accumulate, not inside."
         )
-    if type(steps) is not int or steps < 1:
-        raise StateValueError(f"accumulate: steps={steps!r}: give the number of parts, an int from 1 up.")
+    at_least("accumulate: steps", steps, 1, "the number of parts")
     if reduction not in ("mean", "sum"):
         raise StateValueError(f"accumulate: reduction={reduction!r} is neither 'mean' nor 'sum'.")
     if weight is not None and reduction == "sum":

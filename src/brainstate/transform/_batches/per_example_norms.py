@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from ..._arrays import is_real_scalar, scalar_in_words
 from ..._errors import StateTypeError
 from ..._program.control_flow import inline_calls
 from ..._program.interpret import bind, interpret, trace_flat
 from ..._program.source_lines import at_line
-from .._first_order.gradients import is_scalar, shapes_of
 
 __all__ = ["check_loss", "norms_transform"]
 
@@ -151,11 +151,10 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
 
 def check_loss(name, value) -> None:
     """Raise if ``value`` cannot be the loss of one example: a real scalar."""
-    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-        kind = jax.typeof(value).dtype if is_scalar(value) else f"of shape {shapes_of(value)}"
+    if not is_real_scalar(value):
         raise StateTypeError(
             f"{name}: the function is called with one example, and returns its loss, a real scalar; it returned one "
-            f"that is {kind}. Sum or average within the example; examples are mapped over."
+            f"that is {scalar_in_words(value)}. Sum or average within the example; examples are mapped over."
         )
 
 

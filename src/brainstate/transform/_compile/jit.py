@@ -42,13 +42,13 @@ from ..._seam.donation import donors
 from ..._seam.local_states import users_frame
 from ..._seam.module_reads import Touched, reading
 from ..._seam.packing import ABSENT, may_fail, tracing
-from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
+from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged, run
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, box, generators, give, launch, outside
 from ..._seam.tokens import apart, refuse_leak
 from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
 from .seal import Seal
@@ -89,8 +89,7 @@ class _Program:
 
     def _pure(self, values, args, kwargs):
         if jit_disabled():
-            with Scope("jit") as scope:
-                out, writes = self.fun(*args, **kwargs), scope.close()
+            out, writes = run(Scope("jit"), self.fun, *args, **kwargs)
             return out, self._aligned(writes.states, writes.values)
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
@@ -569,6 +568,4 @@ def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **option
     >>> float(add(1.0)), float(add(2.0)), float(total.value)
     (2.0, 6.0, 3.0)
     """
-    if fun is None:
-        return functools.partial(jit, donate_states=donate_states, **options)
-    return Jit(fun, options, donate_states)
+    return or_decorator(fun, lambda fun: Jit(fun, options, donate_states))

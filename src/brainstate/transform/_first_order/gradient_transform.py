@@ -82,6 +82,8 @@ class GradientTransform(Remade):
         comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches
         too, by its line. Outside of other transforms the function runs a second time for that; inside, it is traced,
         without Python control flow on values, and the check is made at run time. Costs nothing if False.
+    name : str, optional
+        The name of the derivative in messages; by default that of ``transform``.
 
     Raises
     ------
@@ -116,6 +118,7 @@ class GradientTransform(Remade):
         transform_params: dict[str, Any] | None = None,
         check_states: bool = True,
         debug_nan: bool = False,
+        name: str | None = None,
     ):
         numbers = check_argnums(argnums)
         self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, numbers
@@ -131,10 +134,10 @@ class GradientTransform(Remade):
                 raise StateValueError("argnums=() and no grad_states: there is nothing to differentiate.")
         if not callable(transform):
             raise StateTypeError(f"the transform is {a_type(transform)}, which cannot be called.")
-        name = getattr(transform, "__name__", type(transform).__name__).removesuffix("_transform").strip("_")
+        self._name = getattr(transform, "__name__", type(transform).__name__) if name is None else name
         self._pure = PureFunction(
             target,
-            name,
+            self._name,
             grad_states,
             numbers,
             has_aux=self.has_aux,
@@ -183,7 +186,7 @@ class GradientTransform(Remade):
 
     def _arguments(self, target, return_value, debug_nan):
         selected, more = (self.grad_states, self.argnums), (self.has_aux, self.transform_params, self.check_states)
-        return target, self.transform, *selected, return_value, *more, debug_nan
+        return target, self.transform, *selected, return_value, *more, debug_nan, self._name
 
     def _recipe(self):
         return type(self), self._arguments(self.target, self.return_value, self._watched is not None)

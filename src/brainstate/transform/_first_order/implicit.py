@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun, valid_jaxtype
 from jax.interpreters import batching, mlir
 
-from ..._arrays import differentiable
+from ..._arrays import at_least, combine, differentiable, layout, partition
 from ..._compat import optional, varying_axes
 from ..._errors import NoSolutionError, StateTypeError, StateValueError
 from ..._functions import boundary
@@ -69,8 +69,7 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
     optimistix = optional("optimistix", name, "implicit")
     if not callable(fun):
         raise StateTypeError(f"{name} solves for a function; got {type(fun).__name__}, which cannot be called.")
-    if type(max_steps) is not int or max_steps < 1:
-        raise StateValueError(f"{name}: max_steps={max_steps!r}: give a number of steps, an int from 1 up.")
+    at_least(f"{name}: max_steps", max_steps, 1, "a number of steps")
     refuse_states((y0, args), f"arguments of {name}")
     y0 = _start(name, y0)
     staged = stage(fun, (y0, *args), {}, name=name, dynamic=valid_jaxtype)
@@ -96,13 +95,11 @@ def _pure(staged, y0, args):
     JAX's and Equinox's caches keep this function, and so it refers to no State and no array.
     """
     reads = list(staged.reads)
-    others, treedef = jax.tree.flatten((gather(reads), args))
-    places = [i for i, leaf in enumerate(others) if valid_jaxtype(leaf)]
-    arrays, (unknowns, y_tree) = [others[i] for i in places], jax.tree.flatten(y0)
+    arrays, rest = partition((gather(reads), args), valid_jaxtype)
+    unknowns, y_tree = jax.tree.flatten(y0)
 
     def run(leaves):
-        filled = dict(zip(places, leaves[len(unknowns) :], strict=True))
-        values, args = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(others)])
+        values, args = combine(leaves[len(unknowns) :], rest)
         y = y_tree.unflatten(leaves[: len(unknowns)])
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
@@ -150,10 +147,9 @@ def _start(name, y0):
         raise StateValueError(f"{name}: y0 holds no array, so there is nothing to solve for.")
     for path, leaf in leaves:
         if not differentiable(leaf) or jnp.iscomplexobj(leaf):
-            shown = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
             raise StateTypeError(
-                f"{name}: y0{jax.tree_util.keystr(path)} is {shown}, and the unknown must be of a floating-point "
-                f"dtype. Convert it, or pass what is known among the other arguments."
+                f"{name}: y0{jax.tree_util.keystr(path)} is {layout(leaf)}, and the unknown must be of a "
+                f"floating-point dtype. Convert it, or pass what is known among the other arguments."
             )
     return jax.tree.map(jnp.asarray, y0)
 
@@ -168,8 +164,7 @@ def _like_unknown(name, rule):
             if (got.shape, got.dtype) != (want.shape, want.dtype):
                 where = jax.tree_util.keystr(path)
                 raise StateValueError(
-                    f"{name}: {rule}; at result{where} it returns {got.str_short()}, and y0{where} is "
-                    f"{want.str_short()}."
+                    f"{name}: {rule}; at result{where} it returns {layout(got)}, and y0{where} is {layout(want)}."
                 )
 
     return check
@@ -188,7 +183,7 @@ def _any_result(out, y):
 def _scalar(out, y):
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or leaves[0].shape or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        shown = jax.tree.map(lambda t: t.str_short(), out)
+        shown = jax.tree.map(layout, out)
         raise StateValueError(f"argmin: the function must return a real scalar, and returns {shown}.")
 
 

@@ -39,7 +39,7 @@ from ..._errors import NonFiniteError
 from ..._program.interpret import all_equations
 from ..._program.source_lines import is_part, site_of
 from ..._seam.packing import Carried, may_fail
-from ..._seam.scope import Scope, commit, eager, gather, is_tracer
+from ..._seam.scope import Scope, commit, eager, gather, is_tracer, run
 from ..._seam.staging import Staged, stage
 from .advice import likely, shown
 from .search import Given, Origin, Value, inexact, origins
@@ -100,10 +100,9 @@ def watched(watch: Watch, args: tuple, kwargs: dict) -> tuple:
     """Return ``watch.call(*args, **kwargs)``, and commit what it writes; raise if it is not finite."""
     if not eager():
         return _in_program(watch, args, kwargs)
-    with Scope(watch.transform) as scope:
-        scope.firsts = weakref.WeakKeyDictionary()
-        out = watch.call(*args, **kwargs)
-        writes = scope.close()
+    scope = Scope(watch.transform)
+    scope.firsts = weakref.WeakKeyDictionary()
+    out, writes = run(scope, watch.call, *args, **kwargs)
     if any(map(bool, checks(out, writes))):
         with Scope(watch.transform, made(scope, writes)):
             raise _diagnosis(watch, args, kwargs) from None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..._seam.scope import Scope, commit, eager, is_tracer
+from ..._seam.scope import Scope, commit, eager, is_tracer, run
 from .check import Program, Untraceable, Watch, checks, guarded, leaving_out, made
 from .search import inexact
 
@@ -33,19 +33,18 @@ class Way(NamedTuple):
     inputs: Callable
 
 
-def watched_map(name, run: Callable, ways: Callable, args: tuple, kwargs: dict) -> tuple:
-    """Return what ``run(*args, **kwargs)`` does, and a `Guard` for each way, and commit what it writes.
+def watched_map(name, call: Callable, ways: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Return what ``call(*args, **kwargs)`` does, and a `Guard` for each way, and commit what it writes.
 
     That is ``(map, gradient or (), value, *aux)``, and ``ways(map, value)`` are the ways to multiply. Raises if what
     comes out beside the map is not finite.
     """
     transform = name.partition("(")[0]
-    with Scope(transform) as scope:
-        scope.firsts = weakref.WeakKeyDictionary()
-        linear, more, value, *aux = run(*args, **kwargs)
-        writes = scope.close()
+    scope = Scope(transform)
+    scope.firsts = weakref.WeakKeyDictionary()
+    (linear, more, value, *aux), writes = run(scope, call, *args, **kwargs)
     with Scope(transform, made(scope, writes)):
-        guards = [Guard.of(name, run, way, args, kwargs) for way in ways(linear, value)]
+        guards = [Guard.of(name, call, way, args, kwargs) for way in ways(linear, value)]
     (more, value), failed = guards[0].besides((more, value), aux, writes)
     commit(writes)
     return (linear, more, value, *aux), tuple(guard.after(failed) for guard in guards)
@@ -84,12 +83,12 @@ class Guard:
         self._program, self._treedef, self._leaves, self._failed = program, treedef, leaves, failed
 
     @classmethod
-    def of(cls, name, run, way, args, kwargs) -> "Guard":
+    def of(cls, name, call, way, args, kwargs) -> "Guard":
         """Stage the function and its product in one, for a vector that is yet to come."""
 
         def product_first(*args, **kwargs):
             v = kwargs.pop(way.what)
-            linear, more, value, *aux = run(*args, **kwargs)
+            linear, more, value, *aux = call(*args, **kwargs)
             return (way.product(linear, v), more), value, *aux
 
         watch = Watch(name, product_first, leaving_out(way.what, way.inputs), of_map=True)

@@ -27,17 +27,16 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from ..._arrays import differentiable
+from ..._arrays import differentiable, is_real_scalar, layout, scalar_in_words
 from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Carried
-from ..._seam.scope import Scope, commit, refuse_states
-from .._first_order.gradients import is_scalar, shapes_of
+from ..._seam.scope import Scope, commit, run
 from .._first_order.pure_function import PureFunction, pick, place, positions
 from .._first_order.vector_space import Space
 from .._nonfinite.check import Watch, leaving_out, watched
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .linear_operator import LinearOperator, watched_operator
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
@@ -137,18 +136,20 @@ class Product(Remade):
 
     def _at(self, then, args, kwargs):
         """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
-        # Model, loss and targets run one after the other in this scope: each sees what the one before it wrote.
-        with Scope(self.name) as scope:
+
+        def at():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
             first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
             grad = found.gradient() if self.return_grad else None
-            writes = scope.close()
+            wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
+            return first, *(part for part, asked in wanted if asked)
+
+        # Model, loss and targets run one after the other in one scope: each sees what the one before it wrote.
+        result, writes = run(Scope(self.name), at)
         commit(writes)
-        wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
-        result = (first, *(part for part, asked in wanted if asked))
-        return result if len(result) > 1 else first
+        return result if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
         raise NotImplementedError
@@ -165,13 +166,12 @@ def _of_diff(pure, call, rest, kwargs, diff):
     return pure(diff, call, *rest, **kwargs)
 
 
-def _scalar(name, what, value):
+def _real_scalar(name, what, value):
     """Return ``value`` if it is one real number, and explain what is wanted otherwise."""
-    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-        kind = f"of dtype {jax.typeof(value).dtype}" if is_scalar(value) else f"of shape {shapes_of(value)}"
+    if not is_real_scalar(value):
         raise StateTypeError(
-            f"{name}: {what} returns one real number, a loss; its output is {kind}. Sum or average it, or use hessian "
-            f"for the second derivatives of every output."
+            f"{name}: {what} returns one real number, a loss; its output is {scalar_in_words(value)}. Sum or average "
+            f"it, or use hessian for the second derivatives of every output."
         )
     return value
 
@@ -185,7 +185,7 @@ class _Hessian(Product):
     def _gradient(self, point):
         def scalar(diff):
             value, carried = point.pure(diff)
-            return _scalar(self.name, "the function", value), carried
+            return _real_scalar(self.name, "the function", value), carried
 
         return jax.grad(scalar, has_aux=True)
 
@@ -264,9 +264,7 @@ def hvp(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad}
     options["debug_nan"] = debug_nan
-    if fun is None:
-        return functools.partial(hvp, grad_states=grad_states, argnums=argnums, check_states=check_states, **options)
-    return _Hessian(fun, grad_states, argnums, check_states=check_states, **options)
+    return or_decorator(fun, lambda f: _Hessian(f, grad_states, argnums, check_states=check_states, **options))
 
 
 # ------------------------------------------------------------------------------------------ through the output
@@ -294,9 +292,8 @@ class Through(Product):
         for path, leaf in tree_leaves_with_path(out):
             if not differentiable(leaf) or jnp.issubdtype(jax.typeof(leaf).dtype, jnp.complexfloating):
                 raise StateTypeError(
-                    f"{self.name}: output{keystr(path)} of the model is {shapes_of(leaf)} "
-                    f"{getattr(leaf, 'dtype', type(leaf).__name__)}, and every output is real and floating. Return "
-                    f"what else there is as aux, with has_aux=True."
+                    f"{self.name}: output{keystr(path)} of the model is {layout(leaf)}, and every output is real and "
+                    f"floating. Return the rest as aux, with has_aux=True."
                 )
 
     def _curve(self, point: Point, out: Any) -> tuple:
@@ -327,19 +324,19 @@ class _OfOutput(Scope):
 
 
 @jax.custom_vjp
-def _constant(x):
+def _not_differentiated(x):
     """Return ``x``, and refuse a derivative with respect to it: reverse mode asks only where there is one."""
     return x
 
 
-def _refuse(_, cotangent):
+def _refuse_derivative(_, cotangent):
     raise StateValueError(
         "the loss of ggn depends on an argument that is differentiated, and the product has no term for that. Let the "
         "model return what the loss needs of it, or pass it a second time, as an argument that argnums does not name."
     )
 
 
-_constant.defvjp(lambda x: (x, None), _refuse)
+_not_differentiated.defvjp(lambda x: (x, None), _refuse_derivative)
 
 
 class _GaussNewton(Through):
@@ -355,12 +352,9 @@ class _GaussNewton(Through):
         picked, rest = (None, point.args) if point.argnums is None else pick(point.args, point.argnums)
 
         def loss(out, picked):
-            args = place(rest, point.argnums, jax.tree.map(_constant, picked))
-            with _OfOutput(self.name, point.states) as scope:
-                value = self.loss_fn(out, *args, **point.kwargs)
-                refuse_states(value, f"results of a function under {self.name}")
-                writes = scope.close()
-            return _scalar(self.name, "loss_fn", value), Carried.of((value, writes))
+            args = place(rest, point.argnums, jax.tree.map(_not_differentiated, picked))
+            value, writes = run(_OfOutput(self.name, point.states), self.loss_fn, out, *args, **point.kwargs)
+            return _real_scalar(self.name, "loss_fn", value), Carried.of((value, writes))
 
         def slope_at(out):
             (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._arrays import promoted
+from ..._arrays import at_least, layout, promoted
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
 from .._first_order.chunked_jacobians import check_chunk_size
@@ -131,8 +131,8 @@ class LinearOperator:
             flat = isinstance(v, jax.Array | np.ndarray)
             if flat and (v.shape, v.dtype) == (self.shape[1:], self._columns.dtype):
                 return self._flat(v)
-            layout = f"{self._columns.dtype}[{self.shape[1]}]"
-            self._columns.check(f"the vector given to an operator (a flat one is {layout})", v)
+            flat = layout(jax.ShapeDtypeStruct(self.shape[1:], self._columns.dtype))
+            self._columns.check(f"the vector given to an operator (a flat one is {flat})", v)
         return self._product(v)
 
     @boundary
@@ -295,8 +295,7 @@ class LinearOperator:
             return False
         if chunk_size is not None:
             raise StateValueError("chunk_size is for the exact result, samples for an estimate: give one of them.")
-        if type(samples) is not int or samples < 2:
-            raise StateValueError(f"samples={samples!r}: give an int from 2 up, as one sample has no standard error.")
+        at_least("samples", samples, 2, "the number of random vectors (one has no standard error)")
         return True
 
     def _estimate(self, probe, shape, samples, key):

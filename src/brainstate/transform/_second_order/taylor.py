@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._arrays import differentiable
-from ..._errors import StateTypeError, StateValueError
+from ..._arrays import at_least, differentiable
 from ..._functions import boundary
 from ..._program.interpret import trace_flat
 from ..._seam.scope import commit
@@ -64,7 +63,7 @@ def taylor(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``order`` is no positive int, a primitive has no rule and the order is too high for nested derivatives, or
+        If ``order`` is not a positive int, a primitive has no rule and the order is too high for nested derivatives, or
         ``fun`` has a derivative for reverse mode only; and as `jvp`.
 
     Examples
@@ -75,9 +74,7 @@ def taylor(
     >>> [round(float(c), 3) for c in coefficients]
     [2.0, 2.0, 1.333]
     """
-    if type(order) is not int or order < 1:
-        kind = StateValueError if type(order) is int else StateTypeError
-        raise kind(f"taylor: order={order!r}: give the number of coefficients, an int from 1 up.")
+    count: int = at_least("taylor: order", order, 1, "the number of coefficients")
     if debug_nan:
         inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
         return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
@@ -86,16 +83,16 @@ def taylor(
     along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
     leaves, treedef = jax.tree.flatten(diff)
     closed, tree = trace_flat(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
-    rest_terms = order - 1
+    rest_terms = count - 1
     inputs = [
         Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
         for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
     ]
-    out = push_series(closed, inputs, order)
+    out = push_series(closed, inputs, count)
     value, carried = tree.unflatten([x.primal for x in out])
     _, aux, writes = carried.tree()
     commit(writes)
-    terms = [_coefficient(tree, out, k) for k in range(order)]
+    terms = [_coefficient(tree, out, k) for k in range(count)]
     return (value, terms, aux) if has_aux else (value, terms)
 
 

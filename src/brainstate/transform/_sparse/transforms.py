@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from ..._arrays import is_scalar, layout, shapes_of
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
 from ..._program.interpret import trace_flat
 from ..._seam.scope import Scope, frozen_here, is_tracer
 from .._first_order.gradient_transform import GradientTransform
-from .._first_order.gradients import derivative, is_scalar, shapes_of
+from .._first_order.gradients import derivative
 from .dependence import dependencies, primitives
 from .pattern import SparsityPattern
 
@@ -79,7 +80,7 @@ def _trace_function(name, fun, diff, rest, kwargs):
     for path, leaf in jax.tree_util.tree_leaves_with_path(diff):
         if not jnp.issubdtype(jax.typeof(leaf).dtype, jnp.floating):
             raise StateTypeError(
-                f"{name} takes derivatives with respect to real values, and {jax.typeof(leaf).str_short()}, at "
+                f"{name} takes derivatives with respect to real values, and {layout(leaf)}, at "
                 f"{jax.tree_util.keystr(path) or 'the argument'}, is complex: split it into real and imaginary parts."
             )
     diff = jax.tree.map(jnp.asarray, diff)
@@ -377,12 +378,6 @@ class _Sparsity(GradientTransform):
         return self._derivative(diff, call, *rest, **kwargs)
 
 
-def _sparsity(transform, fun, grad_states, argnums, has_aux, check_states) -> Any:
-    if fun is None:
-        return lambda fun: _sparsity(transform, fun, grad_states, argnums, has_aux, check_states)
-    return _Sparsity(fun, transform, grad_states, argnums, has_aux=has_aux, check_states=check_states)
-
-
 def sparse_jacobian(
     fun: Callable | None = None,
     grad_states: Any = None,
@@ -441,7 +436,7 @@ def sparse_jacobian(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "mode": mode, "dense": bool(dense), "check_pattern": bool(check_pattern)}
-    return derivative(_sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("sparse_jacobian", _sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
 
 
 def sparse_hessian(
@@ -491,7 +486,7 @@ def sparse_hessian(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "dense": bool(dense), "check_pattern": bool(check_pattern)}
-    return derivative(_sparse_hessian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("sparse_hessian", _sparse_hessian_transform, fun, grad_states, argnums, params, **options)
 
 
 @boundary
@@ -532,7 +527,10 @@ def jacobian_sparsity(
     >>> brainstate.transform.jacobian_sparsity(lambda x: x[1:] * x[:-1])(jnp.ones(1000))
     SparsityPattern(999x1000, 1998 non-zeros)
     """
-    return _sparsity(_jacobian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
+    options = {"has_aux": has_aux, "check_states": check_states}
+    return derivative(
+        "jacobian_sparsity", _jacobian_sparsity_transform, fun, grad_states, argnums, None, _Sparsity, **options
+    )
 
 
 @boundary
@@ -562,4 +560,7 @@ def hessian_sparsity(
     >>> brainstate.transform.hessian_sparsity(lambda x: (x[1:] * x[:-1] + x[1:]).sum())(jnp.ones(1000))
     SparsityPattern(1000x1000, 1998 non-zeros)
     """
-    return _sparsity(_hessian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
+    options = {"has_aux": has_aux, "check_states": check_states}
+    return derivative(
+        "hessian_sparsity", _hessian_sparsity_transform, fun, grad_states, argnums, None, _Sparsity, **options
+    )
