@@ -36,7 +36,7 @@ class _Examples(Mapped):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the derivative on all examples and commit what it writes."""
-        with original_errors():
+        with original_errors():  # outside of `jit` nobody else asks for those of `debug_nan`
             return super().__call__(*args, **kwargs)
 
     def _lanes(self, lane, out_axes, options):

@@ -60,10 +60,6 @@ def _has_infinity(origin, at) -> bool:
     return any(np.isinf(x).any() for x in origin.operands if x.dtype.kind in "fcV")
 
 
-def _below(edge):
-    return lambda origin, at: (at[0] < edge).any()
-
-
 # ------------------------------------------------------------------------------------------ the table
 
 
@@ -99,23 +95,17 @@ BACKWARD = [
 
 REAL = [
     Remedy(
-        "log",
+        "log log1p",
         "the logarithm of a negative number",
         "keep the operand positive: jnp.maximum(x, eps), or a softplus",
-        _below(0),
-    ),
-    Remedy(
-        "log1p",
-        "the logarithm of a negative number",
-        "keep the operand positive: jnp.maximum(x, eps), or a softplus",
-        _below(-1),
+        lambda origin, at: (at[0] < (0 if origin.primitive == "log" else -1)).any(),
     ),
     Remedy("log log1p", "the logarithm of zero", _POSITIVE),
     Remedy(
         "sqrt rsqrt",
         "the root of a negative number",
         "clip what rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))",
-        _below(0),
+        lambda origin, at: (at[0] < 0).any(),
     ),
     Remedy("rsqrt", "one over the root of zero", "add a small number: jax.lax.rsqrt(x + eps)"),
     Remedy(

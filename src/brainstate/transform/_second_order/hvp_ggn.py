@@ -217,7 +217,7 @@ def hvp(
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
         `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
         along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
-        operator makes is watched; it is staged for that, and runs the function a second time, abstractly.
+        operator makes is checked; for that the function runs a second time, abstractly.
 
     Raises
     ------
