@@ -1053,7 +1053,8 @@ def test_a_remedy_is_one_row(monkeypatch):
 def test_the_texts_of_all_remedies_can_be_told():
     rows = [*advice.BACKWARD, *advice.REAL, *advice.ANY]
     assert all((row.cause + row.repair).format(name="mul", called="norm") for row in rows)
-    assert not advice.ANY[-1].primitives and advice.ANY[-1].applies(None, [])  # there is one for every operation
+    last = advice.ANY[-1]  # applies to every operation
+    assert not last.primitives and last.applies is advice.Remedy._field_defaults["applies"]
 
 
 def test_it_can_fail_any_number_of_times():

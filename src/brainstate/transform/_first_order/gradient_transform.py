@@ -177,7 +177,7 @@ class GradientTransform(Remade):
         make, (_, *options) = self._recipe()
         return make(self.target.__get__(instance, owner), *options)
 
-    def _recipe(self):
+    def _recipe(self) -> tuple[Any, tuple]:
         selected, wanted = (self.grad_states, self.argnums), (self.return_value, self.has_aux)
         checks = self.check_states, self.debug_nan
         return type(self), (self.target, self.transform, *selected, *wanted, self.transform_params, *checks)

@@ -118,9 +118,9 @@ class Product(Remade):
         commit(writes)
         return (first, *gradient), found.value, found.aux
 
-    def _arranged(self, derivatives, value, aux):
+    def _arranged(self, derivatives: tuple, value, aux):
         """Return what a call returns, from its parts."""
-        result = (*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
+        result: tuple = (*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
