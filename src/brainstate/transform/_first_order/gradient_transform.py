@@ -27,18 +27,6 @@ from .pure_function import PureFunction, check_argnums
 __all__ = ["GradientTransform"]
 
 
-# ------------------------------------------------------------------------------------------ which States
-
-
-# ------------------------------------------------------------------------------------------ which arguments
-
-
-# ------------------------------------------------------------------------------------------ the pure function
-
-
-# ------------------------------------------------------------------------------------------ the class
-
-
 class GradientTransform(Remade):
     """Differentiate a function with States by any transform with the interface of ``jax.grad``.
 
@@ -145,7 +133,7 @@ class GradientTransform(Remade):
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit what the function wrote."""
-        return self.arranged(*self.parts(*args, **kwargs))
+        return self.arrange(*self.parts(*args, **kwargs))
 
     def parts(self, /, *args: Any, **kwargs: Any) -> tuple:
         """Return ``(derivative, value, aux)``, with None for what is not asked for; commit what the function wrote."""
@@ -165,7 +153,7 @@ class GradientTransform(Remade):
         commit(writes)
         return out[0], value, aux
 
-    def arranged(self, derivative: Any, value: Any, aux: Any) -> Any:
+    def arrange(self, derivative: Any, value: Any, aux: Any) -> Any:
         """Return what a call returns, from its parts."""
         result = (derivative, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else derivative

@@ -94,7 +94,7 @@ def vjp(
         out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
         _, aux, writes = carried.tree()
         commit(writes)
-        return (Partial(_pulled, pull),), out, aux
+        return (Partial(_pull_back, pull),), out, aux
 
     def parts(pull, out):
         return [Linear(pull, jax.tree.map(_cotangent, out), target.inputs)]
@@ -105,7 +105,7 @@ def vjp(
 
 
 @boundary
-def _pulled(pull, cotangent):
+def _pull_back(pull, cotangent):
     """Return the cotangents of what is differentiated for the cotangent of the output."""
     return pull(cotangent)[0]
 

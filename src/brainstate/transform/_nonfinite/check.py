@@ -34,10 +34,10 @@ __all__ = ["DerivativeCheck", "find_faults"]
 class DerivativeCheck:
     """A derivative that has to be finite: ``call(*vector, *args, **kwargs)`` returns ``(derivative, value, *aux)``.
 
-    ``call`` commits what the user's function writes. That the value is part of the result says what is forward in a
-    program, and what backward. ``name`` is the transform with its function, ``grad(loss)``. ``inputs(args, kwargs)``
-    returns the names of what is differentiated and the structure of a gradient, where the derivative has it.
-    ``vector``, at most one, is that of a product, and ``vector_name`` its name in messages.
+    ``call`` commits what the user's function writes. The operations that the value depends on are the forward pass, so
+    the value is part of the result even where the user does not ask for it. ``name`` is the transform with its
+    function, ``grad(loss)``. ``inputs(args, kwargs)`` returns the names of what is differentiated and the structure of
+    a gradient, where the derivative has that. A product with a matrix has one ``vector``, ``vector_name`` in messages.
     """
 
     call: Callable
@@ -64,8 +64,8 @@ class DerivativeCheck:
     def first_run(self, args: tuple, kwargs: dict, vector: tuple = ()) -> tuple:
         """Return what the call returns, what it writes, and a scope in which it may run a second time.
 
-        There the States that the first run made have their values, since the function may make them no second time:
-        those of the beginning, as the first run may have written others.
+        A function that keeps the States that it makes, in an attribute say, makes them in the first run only. In that
+        scope they have the values that they were made with, as the first run may have written others.
         """
         scope = Scope(self.transform)
         scope.initial = weakref.WeakKeyDictionary()
@@ -74,17 +74,17 @@ class DerivativeCheck:
             writes = scope.close()
         last = dict(zip(writes.states, writes.values, strict=True))
         first = {state: scope.initial.get(state, last[state]) for state in scope.born}
-        # The first value of a State that is made in a derivative may be a tracer, which is gone.
+        # A State that was made in a trace of the first run was made with a tracer, which is of no use now.
         first = {s: last[s] if any(map(is_tracer, jax.tree.leaves(value))) else value for s, value in first.items()}
         return out, writes, Scope(self.transform, first)
 
     def stage(self, args: tuple, kwargs: dict, vector: tuple) -> Staged:
         """Stage the call; tracers, and arrays that are not known yet, become inputs."""
 
-        def packed(args, kwargs, vector):
+        def call_packed(args, kwargs, vector):
             return Carried.of(self.call(*vector, *args, **kwargs))
 
-        return stage(packed, (args, kwargs, vector), {}, name=self.transform, dynamic=is_input)
+        return stage(call_packed, (args, kwargs, vector), {}, name=self.transform, dynamic=is_input)
 
     def program(self, args: tuple, kwargs: dict, vector: tuple, of_map: bool = False) -> tuple[Program, tuple, Staged]:
         """Return the staged call as a program, its inputs, and what was staged."""

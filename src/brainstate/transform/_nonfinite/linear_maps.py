@@ -55,7 +55,7 @@ class LinearMapCheck(DerivativeCheck):
             ]
         (others, value), failed = checked[0].check_others((others, value), aux, writes)
         commit(writes)
-        linear = self.rebuild(linear, *(part.after(failed) for part in checked))
+        linear = self.rebuild(linear, *(part.with_failed(failed) for part in checked))
         return (linear, *others), value, *aux
 
     def product(self, number: int, inputs: Callable) -> DerivativeCheck:
@@ -80,7 +80,7 @@ def _type_of(leaf):
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
-def _own(leaf):
+def _copy_array(leaf):
     """Return an array that stays as it is when a State gives its own away, or the user changes his in place."""
     return leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) and not is_tracer(leaf) else leaf
 
@@ -116,7 +116,7 @@ class CheckedMap:
             # It has just run well, so it is being abstract that it cannot do: no matter as long as all is finite.
             program, parts = Untraceable(check.name, problem), ([], [], [])
         leaves, treedef = jax.tree.flatten(parts)
-        return cls(linear.function, program, treedef, list(map(_own, leaves)))
+        return cls(linear.function, program, treedef, list(map(_copy_array, leaves)))
 
     def tree_flatten(self) -> tuple:
         """Return the linear function and the inputs, and what is static."""
@@ -150,7 +150,7 @@ class CheckedMap:
         found = self._check(self._program.without_product(), zeros, found, faults)
         return found, [] if eager() else faults
 
-    def after(self, failed: Sequence) -> "CheckedMap":
+    def with_failed(self, failed: Sequence) -> "CheckedMap":
         """Return a map that also raises if one of ``failed`` is true."""
         return CheckedMap(self._function, self._program, self._treedef, self._leaves, failed)
 

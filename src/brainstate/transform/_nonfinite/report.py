@@ -104,11 +104,11 @@ class Program:
             labels,
             states,
             suspects,
-            _numbers(derivative),
-            _numbers(value),
-            _reached(derivative, *check.inputs(args, kwargs)),
-            [(name, _numbers(part)) for name, part in others],
-            _numbers(product),
+            _output_numbers(derivative),
+            _output_numbers(value),
+            _find_reached(derivative, *check.inputs(args, kwargs)),
+            [(name, _output_numbers(part)) for name, part in others],
+            _output_numbers(product),
         )
         dynamic = [leaves[i][1] for i in staged.places]
         return program, ([*staged.closed.consts], [leaf for v in values for leaf in v], dynamic)
@@ -175,7 +175,7 @@ class Program:
         return _describe_origin(self.name, found[0], len(found) - 1, lines, facts)
 
 
-def _reached(derivative, names, structure) -> list[tuple[str, int]]:
+def _find_reached(derivative, names, structure) -> list[tuple[str, int]]:
     """Return the pairs (what is differentiated, an output); the structure of a gradient may stand in another one."""
     if structure is None:
         return []
@@ -191,7 +191,7 @@ def _is_sparse(part) -> bool:
     return hasattr(type(part), "nse")  # a matrix: its numbers are the first of its leaves
 
 
-def _numbers(tree) -> set[int]:
+def _output_numbers(tree) -> set[int]:
     return {n for n in jax.tree.leaves(tree) if type(n) is int}
 
 

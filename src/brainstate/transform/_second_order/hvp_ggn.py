@@ -84,12 +84,12 @@ class Product(Remade):
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
         check = DerivativeCheck(self._derive_product, repr(self), self._target.inputs)
-        return self._arranged(*(check.run(args, kwargs, v) if self.debug_nan else check.call(v, *args, **kwargs)))
+        return self._arrange(*(check.run(args, kwargs, v) if self.debug_nan else check.call(v, *args, **kwargs)))
 
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return what a call returns, with a `LinearOperator` in the place of the product."""
         check = operator_check(self._derive_operator, repr(self), self._target.inputs)
-        return self._arranged(*(check.run(args, kwargs) if self.debug_nan else check.call(*args, **kwargs)))
+        return self._arrange(*(check.run(args, kwargs) if self.debug_nan else check.call(*args, **kwargs)))
 
     def _derive_product(self, v, /, *args, **kwargs):
         def multiply(point):
@@ -118,7 +118,7 @@ class Product(Remade):
         commit(writes)
         return (first, *gradient), found.value, found.aux
 
-    def _arranged(self, derivatives: tuple, value, aux):
+    def _arrange(self, derivatives: tuple, value, aux):
         """Return what a call returns, from its parts."""
         result: tuple = (*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else result[0]
