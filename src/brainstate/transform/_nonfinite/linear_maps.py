@@ -53,9 +53,9 @@ class LinearMapCheck(DerivativeCheck):
             checked = [
                 CheckedMap.of(self, number, part, args, kwargs) for number, part in enumerate(self.parts(linear, value))
             ]
-        (others, value), failed = checked[0].check_others((others, value), aux, writes)
+        (others, value), faults = checked[0].check_others((others, value), aux, writes)
         commit(writes)
-        linear = self.rebuild(linear, *(part.with_failed(failed) for part in checked))
+        linear = self.rebuild(linear, *(part.with_faults(faults) for part in checked))
         return (linear, *others), value, *aux
 
     def product(self, number: int, inputs: Callable) -> DerivativeCheck:
@@ -93,14 +93,14 @@ def _is_unknown(leaf) -> bool:
 class CheckedMap:
     """A linear function whose products have to be finite; for JAX a pytree, with the inputs of its program.
 
-    ``leaves`` are these inputs, with types in the places of the vector. ``failed`` are boolean arrays, true if what
+    ``leaves`` are these inputs, with types in the places of the vector. ``faults`` are boolean arrays, true if what
     came out beside the map was not finite: in a traced program it is possible that nobody uses that, and then nothing
     is raised for it.
     """
 
-    def __init__(self, function: Callable, program: Any, treedef: Any, leaves: list, failed: Sequence = ()):
+    def __init__(self, function: Callable, program: Any, treedef: Any, leaves: list, faults: Sequence = ()):
         self._function, self._program, self._treedef = function, program, treedef
-        self._leaves, self._failed = leaves, failed
+        self._leaves, self._faults = leaves, faults
 
     @classmethod
     def of(cls, check: LinearMapCheck, number: int, linear: Linear, args: tuple, kwargs: dict) -> "CheckedMap":
@@ -122,23 +122,23 @@ class CheckedMap:
         """Return the linear function and the inputs, and what is static."""
         unknown = tuple((i, leaf) for i, leaf in enumerate(self._leaves) if _is_unknown(leaf))
         known = [leaf for leaf in self._leaves if not _is_unknown(leaf)]
-        return (self._function, known, self._failed), (self._program, self._treedef, unknown)
+        return (self._function, known, self._faults), (self._program, self._treedef, unknown)
 
     @classmethod
     def tree_unflatten(cls, static: tuple, children: tuple) -> "CheckedMap":
         """Undo `tree_flatten`."""
         program, treedef, unknown = static
-        function, known, failed = children
+        function, known, faults = children
         leaves = list(known)
         for i, leaf in unknown:
             leaves.insert(i, leaf)
-        return cls(function, program, treedef, leaves, failed)
+        return cls(function, program, treedef, leaves, faults)
 
     def __call__(self, v: Any) -> Any:
         """Return the product with ``v``; raise if it is not finite."""
         product = self._function(v)
         vector = [leaf for leaf in jax.tree.leaves(v) if inexact(leaf)]
-        return self._check(self._program, vector, product, [*find_faults((product, ()), ()), *self._failed])
+        return self._check(self._program, vector, product, [*find_faults((product, ()), ()), *self._faults])
 
     def check_others(self, found: tuple, aux: Any, writes: Any) -> tuple[tuple, list]:
         """Return ``found``, derivatives and a value that came out beside the map; raise if they are not finite.
@@ -150,9 +150,9 @@ class CheckedMap:
         found = self._check(self._program.without_product(), zeros, found, faults)
         return found, [] if eager() else faults
 
-    def with_failed(self, failed: Sequence) -> "CheckedMap":
-        """Return a map that also raises if one of ``failed`` is true."""
-        return CheckedMap(self._function, self._program, self._treedef, self._leaves, failed)
+    def with_faults(self, faults: Sequence) -> "CheckedMap":
+        """Return a map that also raises if one of ``faults`` is true."""
+        return CheckedMap(self._function, self._program, self._treedef, self._leaves, faults)
 
     def _check(self, program, vector, found, faults):
         given = iter(vector)
