@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test soak test-jax check format bench bench-peers docs lock clean
+.PHONY: help setup demo test soak test-jax check measure format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -51,7 +51,11 @@ check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/mypy --python-executable $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_formalities.py
+
+measure: $(VENV)/.test  ## the house in numbers; ARGS='before/src src' for columns to compare
+	PYTHONPATH=tests $(BIN)/python tests/measure.py $(ARGS)
 
 format: $(VENV)/.check  ## mend what `check` says of format and lint, code blocks of documents included
 	$(BIN)/ruff format
@@ -64,8 +68,9 @@ bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about eight minut
 bench-peers: $(PEERS)/.peers  ## the same step in Flax NNX and Equinox, in an environment of its own
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
-docs: $(VENV)/.test  ## write docs/api.md and the pictures anew, and execute every block of README.md and docs/
+docs: $(VENV)/.test  ## write docs/api.md, the types of the samplers and the pictures, and execute every block of README.md and docs/
 	$(BIN)/python docs/_api.py
+	$(BIN)/python docs/_stubs.py
 	$(BIN)/python docs/_pictures.py
 	$(BIN)/python -m pytest -q README.md docs
 

@@ -5,10 +5,10 @@ A State holds any pytree (arrays, numbers, nested containers; outside transforms
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
 is a leaf for ``jax.tree``, and holds no other State. Where ``.value`` was forgotten, it says so.
 
-A subclass may define ``value`` anew, to show something else than the seam keeps. Copies, snapshots and what loads
-go by the *stored* value, which is also what is differentiated.
+A subclass may override ``value``, to show something else than the seam keeps. Copies, snapshots, loading and
+derivatives go by the *stored* value.
 
-The kinds differ in meaning only, and are what filters select by::
+The kinds differ in meaning only; filters select by them::
 
     State
     ├── LongTermState           kept from one run to the next
@@ -18,7 +18,7 @@ The kinds differ in meaning only, and are what filters select by::
         └── HiddenState         the activity of a recurrent or spiking layer: one array
 
 Nobody but the seam changes a State, there are no hooks, and no source trace is recorded. Tags decide what a filter
-selects, and so what is compiled: a change of them is announced as the replacement of a State is.
+selects, and so the compiled program: a change of them is announced as the replacement of a State is.
 """
 
 import copy as _copy
@@ -26,7 +26,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +43,14 @@ __all__ = [
     "ParamState",
     "ShortTermState",
     "State",
-    "fitted",
+    "fit",
     "rebuild",
     "strings",
 ]
 
 
 class _Tags(set):
-    """The tags of a State; what compiled functions have selected by them is looked up again after a change."""
+    """The tags of a State; compiled functions look up again, after a change, the States that they selected by tag."""
 
     __slots__ = ("_state",)
 
@@ -61,7 +61,7 @@ class _Tags(set):
         return set, (list(self),)  # a copy belongs to no State
 
 
-def _announcing(method: Callable) -> Callable:
+def _announce_after(method: Callable) -> Callable:
     @functools.wraps(method)
     def change(self, *others):
         before = set(self)
@@ -81,7 +81,7 @@ def _announcing(method: Callable) -> Callable:
 
 
 def strings(tags: Any) -> list[str]:
-    """Return one tag or several as a list, and refuse what is no string."""
+    """Return one tag or several as a list, and refuse anything but strings."""
     tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
     if not all(isinstance(tag, str) for tag in tags):
         raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
@@ -95,11 +95,16 @@ def _announce(state) -> None:
 
 _CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"
 for _name in (*_CHANGES.split(), "__iand__", "__ior__", "__isub__", "__ixor__"):
-    setattr(_Tags, _name, _announcing(getattr(set, _name)))
+    setattr(_Tags, _name, _announce_after(getattr(set, _name)))
 
 
-class State(_scope.Cell):
+_V = TypeVar("_V")
+
+
+class State(_scope.Cell, Generic[_V]):
     """A place for a value that transforms know how to read, differentiate, carry and commit.
+
+    For type checkers it is generic in its value: ``State[jax.Array]``.
 
     Parameters
     ----------
@@ -129,9 +134,11 @@ class State(_scope.Cell):
     State(float32[2], name='count')
     """
 
-    __slots__ = ("__dict__", "_owner")
+    __slots__ = ("__dict__", "__orig_class__", "_owner")  # State[X](...) sets __orig_class__: it is not metadata
 
-    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+    def __init__(
+        self, value: "_V | State[_V]", name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any
+    ):
         if name is not None and not isinstance(name, str):
             raise StateTypeError(f"the name of a State is a string, not a {type(name).__name__}: {name!r}.")
         self.name = name
@@ -146,12 +153,18 @@ class State(_scope.Cell):
             self.__dict__.update(metadata)
         _scope.create(self, value.value if isinstance(value, State) else value)
 
-    # The functions of the seam themselves, with no frame in between: reading costs what the seam costs.
-    value = property(_scope.read, _scope.write, doc="The present value, as the function that runs now sees it.")
+    @property
+    def value(self) -> _V:
+        """The present value, as the function that runs now sees it."""
+        return _scope.read(self)
+
+    @value.setter
+    def value(self, value: _V) -> None:
+        _scope.write(self, value)
 
     @property
     def tag(self) -> set[str]:
-        """The marks to select by; changed, or assigned anew, at any time: compiled functions notice."""
+        """The marks to select by; may be changed or assigned at any time: compiled functions notice."""
         return self.__dict__["tag"]
 
     @tag.setter
@@ -162,7 +175,7 @@ class State(_scope.Cell):
         if old is not None and old != new:
             _announce(self)
 
-    def restore_value(self, value: Any) -> None:
+    def restore_value(self, value: _V) -> None:
         """Assign the stored value, which must have the structure, shapes and dtypes of the present one.
 
         A Python number takes the dtype of a scalar array, if that can hold it.
@@ -172,7 +185,7 @@ class State(_scope.Cell):
         StateValueError
             If they differ; the State is unchanged.
         """
-        value, problem = fitted(_scope.glance(self), value)
+        value, problem = fit(_scope.glance(self), value)
         if problem:
             raise StateValueError(f"{self.describe()}: the value to restore is {problem}; they must agree.")
         _scope.write(self, value)
@@ -197,7 +210,7 @@ class State(_scope.Cell):
         """Return a new State with the same value and a copy of the metadata."""
         return rebuild(type(self), _scope.read(self), self.metadata())
 
-    def replace(self, value: Any, **metadata: Any) -> Self:
+    def replace(self, value: _V, **metadata: Any) -> Self:
         """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
         _refuse_reserved(type(self), metadata)
         return rebuild(type(self), value, {**self.metadata(), **metadata})
@@ -260,6 +273,11 @@ class State(_scope.Cell):
         return f"{type(self).__name__}({', '.join([_layout(self)[1:-1], *(f'{k}={v!r}' for k, v in extra.items())])})"
 
 
+# For type checkers the property is as above. It runs the functions of the seam themselves, with no frame in between.
+_value_property = property(_scope.read, _scope.write, doc=State.value.__doc__)
+type.__setattr__(State, "value", _value_property)
+
+
 def _layout(state) -> str:
     """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
     value = getattr(state, "_value", _scope.Cell)
@@ -288,8 +306,8 @@ _NUMBERS = {bool: 0, int: 1, float: 2, complex: 3}
 _ORDER = (np.bool_, np.integer, np.floating, np.complexfloating)
 
 
-def fitted(old: Any, new: Any) -> tuple[Any, str]:
-    """Return ``new`` as what may take the place of ``old``, and in words why it may not, empty if it may.
+def fit(old: Any, new: Any) -> tuple[Any, str]:
+    """Return ``new`` in a form that may replace ``old``, and the reason, in words, if it may not.
 
     Arrays need equal shapes, and equal dtypes as JAX has them: NumPy's float64 is float32 unless 64 bits are enabled. A
     Python number is converted to the dtype of a scalar that can hold it, and an array of one element may take the
@@ -382,32 +400,34 @@ def rebuild(cls: Any, value: Any, metadata: dict[str, Any]) -> Any:
     return state
 
 
-class LongTermState(State):
+class LongTermState(State[_V]):
     """A State that is kept from one run to the next; see `State`."""
 
 
-class ParamState(LongTermState):
-    """A trained parameter: what ``grad_states=module`` selects; see `State`."""
+class ParamState(LongTermState[_V]):
+    """A trained parameter; ``grad_states=module`` selects these; see `State`."""
 
 
-class BatchState(LongTermState):
+class BatchState(LongTermState[_V]):
     """Statistics of batches, such as a running mean; see `State`."""
 
 
-class ShortTermState(State):
+class ShortTermState(State[_V]):
     """A State that lives within one run; see `State`."""
 
 
-class HiddenState(ShortTermState):
+class HiddenState(ShortTermState[_V]):
     """The activity of a layer, held as one array; see `State`.
 
     Raises
     ------
     StateTypeError
-        If the value is no array (a pytree with one leaf that has a shape counts as one, so units work).
+        If the value is not one array (a pytree with one leaf that has a shape counts as one, so units work).
     """
 
-    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+    def __init__(
+        self, value: "_V | State[_V]", name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any
+    ):
         leaves = jax.tree.leaves(value.value if isinstance(value, State) else value)
         if len(leaves) != 1 or not hasattr(leaves[0], "shape"):
             raise StateTypeError(f"HiddenState holds one array, not {type(value).__name__}: use ShortTermState.")

@@ -8,7 +8,7 @@ has the level of the Node that it belongs to, however many lists and dicts lie b
 
 import reprlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from .._errors import StateTypeError, StateValueError
 from .._seam.module_reads import STRUCTURE, note
@@ -23,6 +23,8 @@ from ._snapshot import TreefyState
 __all__ = ["check_root", "iter_leaf", "iter_node", "nodes", "snapshots", "states", "survey", "treefy_states", "walk"]
 
 _ALL_LEVELS = (0, float("inf"))
+_S = TypeVar("_S", bound=State)
+_N = TypeVar("_N", bound=Node)
 
 
 def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kind | None, int]]:
@@ -71,7 +73,7 @@ def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[P
     """Return the States and the Nodes below ``root`` by path, of the given first to last level."""
     states: dict[Path, State] = {}
     nodes: dict[Path, Node] = {}
-    first, last = _checked(levels)
+    first, last = _check_levels(levels)
     for path, x, kind, above in walk(root, last):
         if kind is NODE and above >= first:
             nodes[path] = x
@@ -80,7 +82,7 @@ def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[P
     return states, nodes
 
 
-def _checked(levels):
+def _check_levels(levels):
     try:
         first, last = levels
     except (TypeError, ValueError):
@@ -92,6 +94,20 @@ def _checked(levels):
     return first, last
 
 
+@overload
+def states(  # pyright: ignore[reportOverlappingOverload]
+    node: Any, kind: type[_S], /, *, allowed_hierarchy: tuple[float, float] = ...
+) -> FlattedDict[_S]: ...
+@overload
+def states(node: Any, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[State[Any]]: ...
+@overload
+def states(
+    node: Any, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...
+) -> FlattedDict[State[Any]]: ...
+@overload
+def states(
+    node: Any, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+) -> tuple[FlattedDict[State[Any]], ...]: ...
 def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = _ALL_LEVELS) -> Any:
     """Return the States below ``node``: a Module, or any container of Modules and States.
 
@@ -100,7 +116,7 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] =
     node : Module or pytree
         Where to look.
     *filters : filter
-        What to select, see `brainstate.filters`. With several, a tuple comes back, and a State goes to the
+        The States to select, see `brainstate.filters`. With several, a tuple comes back, and a State goes to the
         first that selects it; a State that none selects is dropped.
     allowed_hierarchy : (int, int)
         The first and last level of Modules to look in. The States of ``node`` itself have level 0.
@@ -121,9 +137,19 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] =
       (1, 'n'): State(0),
     }))
     """
-    return _dealt(survey(node, allowed_hierarchy)[0], filters, FlattedDict._of)
+    return _deal_out(survey(node, allowed_hierarchy)[0], filters, FlattedDict._from_paths)
 
 
+@overload
+def nodes(node: Any, kind: type[_N], /, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[_N]: ...
+@overload
+def nodes(node: Any, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[Any]: ...
+@overload
+def nodes(node: Any, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[Any]: ...
+@overload
+def nodes(
+    node: Any, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+) -> tuple[FlattedDict[Any], ...]: ...
 def nodes(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = _ALL_LEVELS) -> Any:
     """Return the Modules in ``node``, itself included, as ``{path: Module}`` with children before parents.
 
@@ -137,7 +163,7 @@ def nodes(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = 
     >>> list(graph.nodes(model))
     [('inner',), ()]
     """
-    return _dealt(survey(node, allowed_hierarchy)[1], filters, FlattedDict._of)
+    return _deal_out(survey(node, allowed_hierarchy)[1], filters, FlattedDict._from_paths)
 
 
 def treefy_states(node: Any, *filters: Filter) -> Any:
@@ -154,7 +180,7 @@ def treefy_states(node: Any, *filters: Filter) -> Any:
     >>> graph.treefy_states({"layer": {"w": ParamState(1.0)}}).layer.w
     TreefyState(ParamState, 1.0)
     """
-    return _dealt(survey(node)[0], filters, snapshots)
+    return _deal_out(survey(node)[0], filters, snapshots)
 
 
 def iter_leaf(node: Any) -> Iterator[tuple[Path, State]]:
@@ -169,9 +195,9 @@ def iter_node(node: Any) -> Iterator[tuple[Path, Node]]:
 
 def snapshots(states: dict[Path, State]) -> NestedDict:
     """Return snapshots of States as a tree."""
-    return NestedDict._of({path: TreefyState.of(state) for path, state in states.items()})
+    return NestedDict._from_paths({path: TreefyState.of(state) for path, state in states.items()})
 
 
-def _dealt(flat, filters, form):
+def _deal_out(flat, filters, form):
     parts = tuple(map(form, select(flat, filters) if filters else [flat]))
     return parts[0] if len(parts) == 1 else parts
