@@ -120,8 +120,8 @@ class Product(Remade):
 
     def _arrange(self, derivatives: tuple, value, aux):
         """Return what a call returns, from its parts."""
-        result: tuple = (*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
-        return result if len(result) > 1 else result[0]
+        result = [*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ())]
+        return tuple(result) if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
         raise NotImplementedError
