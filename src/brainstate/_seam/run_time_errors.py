@@ -24,7 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from .._compat import AT_ONCE, current_trace, nans_checked
-from .._program.interpret import opened, within
+from .._program.interpret import all_equations
 
 __all__ = [
     "announce_error",
@@ -72,7 +72,7 @@ def is_marked(closed: Any) -> bool:
     """Tell whether a program, or one that it calls, may raise while it runs."""
     if not _any_marked[0]:
         return False
-    return any(eqn.primitive is _may_raise for inner in within(closed) for eqn in opened(inner).eqns)
+    return any(eqn.primitive is _may_raise for eqn in all_equations(closed))
 
 
 def await_announced(values: Any) -> None:

@@ -32,7 +32,7 @@ from ..._compat import jit_disabled
 from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ..._functions import boundary
-from ..._program.interpret import within
+from ..._program.interpret import all_programs
 from ..._seam.run_time_errors import await_errors
 from ..._seam.scope import gather, generation, is_tracer, replaced_since, retagged
 from ..._seam.step import Ready, box, generators, outside
@@ -344,7 +344,7 @@ def _same_program(before, after) -> bool:
 
 def _constants(program) -> list:
     """Return the arrays that a program holds, and those that it calls."""
-    return [constant for inner in within(program) for constant in getattr(inner, "consts", ())]
+    return [constant for inner in all_programs(program) for constant in getattr(inner, "consts", ())]
 
 
 def _label(transform) -> str:

@@ -23,7 +23,7 @@ from ..._arrays import differentiable
 from ..._compat import optional, varying_axes
 from ..._errors import NoSolutionError, StateTypeError, StateValueError
 from ..._functions import boundary
-from ..._program.interpret import program
+from ..._program.interpret import trace_flat
 from ..._seam.run_time_errors import mark, raise_on_host
 from ..._seam.scope import gather, refuse_states
 from ..._seam.staging import stage
@@ -105,7 +105,7 @@ def _pure(staged, y0, args):
         y = y_tree.unflatten(leaves[: len(unknowns)])
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
-    closed, out_tree = program(run, [*unknowns, *arrays])
+    closed, out_tree = trace_flat(run, [*unknowns, *arrays])
     jaxpr = closed.jaxpr
     compute = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]), ()))
 

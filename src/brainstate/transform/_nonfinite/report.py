@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..._errors import NonFiniteError
-from ..._program.interpret import opened, within
+from ..._program.interpret import all_equations
 from ..._program.source_lines import is_part
 from ..._seam.scope import gather, is_tracer
 from ..._seam.staging import Staged
@@ -169,8 +169,7 @@ class Program:
                 f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
             )
             return NonFiniteError(_text(text, lines), **facts)
-        scans = (eqn for inner in within(self.jaxpr) for eqn in opened(inner).eqns)
-        if found[0].where.path and any(map(is_part, scans)):
+        if found[0].where.path and any(map(is_part, all_equations(self.jaxpr))):
             lines.append("iterations  are counted within a part of a checkpointed or bounded loop, which has many")
         return _describe_origin(self.name, found[0], len(found) - 1, lines, facts)
 

@@ -15,7 +15,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from ..._arrays import differentiable
 from ..._errors import StateTypeError, StateValueError
-from ..._program.interpret import program
+from ..._program.interpret import trace_flat
 from .._first_order.chunked_jacobians import check_chunk_size, count, unit
 from .._first_order.gradients import derivative
 from .._random_keys import Estimate, with_key
@@ -80,7 +80,7 @@ def _curvature(fun, leaves, along):
 
 def _staged(fun, leaves):
     """Return ``fun`` as a traced program that a loop may run again, without its aux, and the aux of one run."""
-    closed, tree = program(fun, leaves)
+    closed, tree = trace_flat(fun, leaves)
     run = jaxpr_as_fun(closed)
     _, aux = tree.unflatten(run(*leaves))
     return lambda leaves: (tree.unflatten(run(*leaves))[0], None), aux

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..._arrays import differentiable
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
-from ..._program.interpret import program
+from ..._program.interpret import trace_flat
 from ..._seam.scope import commit
 from .._first_order.pure_function import PureFunction
 from .._first_order.vjp_jvp import all_positions, direction
@@ -85,7 +85,7 @@ def taylor(
         diff, call, rest = target.open(tuple(primals), {})
         along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
         leaves, treedef = jax.tree.flatten(diff)
-        closed, tree = program(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
+        closed, tree = trace_flat(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
         series = [
             Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * (order - 1)])
             for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
