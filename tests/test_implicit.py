@@ -224,3 +224,20 @@ def test_no_solution_is_an_error(compiled):
         solve = solve.__wrapped__
     with pytest.raises(RuntimeError, match="root found no solution: not within 20 steps"):
         jax.block_until_ready(solve())
+
+
+def test_no_solution_in_a_program_that_jax_has_traced_before_keeps_the_states():
+    raw = jax.jit(lambda a: T.root(lambda y: y**2 + a, 1.0, max_steps=20))
+    jax.block_until_ready(raw(-1.0))  # from now on it comes out of JAX's caches
+    count = State(jnp.array(0.0))
+
+    def step(a):
+        count.value += 1.0
+        return raw(a)
+
+    compiled = T.jit(step, donate_states=True)
+    with pytest.raises(RuntimeError, match="root found no solution"):
+        compiled(1.0)
+    assert count.value == 0.0
+    compiled(-1.0)
+    assert count.value == 1.0

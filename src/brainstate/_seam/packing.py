@@ -1,15 +1,11 @@
-"""How values leave a traced function: as pytrees whose static part says what they are; and when, if it may fail."""
-
-import threading
-from collections.abc import Callable
-from typing import Any
+"""Pytrees that carry results and written values out of a traced function; their static part says what they are."""
 
 import jax
 from jax.extend.core import valid_jaxtype
 
 from .._arrays import combine, partition
 
-__all__ = ["ABSENT", "Absent", "Carried", "Writes", "awaited", "may_fail", "tracing"]
+__all__ = ["ABSENT", "Absent", "Carried", "Writes"]
 
 
 class Writes:
@@ -52,35 +48,3 @@ class Carried:
 
 
 jax.tree_util.register_pytree_node(Carried, lambda c: (c.arrays, c.rest), lambda rest, arrays: Carried(arrays, rest))
-
-
-# ------------------------------------------------------------------------------------------ programs that may fail
-
-
-class _MayFail(threading.local):
-    def __init__(self):
-        self.may_fail = False
-
-
-_failure = _MayFail()
-
-
-def may_fail() -> None:
-    """Announce that the program which is being traced may end in an error while it runs."""
-    _failure.may_fail = True
-
-
-def tracing(call: Callable) -> tuple[Any, bool]:
-    """Return ``call()`` and whether what it traced has announced that it `may_fail`."""
-    before, _failure.may_fail = _failure.may_fail, False
-    try:
-        return call(), _failure.may_fail
-    finally:
-        _failure.may_fail |= before
-
-
-def awaited(values: Any) -> None:
-    """Wait for ``values`` if what was traced here before `may_fail`: its error then comes before they are used."""
-    if _failure.may_fail:
-        _failure.may_fail = False
-        jax.block_until_ready(values)

@@ -46,7 +46,8 @@ from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .donation import donors, is_deleted, taken
 from .local_states import is_local, local_trace
 from .marker import state_read
-from .packing import ABSENT, Absent, Writes, awaited
+from .packing import ABSENT, Absent, Writes
+from .run_time_errors import await_announced
 from .tokens import altered, changed, forget, meet, read_inside, replaced, separate, switched
 
 __all__ = [
@@ -160,7 +161,7 @@ class Scope:
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
-        self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
+        self.initial: Any = None  # {State created inside: its first value}, kept only where the call may run again
         self.launches = 0  # compiled functions that are being called in this very scope
         self.context: Any = None  # what goes back, at the end, to the token around; see `tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
@@ -373,8 +374,8 @@ def create(state, value) -> None:
     if scope is not None:
         scope.write(state, value)
         while scope is not None:
-            if scope.firsts is not None:
-                scope.firsts[state] = value
+            if scope.initial is not None:
+                scope.initial[state] = value
             scope = scope.parent
         return
     if type(value) not in _plain:
@@ -436,7 +437,7 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
-    awaited(writes.values)
+    await_announced(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # between the gathering and the committing of no other call

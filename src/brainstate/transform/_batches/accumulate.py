@@ -77,7 +77,7 @@ class _Accumulated:
         (sums, weights), aux = scan(body, zeros, [None if i in whole else p for i, p in enumerate(parts)])
         if self.reduction == "mean":
             sums = jax.tree.map(lambda leaf: leaf / weights.astype(leaf.dtype), sums)
-        return self.grad_fn.arranged(*sums, aux)
+        return self.grad_fn.arrange(*sums, aux)
 
     def _one(self, *args, **kwargs):
         """Return ``((gradient and value, times their weight), weight), aux`` of one part."""

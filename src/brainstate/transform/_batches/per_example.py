@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..._seam.run_time_errors import original_errors
 from .._control.vmap import NO_AXES, Mapped
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.gradient_transform import GradientTransform
-from .._nonfinite.check import unwrapped
 from .._wrapper import or_decorator
 from .per_example_norms import check_loss, norms_transform
 
@@ -36,7 +36,7 @@ class _Examples(Mapped):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the derivative on all examples and commit what it writes."""
-        with unwrapped():
+        with original_errors():  # outside of `jit` nobody else asks for those of `debug_nan`
             return super().__call__(*args, **kwargs)
 
     def _lanes(self, lane, out_axes, options):

@@ -41,12 +41,12 @@ from ..._functions import Unbound, boundary, check_function, signature_of
 from ..._seam.donation import donors
 from ..._seam.local_states import users_frame
 from ..._seam.module_reads import Touched, reading
-from ..._seam.packing import ABSENT, may_fail, tracing
+from ..._seam.packing import ABSENT
+from ..._seam.run_time_errors import announce_error, await_errors, is_marked
 from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged, run
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, box, generators, give, launch, outside
 from ..._seam.tokens import apart, refuse_leak
-from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
 from .._wrapper import or_decorator, resemble
 from .jit_options import compiler, in_tuples, static_places, with_states
@@ -94,10 +94,10 @@ class _Program:
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged, fails = tracing(lambda: self._stage(values, args, kwargs))
-            if not fails and holds_check(staged.closed):
-                fails = True
-                may_fail()  # what is around may as well
+            staged = self._stage(values, args, kwargs)
+            fails = is_marked(staged.closed)
+            if fails:
+                announce_error()  # of the program around too
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
@@ -105,7 +105,7 @@ class _Program:
             self.newborn = () if anew else tuple(staged.born)
             if fails and not self.waits:
                 # The States keep their values if it fails, so nothing is given away.
-                self.waits, self.jitted, self.gives[:] = True, waiting(self.jitted), [False] * len(self.gives)
+                self.waits, self.jitted, self.gives[:] = True, await_errors(self.jitted), [False] * len(self.gives)
                 raise Restart(staged)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
@@ -314,7 +314,7 @@ class _Ahead:
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
         entry = program.arranged(step, program.returned, self._gives)
-        entry = waiting(entry) if program.waits else entry
+        entry = await_errors(entry) if program.waits else entry
         return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 

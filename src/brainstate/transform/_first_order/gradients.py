@@ -136,7 +136,7 @@ def grad(
 class _ValueFirst(GradientTransform):
     """A gradient whose value comes first, with the aux beside it."""
 
-    def arranged(self, derivative, value, aux):
+    def arrange(self, derivative, value, aux):
         return ((value, aux) if self.has_aux else value), derivative
 
 

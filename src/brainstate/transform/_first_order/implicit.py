@@ -24,10 +24,9 @@ from ..._compat import optional, varying_axes
 from ..._errors import NoSolutionError, StateTypeError, StateValueError
 from ..._functions import boundary
 from ..._program.interpret import trace_flat
-from ..._seam.packing import may_fail
+from ..._seam.run_time_errors import mark, raise_on_host
 from ..._seam.scope import gather, refuse_states
 from ..._seam.staging import stage
-from .._nonfinite.check import leave
 
 __all__ = ["argmin", "fixed_point", "root"]
 
@@ -44,7 +43,7 @@ def _check_solved(failed, several=False, *, name, max_steps):
             f"{name} found no solution{lanes}: not within {max_steps} steps (`max_steps`), or a step failed. Begin "
             f"nearer to it, or give another solver of optimistix."
         )
-        leave(error, several)
+        raise_on_host(error, several)
     return failed
 
 
@@ -84,8 +83,8 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
     call, default = _problem(optimistix, name)
     solver = default(rtol=tolerance, atol=tolerance) if solver is None else solver
     solution = call(pure, solver, y0, inputs, max_steps=max_steps, throw=False)
-    may_fail()
-    failed = _solved.bind(solution.result != optimistix.RESULTS.successful, name=name, max_steps=max_steps)
+    failed = mark(solution.result != optimistix.RESULTS.successful)
+    failed = _solved.bind(failed, name=name, max_steps=max_steps)
     return jax.tree.map(lambda y: jnp.where(failed, jnp.asarray(jnp.nan, y.dtype), y), solution.value)
 
 

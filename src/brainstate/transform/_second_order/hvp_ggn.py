@@ -17,7 +17,6 @@ curvature matrix-vector products for second-order gradient descent")::
 Fisher matrix is another.
 """
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,9 +34,9 @@ from ..._seam.packing import Carried
 from ..._seam.scope import Scope, commit, run
 from .._first_order.pure_function import PureFunction, pick, place, positions
 from .._first_order.vector_space import Space
-from .._nonfinite.check import Watch, leaving_out, watched
+from .._nonfinite.check import DerivativeCheck
 from .._wrapper import or_decorator, resemble
-from .linear_operator import LinearOperator, watched_operator
+from .linear_operator import LinearOperator, operator_check
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
 
@@ -65,9 +64,6 @@ class Curvature:
     aux: Any
 
 
-_VECTOR = "the vector"  # a name that no parameter has
-
-
 class Product(Remade):
     """A curvature as a function ``h(v, *args)``; a subclass says in ``_linearise`` which."""
 
@@ -75,81 +71,59 @@ class Product(Remade):
 
     def __init__(self, fun, grad_states, argnums, *, has_aux, return_value, return_grad, check_states, debug_nan):
         self.fun, self.grad_states, self.argnums = fun, grad_states, argnums
-        self.has_aux, self.check_states = bool(has_aux), bool(check_states)
+        self.has_aux, self.check_states, self.debug_nan = bool(has_aux), bool(check_states), bool(debug_nan)
         self.return_value, self.return_grad = bool(return_value), bool(return_grad)
         numbers = positions(self.name, grad_states, argnums)
         self._target = PureFunction(
             fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
         )
         resemble(self, fun)
-        self._watched = None
-        if debug_nan:
-            # What runs in place of this one: the value is part of its result, and so says what is forward.
-            self._watched = copy.copy(self)
-            self._watched.return_value = True
 
     @boundary
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
-        if self._watched is not None:
-            return self._call_watched(self._watched, v, args, kwargs)
+        check = DerivativeCheck(self._derive_product, repr(self), self._target.inputs)
+        return self._arrange(*(check.run(args, kwargs, v) if self.debug_nan else check.call(v, *args, **kwargs)))
 
+    def operator(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return what a call returns, with a `LinearOperator` in the place of the product."""
+        check = operator_check(self._derive_operator, repr(self), self._target.inputs)
+        return self._arrange(*(check.run(args, kwargs) if self.debug_nan else check.call(*args, **kwargs)))
+
+    def _derive_product(self, v, /, *args, **kwargs):
         def multiply(point):
             point.space.check(f"{self.name}: the vector", v)
             return self._multiply(point, v)
 
-        return self._at(multiply, args, kwargs)
+        return self._derive(multiply, args, kwargs)
 
-    def _call_watched(self, run, v, args, kwargs):
-        last = 1 + self.return_grad
-
-        def derivative_first(*args, **kwargs):
-            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
-            return out[:last], *out[last:]
-
-        watch = Watch(repr(self), derivative_first, leaving_out(_VECTOR, self._target.inputs))
-        first, value, *aux = watched(watch, args, {**kwargs, _VECTOR: v})
-        result = [*first, *((value,) if self.return_value else ()), *aux]
-        return tuple(result) if len(result) > 1 else result[0]
-
-    def operator(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return what a call returns, with a `LinearOperator` in the place of the product."""
-        if self._watched is not None:
-            return self._operator_watched(self._watched, args, kwargs)
-
-        def whole(point):
+    def _derive_operator(self, /, *args, **kwargs):
+        def linearize(point):
             found = self._linearise(point)
             return LinearOperator(found.product, point.space), found
 
-        return self._at(whole, args, kwargs)
+        return self._derive(linearize, args, kwargs)
 
-    def _operator_watched(self, run, args, kwargs):
-        last = 1 + self.return_grad
+    def _derive(self, at_point, args, kwargs):
+        """Run ``at_point`` where the arguments and the States are, commit; return derivatives, the value and aux."""
 
-        def parts(*args, **kwargs):
-            operator, *out = run.operator(*args, **kwargs)
-            return operator, tuple(out[: last - 1]), *out[last - 1 :]
-
-        operator, more, value, *aux = watched_operator(repr(self), parts, self._target.inputs, args, kwargs)
-        result = operator, *more, *((value,) if self.return_value else ()), *aux
-        return result if len(result) > 1 else operator
-
-    def _at(self, then, args, kwargs):
-        """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
-
-        def at():
+        def derive():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
-            grad = found.gradient() if self.return_grad else None
-            wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
-            return first, *(part for part, asked in wanted if asked)
+            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
+            gradient = (found.gradient(),) if self.return_grad else ()
+            return (first, *gradient), found.value, found.aux
 
-        # Model, loss and targets run one after the other in one scope: each sees what the one before it wrote.
-        result, writes = run(Scope(self.name), at)
+        # Model, loss and targets run one after the other in one scope: each sees the writes of those before it.
+        result, writes = run(Scope(self.name), derive)
         commit(writes)
-        return result if len(result) > 1 else result[0]
+        return result
+
+    def _arrange(self, derivatives: tuple, value, aux):
+        """Return what a call returns, from its parts."""
+        result = [*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ())]
+        return tuple(result) if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
         raise NotImplementedError
@@ -204,7 +178,7 @@ class _Hessian(Product):
         if instance is None:
             return Unbound(self, owner)
         options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
-        options["debug_nan"] = self._watched is not None
+        options["debug_nan"] = self.debug_nan
         fun = self.fun.__get__(instance, owner)
         return type(self)(fun, self.grad_states, self.argnums, check_states=self.check_states, **options)
 
@@ -244,7 +218,7 @@ def hvp(
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
         `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
         along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
-        operator makes is watched; it is staged for that, and runs the function a second time, abstractly.
+        operator makes is checked; for that the function runs a second time, abstractly.
 
     Raises
     ------

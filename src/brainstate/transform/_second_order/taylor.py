@@ -11,7 +11,8 @@ from ..._functions import boundary
 from ..._program.interpret import trace_flat
 from ..._seam.scope import commit
 from .._first_order.pure_function import PureFunction
-from .._first_order.vjp_jvp import all_positions, direction, watched_along
+from .._first_order.vjp_jvp import all_positions, direction
+from .._nonfinite.check import DerivativeCheck
 from .power_series import Series, push_series
 
 __all__ = ["taylor"]
@@ -75,24 +76,25 @@ def taylor(
     [2.0, 2.0, 1.333]
     """
     count: int = at_least("taylor: order", order, 1, "the number of coefficients")
-    if debug_nan:
-        inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
-        return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
     target = PureFunction(fun, "taylor", grad_states, all_positions("taylor", primals), has_aux=has_aux)
-    diff, call, rest = target.open(tuple(primals), {})
-    along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
-    leaves, treedef = jax.tree.flatten(diff)
-    closed, tree = trace_flat(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
-    rest_terms = count - 1
-    inputs = [
-        Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
-        for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
-    ]
-    out = push_series(closed, inputs, count)
-    value, carried = tree.unflatten([x.primal for x in out])
-    _, aux, writes = carried.tree()
-    commit(writes)
-    terms = [_coefficient(tree, out, k) for k in range(count)]
+
+    def derive(primals, directions, state_directions):
+        diff, call, rest = target.open(tuple(primals), {})
+        along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
+        leaves, treedef = jax.tree.flatten(diff)
+        closed, tree = trace_flat(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
+        series = [
+            Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * (count - 1)])
+            for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
+        ]
+        out = push_series(closed, series, count)
+        value, carried = tree.unflatten([x.primal for x in out])
+        _, aux, writes = carried.tree()
+        commit(writes)
+        return [_coefficient(tree, out, k) for k in range(count)], value, aux
+
+    inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
+    terms, value, aux = DerivativeCheck(derive, repr(target)).run((), inputs) if debug_nan else derive(**inputs)
     return (value, terms, aux) if has_aux else (value, terms)
 
 
