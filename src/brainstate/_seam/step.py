@@ -42,7 +42,7 @@ from .scope import (
 from .staging import Restart
 from .tokens import apart, changed, refuse_leak, switched, token
 
-__all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "box", "generators", "give", "launch", "outside"]
 
 # What comes of a State without a value, or of one among the arguments, among others.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
@@ -224,21 +224,15 @@ class Launcher:
         return True  # an input was created by a call that failed, or by an enclosing transform that has ended
 
 
-class Sealed(Exception):
-    """JAX was about to trace or compile a program that is ready."""
-
-
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
-    ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
-    has the words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether
-    values are given away, and `give` has the use of ``_label`` and ``_returned``.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_refused`` has the
+    words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether values are given
+    away, and `give` has the use of ``_label`` and ``_returned``.
     """
 
     _run: Any
-    _run_any: Any
     _states: tuple
     _generators: list
     _written: tuple
@@ -284,8 +278,6 @@ class Ready:
             if switched:
                 changed(written)
             return out
-        except Sealed:
-            return self._call_any(args, kwargs)
         except Exception as error:
             shorten(error)
             if not self._written and is_deleted(values):  # a call in another thread was taking them
@@ -296,15 +288,6 @@ class Ready:
     def _give(self, args, kwargs):
         more = self._run, self._states, self._generators, self._written, args, kwargs
         return give(self._label, self._returned, *more)
-
-    def _call_any(self, args, kwargs):
-        """Do a call that was not like those that run fast, and from then on all that are like it."""
-        fast, self._run = self._run, self._run_any
-        try:
-            return self(*args, **kwargs)
-        except BaseException:
-            self._run = fast
-            raise
 
     def _explain(self, error, args, kwargs):
         """Find better words for what a call failed of."""
@@ -323,7 +306,7 @@ class Ready:
             if self._donates:  # if the transform fails later on, the States must be as they were
                 with jax.ensure_compile_time_eval():
                     values = jax.tree.map(jax.numpy.copy, values)
-            out, new = self._run_any(values, *args, **kwargs)
+            out, new = self._run(values, *args, **kwargs)
         except Exception:
             self._refused(args, kwargs)
             raise

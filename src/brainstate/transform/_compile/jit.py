@@ -51,7 +51,6 @@ from .._select_states import owns_states
 from .._wrapper import resemble
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
-from .seal import Seal
 from .signature import state_part
 
 __all__ = ["Jit", "compiled_form", "jit", "owned"]
@@ -62,8 +61,8 @@ _OFTEN = 5  # changes of one attribute that a compiled function is traced again 
 class _Program:
     """The compiled forms of a function for one state of the object graph, and the States they take and give."""
 
-    def __init__(self, fun, options, donates, journal, seal):
-        self.fun, self.donates, self.journal, self.seal = fun, donates, journal, seal
+    def __init__(self, fun, options, donates, journal):
+        self.fun, self.donates, self.journal = fun, donates, journal
         self.generation, self.retagged = generation(), retagged()
         self.touched = Touched()  # what its traces read of Modules
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
@@ -82,12 +81,6 @@ class _Program:
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
-        if self.seal is None:
-            return self._pure(values, args, kwargs)
-        self.seal.check()
-        return self.seal.mark(self._pure(values, args, kwargs))
-
-    def _pure(self, values, args, kwargs):
         if jit_disabled():
             with Scope("jit") as scope:
                 out, writes = self.fun(*args, **kwargs), scope.close()
@@ -322,13 +315,13 @@ class _Ahead:
 class Jit(Remade, Launcher):
     """A compiled function with States; made by `jit`."""
 
-    def __init__(self, fun, options, donates, seal=None):
+    def __init__(self, fun, options, donates):
         check_function("jit compiles a function", fun)
         if not isinstance(donates, bool | np.bool_):
             raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
         options = in_tuples(options)
         jax.jit(fun, **options)  # checks them
-        self._fun, self._options, self._donates, self._seal = fun, options, bool(donates), seal
+        self._fun, self._options, self._donates = fun, options, bool(donates)
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal, self._changes = Journal(), Counter()
         self._begin()
@@ -380,9 +373,9 @@ class Jit(Remade, Launcher):
         """Whether the buffers of the States that are written are given away."""
         return self._donates
 
-    def afresh(self, seal: Seal | None = None) -> "Jit":
-        """Return a `Jit` of the same function and options that has compiled nothing; what it will may be sealed."""
-        return Jit(self._fun, self._options, self._donates, seal)
+    def afresh(self) -> "Jit":
+        """Return a `Jit` of the same function and options that has compiled nothing."""
+        return Jit(self._fun, self._options, self._donates)
 
     def traced(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Program, Any]:
         """Return the program, which knows its States now, and JAX's trace of it for these arguments."""
@@ -441,7 +434,7 @@ class Jit(Remade, Launcher):
     def _begin(self, why: str = "") -> _Program:
         """Begin a new program."""
         self._journal.begin(why)
-        self._program = _Program(self._fun, self._options, self._donates, self._journal, self._seal)
+        self._program = _Program(self._fun, self._options, self._donates, self._journal)
         return self._program
 
     @boundary

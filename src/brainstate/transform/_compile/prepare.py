@@ -1,12 +1,8 @@
 """``prepare``: compile any transform ahead of time, for one kind of call.
 
 Preparing traces the function once and compiles it; a call then gathers the present values of the States, runs the
-program and commits (`Ready`). Nothing about the arguments is asked in Python: JAX refuses what does not fit, and only
-then the call is compared with what was prepared, leaf by leaf. The program is called through ``jax.jit``, which is
-the fastest way, under a seal (`Seal`). What JAX would compile anew for may be fine all the same, such as a number for
-an array of its type; so what the seal stops goes to JAX's ``Compiled``, then and from then on. So does, from the
-beginning, what was prepared for arrays that are committed to a device: JAX does not lower again for another one, it
-only compiles.
+program, JAX's ``Compiled``, and commits (`Ready`). Nothing about the arguments is asked in Python: JAX refuses what
+does not fit, and only then the call is compared with what was prepared, leaf by leaf. ``Compiled`` never compiles.
 
 What JAX cannot see is that a Module changed. That some did, somewhere, is one comparison of a counter. If something of
 it was read by the function (``_seam/module_reads``), it is traced again, by itself and without being compiled: if it would be the
@@ -40,7 +36,6 @@ from .._nonfinite.check import waiting
 from .._wrapper import resemble
 from .jit import Jit, compiled_form, owned
 from .retraces import options
-from .seal import Seal
 from .signature import Part, Row, argument_names, argument_parts, compare, state_part
 
 __all__ = ["Cost", "Memory", "Prepared", "prepare"]
@@ -104,14 +99,12 @@ class Prepared(Remade, Ready):
         resemble(self, transform)
         self.__wrapped__ = transform  # keeps alive what a bound method belongs to
         self._label = _label(transform)
-        seal = Seal()
-        self._jitted, self._generation, self._options = jitted.afresh(seal), generation(), options()
+        self._jitted, self._generation, self._options = jitted.afresh(), generation(), options()
         self._statics = _Statics(jitted.statics(len(args)), args, kwargs)
         self._check_arguments(args, kwargs)
         program, self._traced = self._jitted.traced(args, kwargs)
         with apart():
             self._compiled = self._traced.lower().compile()
-        seal.closed = True
         self._states, count = _in_order(program)
         self._generators = generators(self._states)
         self._written, self._donates, self._returned = tuple(program.written), program.donates, []
@@ -120,14 +113,8 @@ class Prepared(Remade, Ready):
         values = gather(self._states)
         self._expected = self._of_states(values), self._of_arguments(args, kwargs)
         flat = all("" in part.leaves for side in self._expected for part in side.values())
-
-        def whole(run):
-            run = waiting(run) if program.waits else run
-            return _giving(run, count, flat, self._returned) if self._donates else run
-
-        self._run_any = self._statics.around(whole(self._compiled.__call__))
-        placed = any(_place(leaf) is not None for _, leaf in self._inputs(values, args, kwargs))
-        self._run = self._run_any if placed else whole(program.compiled)
+        run = waiting(self._compiled.__call__) if program.waits else self._compiled.__call__
+        self._run = self._statics.around(_giving(run, count, flat, self._returned) if self._donates else run)
 
     def _recipe(self):
         return _prepare_again, (self.__wrapped__,)
@@ -155,10 +142,7 @@ class Prepared(Remade, Ready):
         return Memory(*(int(getattr(found, f"{part}_size_in_bytes")) for part in parts))
 
     def as_text(self, stage: Literal["jaxpr", "stablehlo", "hlo"] = "hlo") -> str:
-        """Return the program as text: as it was traced, as it was lowered, or as it was optimised by XLA.
-
-        The ``seal`` in the first is nothing in the others: it tells that the program was lowered once more.
-        """
+        """Return the program as text: as it was traced, as it was lowered, or as it was optimised by XLA."""
         if stage == "jaxpr":
             return str(self._traced.jaxpr)
         if stage == "stablehlo":
@@ -250,7 +234,7 @@ class Prepared(Remade, Ready):
                 f"But it was prepared under other options ({'; '.join(around)}): call it once under those, or {again}"
             )
         try:
-            program, traced = self._jitted.afresh(Seal()).traced(*self._example)
+            program, traced = self._jitted.afresh().traced(*self._example)
         except Exception as error:
             raise StateValueError(f"{stale}the function now raises {type(error).__name__}: {error}. {again}") from error
         before, after = (*self._states, *self._written), (*_in_order(program)[0], *program.written)
