@@ -5,16 +5,17 @@ This is where Python adds to the price of a call, so it belongs to the seam and 
 that only reads gathers under the lock of a commit, so that it sees no half of one.
 
 A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and
-the block; a commit that is interrupted is completed; what a program returns that was given buffers is kept (`box`).
+the block; a commit that is interrupted is completed; the results of a program that took buffers are kept (`donating`).
 
-`Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
-kind of call. JAX runs such a program at once, under a raw transform as well, and what it returns then looks like
-any other result. So `Ready` asks beforehand where it is called; `Launcher` can tell by the tracers that it gets back.
+`Launcher` is a function that JAX traces when it must; `Ready` is a program that was compiled ahead of time for one kind
+of call. JAX runs such a program at once, under a raw transform as well, and its results then look like any others. So
+`Ready` asks beforehand where it is called; `Launcher` can tell by the tracers that it gets back.
 """
 
 import contextlib
 from functools import partial
-from itertools import starmap
+from itertools import compress, starmap
+from operator import not_
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ from .scope import (
 from .staging import Restart
 from .tokens import apart, changed, refuse_leak, switched, token
 
-__all__ = ["Launcher", "Ready", "box", "generators", "give", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "donating", "generators", "give", "launch", "outside"]
 
 # What comes of a State without a value, or of one among the arguments, among others.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
@@ -116,7 +117,7 @@ def launch(jitted, states, generators, written, args, kwargs):
 def give(name, returned, jitted, states, generators, written, args, kwargs):
     """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
 
-    C puts what the program returns into the list ``returned`` (`box`), so no signal comes between its end and that.
+    ``jitted`` is `donating`, which puts what the program returns into the list ``returned``.
     """
     donors[name] = None
     with _step_lock:
@@ -142,10 +143,42 @@ def give(name, returned, jitted, states, generators, written, args, kwargs):
     return out
 
 
-def box(returned, compiled, args, kwargs):
-    """Return ``compiled(*args, **kwargs)``, which is also the last element of ``returned``."""
-    returned.extend(starmap(partial(compiled, **kwargs), [args]))
-    return returned[-1]
+def donating(compiled, gives, returned):
+    """Return ``compiled``, whose first argument is donated, as a function of the values of all States in one list.
+
+    ``gives`` says of each State whether its value is to be donated. A result is also put into ``returned``, by C: no
+    signal comes between the end of the program, which has taken the arrays, and that.
+    """
+
+    def call(values, /, *args, **kwargs):
+        given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
+        if not given:
+            return compiled(given, kept, *args, **kwargs)
+        if not outside():  # the transform around may fail yet, and then the States are as they were
+            with jax.ensure_compile_time_eval():
+                given = jax.tree.map(_copy, given)
+            return compiled(given, kept, *args, **kwargs)
+        leaves = jax.tree.leaves((given, kept, args, kwargs))
+        if len(set(map(id, leaves))) < len(leaves):
+            given = _owned(given, (kept, args, kwargs))
+        returned.extend(starmap(partial(compiled, **kwargs), [(given, kept, *args)]))
+        return returned[-1]
+
+    return call
+
+
+def _copy(leaf):
+    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
+
+
+def _owned(given: list, others: Any) -> list:
+    """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
+    seen, (leaves, treedef) = set(map(id, jax.tree.leaves(others))), jax.tree.flatten(given)
+    for i, leaf in enumerate(leaves):
+        if id(leaf) in seen:
+            leaves[i] = jax.numpy.copy(leaf)
+        seen.add(id(leaf))
+    return treedef.unflatten(leaves)
 
 
 def _stored_all(states) -> bool:
@@ -156,13 +189,13 @@ class Launcher:
     """A compiled function whose call does nothing but what must be done: gather, call, commit.
 
     ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a
-    new program, ``_look(program)`` does if something changed that concerns it, and ``_explain`` has the words for
-    arguments that JAX refuses.
+    new program, ``_look(program)`` does if something changed that concerns it, and ``check_arguments`` has
+    the words for arguments that JAX refuses.
     """
 
     _program: Any
     _retry: Any
-    _explain: Any
+    check_arguments: Any
     _begin: Any
     _look: Any
 
@@ -219,7 +252,7 @@ class Launcher:
             return False
         if _stored_all(program.states):
             refuse_leak(error)
-            self._explain(args, kwargs)
+            self.check_arguments(args, kwargs)
             return False
         return True  # an input was created by a call that failed, or by an enclosing transform that has ended
 
@@ -227,9 +260,9 @@ class Launcher:
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_refused`` has the
-    words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether values are given
-    away, and `give` has the use of ``_label`` and ``_returned``.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. Where ``_writes_all``
+    is false, the program donates or leaves some of ``_written`` alone, and ``_launch`` calls it. ``_refused`` has the
+    words for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any
@@ -238,9 +271,8 @@ class Ready:
     _written: tuple
     _generation: int
     _touched: Any
-    _donates: bool
-    _label: str
-    _returned: list
+    _writes_all: bool
+    _launch: Any
     _renew: Any
     _refused: Any
 
@@ -259,8 +291,8 @@ class Ready:
                 with _commit_lock:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
-            if self._donates:
-                return self._give(args, kwargs)
+            if not self._writes_all:
+                return self._launch(args, kwargs)
             with _step_lock:
                 for state in self._states:
                     values.append(state._value)
@@ -285,10 +317,6 @@ class Ready:
             self._explain(error, args, kwargs)
             raise
 
-    def _give(self, args, kwargs):
-        more = self._run, self._states, self._generators, self._written, args, kwargs
-        return give(self._label, self._returned, *more)
-
     def _explain(self, error, args, kwargs):
         """Find better words for what a call failed of."""
         _refuse_taken(self._states, error)
@@ -303,13 +331,10 @@ class Ready:
                 raise TypeError
             if self._written and innermost() is None:
                 raise _raw_transform(self._written[0])
-            if self._donates:  # if the transform fails later on, the States must be as they were
-                with jax.ensure_compile_time_eval():
-                    values = jax.tree.map(jax.numpy.copy, values)
             out, new = self._run(values, *args, **kwargs)
         except Exception:
             self._refused(args, kwargs)
             raise
-        commit(Writes(self._written, list(new)))
+        commit(_new(self._written, new))
         self._touched.pass_on()
         return out

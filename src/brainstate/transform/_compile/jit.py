@@ -1,6 +1,6 @@
 """``jit``: compile a function that reads and writes States.
 
-The compiled program takes the values of the States that the function reads as inputs and returns what it
+The compiled program takes the values of the States that the function reads, and returns the values that it
 writes. Which States these are is found while JAX traces, by staging (``_seam/staging``)::
 
     call ── gather the values of the known States ── jax.jit of `_Program.pure` ── commit the writes ── result
@@ -12,13 +12,14 @@ writes. Which States these are is found while JAX traces, by staging (``_seam/st
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
 arguments, and the number of input States is part of what it sees.
 
-A new program is begun when something has changed that a trace has read of a Module (``_seam/module_reads``). States that a
+A new program begins when a part of a Module has changed that a trace has read (``_seam/module_reads``). States that a
 call created and left behind are inputs from the next call on, which is therefore traced again; unless that trace
-too creates States and never uses the old ones, as a function does that makes its States anew each time.
+too creates States and never uses the old ones, because the function makes its States in each call.
 
 A call that writes holds one lock from reading to committing, so concurrent calls lose no update.
 """
 
+import copy
 import functools
 import sys
 import threading
@@ -26,13 +27,10 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from itertools import compress
-from operator import not_
 from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import tree_leaves
 
 from ..._compat import jit_disabled
 from ..._copies import Remade
@@ -44,16 +42,17 @@ from ..._seam.module_reads import Touched, reading
 from ..._seam.packing import ABSENT, may_fail, tracing
 from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
 from ..._seam.staging import Restart, stage
-from ..._seam.step import Launcher, box, generators, give, launch, outside
+from ..._seam.step import Launcher, donating, generators, give, launch
 from ..._seam.tokens import apart, refuse_leak
 from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
 from .._wrapper import resemble
+from .ahead import Source, Stage
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
 from .signature import state_part
 
-__all__ = ["Jit", "compiled_form", "jit", "owned"]
+__all__ = ["Jit", "compiled_form", "jit"]
 
 _OFTEN = 5  # changes of one attribute that a compiled function is traced again for, before it says so
 
@@ -77,7 +76,7 @@ class _Program:
         if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
             donors[_name(fun)] = None
         self.compiled = compiler(with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self.arranged(self.compiled, self.returned)
+        self.jitted = self.donating(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
@@ -153,21 +152,17 @@ class _Program:
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return self.call(self.jitted, self.states, args, kwargs)
-
-    def call(self, jitted, states, args, kwargs):
-        """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
+        call = self.jitted, self.states, self.generators, self.written, args, kwargs
         if self.donates and not self.waits:  # what may fail keeps its values, so nothing is given away
-            more = jitted, states, self.generators, self.written, args, kwargs
-            out = give(_name(self.fun), self.returned, *more)
+            out = give(_name(self.fun), self.returned, *call)
         else:
-            out = launch(jitted, states, self.generators, self.written, args, kwargs)
+            out = launch(*call)
         self.touched.pass_on()  # a trace around this call reads the same
         return out
 
     def ahead(self, step):
-        """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
-        entry = self.arranged(getattr(self.compiled, step), [])
+        """Return ``trace`` or ``eval_shape`` of the compiled function, with the States filled in."""
+        entry = self.donating(getattr(self.compiled, step), [])
 
         def call(args, kwargs):
             values = gather(self.states)
@@ -175,6 +170,12 @@ class _Program:
                 return entry(values, *args, **kwargs)
 
         return call
+
+    def snapshot(self) -> "_Program":
+        """Return this with the States that it has now; those of the original may grow."""
+        new = copy.copy(self)
+        new.states, new.written, new.gives, new.returned = [*self.states], [*self.written], [*self.gives], []
+        return new
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
@@ -196,25 +197,9 @@ class _Program:
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def arranged(self, compiled, returned, gives=None):
-        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments.
-
-        What it returns when something was given away is also put into ``returned``.
-        """
-        if not self.donates:
-            return compiled
-        gives = self.gives if gives is None else gives
-
-        def giving(values, /, *args, **kwargs):
-            given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
-            if not outside():  # the transform around may fail yet, and then the States are as they were
-                return compiled(jax.tree.map(_copy, given), kept, *args, **kwargs)
-            leaves = tree_leaves((given, kept, args, kwargs))
-            if len(set(map(id, leaves))) < len(leaves):
-                given = owned(given, (kept, args, kwargs))
-            return box(returned, compiled, (given, kept, *args), kwargs)
-
-        return giving
+    def donating(self, compiled, returned):
+        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
+        return donating(compiled, self.gives, returned) if self.donates else compiled
 
     def restore(self, donated, kept) -> list:
         """Return the values of all States in their order."""
@@ -231,20 +216,6 @@ def _name(fun) -> str:
     return getattr(fun, "__qualname__", type(fun).__name__)
 
 
-def _copy(leaf):
-    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
-
-
-def owned(given: list, others: Any) -> list:
-    """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
-    seen, (leaves, treedef) = set(map(id, tree_leaves(others))), jax.tree.flatten(given)
-    for i, leaf in enumerate(leaves):
-        if id(leaf) in seen:
-            leaves[i] = jax.numpy.copy(leaf)
-        seen.add(id(leaf))
-    return treedef.unflatten(leaves)
-
-
 def _kind(args):
     """Return what tells the traces for arguments apart: types of what is traced, and static arguments as they are."""
     kinds = []
@@ -252,64 +223,6 @@ def _kind(args):
         leaves, treedef = jax.tree.flatten(arg)
         kinds.append((treedef, *map(jax.typeof, leaves)) if all(map(is_tracer, leaves)) else arg)
     return tuple(kinds)
-
-
-# What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
-_OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
-_OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
-
-
-class _Ahead:
-    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in.
-
-    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of
-    the function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values
-    of the States come before the arguments and after the results.
-    """
-
-    def __init__(self, program, step, inputs):
-        self._program, self._step, self._inputs = program, step, inputs
-        self._gives = program.gives[:inputs]  # as they were: what a later trace donates is nothing to this one
-
-    def __getattr__(self, name):
-        found = getattr(self._step, name)
-        if name in _OF_INPUTS:
-            args, kwargs = found
-            return args[2 if self._program.donates else 1 :], kwargs
-        return found[0] if name in _OF_RESULTS else found
-
-    @property
-    def in_tree(self):
-        """The structure of the arguments."""
-        return jax.tree.structure(self.args_info)
-
-    @property
-    def out_tree(self):
-        """The structure of the result."""
-        return jax.tree.structure(self.out_info)
-
-    @property
-    def donate_argnums(self):
-        """The leaves of the arguments, by number, that are given away."""
-        return tuple(i for i, leaf in enumerate(jax.tree.leaves(self.args_info)) if leaf.donated)
-
-    def lower(self, **options):
-        """Lower what was traced, as ``jax.stages.Traced.lower``."""
-        with apart():
-            lowered = self._step.lower(**options)
-        # Only `jax.export` asks with parameters of its own, and it reads the trees of the whole program.
-        return lowered if "_private_parameters" in options else _Ahead(self._program, lowered, self._inputs)
-
-    def compile(self, *options, **more):
-        """Compile what was lowered, as ``jax.stages.Lowered.compile``."""
-        return _Ahead(self._program, self._step.compile(*options, **more), self._inputs)
-
-    def __call__(self, /, *args, **kwargs):
-        """Run what was compiled on the present values of the States and commit the writes."""
-        program, step = self._program, self._step
-        entry = program.arranged(step, program.returned, self._gives)
-        entry = waiting(entry) if program.waits else entry
-        return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 
 class Jit(Remade, Launcher):
@@ -346,7 +259,7 @@ class Jit(Remade, Launcher):
         return out
 
     @boundary
-    def _explain(self, args, kwargs):
+    def check_arguments(self, args: Any, kwargs: Any) -> None:
         """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
         refuse_states((args, kwargs), "arguments of jit")
         for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
@@ -356,17 +269,19 @@ class Jit(Remade, Launcher):
                     f"function refer to it by name instead: its States are found automatically."
                 )
 
-    def lower(self, *args: Any, **kwargs: Any) -> _Ahead:
+    @boundary
+    def lower(self, *args: Any, **kwargs: Any) -> Stage:
         """Lower for these arguments, as ``jax.stages.Wrapped.lower``; the States are filled in."""
-        return self._ahead("lower", args, kwargs)
+        return self.trace(*args, **kwargs).lower()
 
-    def trace(self, *args: Any, **kwargs: Any) -> _Ahead:
+    def trace(self, *args: Any, **kwargs: Any) -> Stage:
         """Trace for these arguments, as ``jax.stages.Wrapped.trace``; the States are filled in."""
-        return self._ahead("trace", args, kwargs)
+        program, traced = self._ahead("trace", args, kwargs)
+        return Stage(Source.of(self, program.snapshot(), traced, args, kwargs), traced)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Return shapes and dtypes of the result; no State changes."""
-        return self._ahead("eval_shape", args, kwargs)._step[0]
+        return self._ahead("eval_shape", args, kwargs)[1][0]
 
     @property
     def donates(self) -> bool:
@@ -376,11 +291,6 @@ class Jit(Remade, Launcher):
     def afresh(self) -> "Jit":
         """Return a `Jit` of the same function and options that has compiled nothing."""
         return Jit(self._fun, self._options, self._donates)
-
-    def traced(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Program, Any]:
-        """Return the program, which knows its States now, and JAX's trace of it for these arguments."""
-        ahead = self._ahead("trace", args, kwargs)
-        return ahead._program, ahead._step
 
     def statics(self, count: int) -> set[int | str]:
         """Return the positions, of ``count`` arguments, and the names of those that are static."""
@@ -453,7 +363,7 @@ class Jit(Remade, Launcher):
                     f"{made.describe()} is created by the function and outlives it, so a program made ahead of time "
                     f"would create it at every call. Call the function once before, or create the State outside."
                 )
-        return _Ahead(program, done, len(program.states))
+        return program, done
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; each instance has compiled functions of its own, which do not keep it alive."""
