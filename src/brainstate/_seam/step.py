@@ -260,9 +260,9 @@ class Launcher:
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. Where ``_writes_all``
-    is false, the program donates or leaves some of ``_written`` alone, and ``_launch`` calls it. ``_refused`` has the
-    words for a call that failed, and ``_renew`` looks again after a replacement.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a whole
+    call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all`` is
+    false). ``_refused`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any
@@ -282,17 +282,14 @@ class Ready:
             self._renew()
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
-        if switched and token() is not None:
-            with apart():
-                return self(*args, **kwargs)
         written, values, i = self._written, [], 0
         try:
+            if switched or not self._writes_all:
+                return self._launch(args, kwargs)
             if not written:
                 with _commit_lock:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
-            if not self._writes_all:
-                return self._launch(args, kwargs)
             with _step_lock:
                 for state in self._states:
                     values.append(state._value)
@@ -307,13 +304,11 @@ class Ready:
                     except BaseException:  # an interrupt between two of them
                         _assign_all(written, values)
                         raise
-            if switched:
-                changed(written)
             return out
         except Exception as error:
             shorten(error)
             if not self._written and is_deleted(values):  # a call in another thread was taking them
-                return launch(self._run, self._states, (), (), args, kwargs)
+                return self._launch(args, kwargs)
             self._explain(error, args, kwargs)
             raise
 

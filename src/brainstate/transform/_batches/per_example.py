@@ -21,17 +21,15 @@ from .per_example_norms import check_loss, norms_transform
 
 __all__ = ["per_example_grad", "per_example_norms"]
 
-_NO_AXES = {"axis_name": None, "axis_size": None, "spmd_axis_name": None}
-
 
 class _Examples(Mapped):
     """A derivative for each example of a batch, ``chunk_size`` of them at a time."""
 
     remedy = "give the argument that holds the examples an axis in in_axes, or declare a State in in_states"
 
-    def __init__(self, fn, name, in_axes, in_states, out_states, chunk_size):
-        super().__init__(fn, in_axes, 0, in_states, out_states, 0, _NO_AXES)
-        self._parts = fn, name, in_axes, in_states, out_states, chunk_size
+    def __init__(self, fn, *, name, chunk_size, **mapping):
+        super().__init__(fn, **mapping)
+        self._given |= {"name": name, "chunk_size": chunk_size}
         self.name, self.chunk_size = name, chunk_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +95,7 @@ def _examples(fun, transform, options, params, mapping) -> Any:
     """Build the map over examples, or the decorator that will."""
     if fun is None:
         return lambda fun: _examples(fun, transform, options, params, mapping)
-    return _Examples(GradientTransform(fun, transform, transform_params=params, **options), *mapping)
+    return _Examples(GradientTransform(fun, transform, transform_params=params, **options), **mapping)
 
 
 def per_example_grad(
@@ -157,7 +155,8 @@ def per_example_grad(
     check_chunk_size("per_example_grad", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = ("per_example_grad", in_axes, in_states, out_states, chunk_size)
+    mapping = {"name": "per_example_grad", "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+    mapping["chunk_size"] = chunk_size
     return _examples(fun, _per_example_grad_transform, options, None, mapping)
 
 
@@ -215,5 +214,6 @@ def per_example_norms(
     check_chunk_size("per_example_norms", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = ("per_example_norms", in_axes, in_states, out_states, chunk_size)
+    mapping = {"name": "per_example_norms", "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+    mapping["chunk_size"] = chunk_size
     return _examples(fun, _per_example_norms_transform, options, {"per_leaf": per_leaf}, mapping)

@@ -68,8 +68,8 @@ class Checkpointed:
 
     def __init__(self, fun, static_argnums, static_argnames, options, keep):
         check_function("checkpoint takes a function", fun)
-        self._parts = static_argnums, static_argnames, options, keep
         self._fun, self._options, self._keep = fun, options, keep
+        self._static_argnums, self._static_argnames = static_argnums, static_argnames  # as given
         self._numbers = static_argnums if isinstance(static_argnums, tuple | list) else (static_argnums,)
         names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
         self._names, self._signature = frozenset(names), signature_of(fun)
@@ -83,26 +83,24 @@ class Checkpointed:
         self._open = self._signature is None or any(p.kind is p.VAR_POSITIONAL for p in known)
         for n in self._numbers:
             if not isinstance(n, int) or (not self._open and not -len(places) <= n < len(places)):
-                raise StateValueError(
-                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(places)} positional "
-                    f"arguments."
-                )
+                raise self._out_of_range(n, len(places))
         unknown = self._names - {p.name for p in known if p.kind is not p.POSITIONAL_ONLY}
         if unknown and self._signature and not any(p.kind is p.VAR_KEYWORD for p in known):
             raise StateValueError(
-                f"checkpoint: static_argnames={self._parts[1]!r}: the function has no parameter {sorted(unknown)[0]!r}."
+                f"checkpoint: static_argnames={self._static_argnames!r}: the function has no parameter {sorted(unknown)[0]!r}."
             )
         self._places = {i for i, name in enumerate(places) if name in self._names}
         self._names |= {places[n] for n in self._numbers if -len(places) <= n < len(places)}
+
+    def _out_of_range(self, n, count) -> StateValueError:
+        numbers = f"static_argnums={self._static_argnums!r}"
+        return StateValueError(f"checkpoint: {numbers} names argument {n} of {count} positional arguments.")
 
     def _static(self, args):
         """Return the positions of the static arguments of a call."""
         for n in self._numbers:
             if self._open and not -len(args) <= n < len(args):
-                raise StateValueError(
-                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(args)} positional "
-                    f"arguments."
-                )
+                raise self._out_of_range(n, len(args))
         return self._places | {n % len(args) for n in self._numbers if -len(args) <= n < len(args)}
 
     @boundary
@@ -141,7 +139,8 @@ class Checkpointed:
         """Bind as a method; positions count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self._fun.__get__(instance, owner), *self._parts)
+        bound, static = self._fun.__get__(instance, owner), (self._static_argnums, self._static_argnames)
+        return type(self)(bound, *static, self._options, self._keep)
 
 
 def checkpoint(

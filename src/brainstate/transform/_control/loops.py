@@ -10,6 +10,7 @@ a value that changes shape or dtype, a State created in the body that outlives i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -281,7 +282,8 @@ def scan(
     return _scan("scan", f, init, xs, length, reverse, unroll, pbar)
 
 
-def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None):
+def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None, loop=None):
+    """Do `scan` under another name; with ``loop(step, start, xs, number of iterations)`` in place of JAX's loop."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
     if pbar is not None:
@@ -296,7 +298,10 @@ def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None):
         return (carry, values), y
 
     start, step = body.start(count > 0), named_after(step, f)
-    (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
+    if loop is None:
+        (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
+    else:
+        (carry, values), ys = body.run(lambda: loop(step, start, xs, count))
     body.finish(values)
     return carry, ys
 
@@ -536,37 +541,28 @@ def checkpointed_scan(
     100.0
     """
     _check_base(base)
-    refuse_states((init, xs), "arguments of checkpointed_scan")
-    count = loop_length("checkpointed_scan", xs, length)
-    if pbar is not None:
-        f, xs = ticking(f, xs, count, False, pbar)
-    if jit_disabled():
-        return directly("checkpointed_scan", lambda: jax.lax.scan(f, init, xs, length=length))
-    body = _Body("checkpointed_scan", f, lambda run, init: jax.lax.scan(run, init, xs, length=length), init)
+    return _scan("checkpointed_scan", f, init, xs, length, pbar=pbar, loop=partial(_scan_in_parts, base))
 
-    def step(carry, x):
-        (carry, y), values = body(carry[1], carry[0], x)
-        return (carry, values), y
 
-    def part(carry, xs, count):
-        if count <= base:
-            return jax.lax.scan(step, carry, xs, length=count)
-        size = base ** (_levels(count, base) - 1)
-        parts, rest = divmod(count, size)
-        cut = jax.tree.map(lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), xs)
-        inner = jax.checkpoint(lambda c, x: part(c, x, size))
-        carry, ys = jax.lax.scan(inner, carry, cut, length=parts)
-        ys = jax.tree.map(lambda y: y.reshape(parts * size, *y.shape[2:]), ys)
-        if not rest:
-            return carry, ys
-        carry, more = jax.checkpoint(lambda c, x: part(c, x, rest))(
-            carry, jax.tree.map(lambda x: x[parts * size :], xs)
-        )
-        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
+def _scan_in_parts(base, step, carry, xs, count):
+    """Scan ``count`` iterations in up to ``base`` equal parts and a rest, each rematerialised and cut in the same way."""
+    if count <= base:
+        return jax.lax.scan(step, carry, xs, length=count)
+    size = base ** (_levels(count, base) - 1)
+    parts, rest = divmod(count, size)
+    whole = parts * size
 
-    (carry, values), ys = part(body.start(count > 0), jax.tree.map(jnp.asarray, xs), count)
-    body.finish(values)
-    return carry, ys
+    def part(count):
+        return jax.checkpoint(lambda carry, xs: _scan_in_parts(base, step, carry, xs, count))
+
+    xs = jax.tree.map(jnp.asarray, xs)
+    cut = jax.tree.map(lambda x: x[:whole].reshape(parts, size, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(part(size), carry, cut, length=parts)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if not rest:
+        return carry, ys
+    carry, more = part(rest)(carry, jax.tree.map(lambda x: x[whole:], xs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
 
 
 @boundary

@@ -131,12 +131,14 @@ class Mapped(Remade):
 
     name, remedy = "vmap", "give axis_size"  # for messages
 
-    def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
+    def __init__(self, fn, *, in_axes=0, out_axes=0, in_states=None, out_states=None, new_axis=0, **options):
         check_function("vmap maps a function", fn)
-        jax.vmap(fn, in_axes=tuple(in_axes) if isinstance(in_axes, list) else in_axes, out_axes=out_axes)  # checks them
-        self._parts = fn, in_axes, out_axes, in_states, out_states, new_axis, options
-        self.fn, self.out_axes, self.options, self.new_axis = fn, out_axes, options, new_axis
-        self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+        in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+        jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)  # checks them
+        self._given = {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+        self._given |= {"new_axis": new_axis, **options}
+        self.fn, self.in_axes, self.out_axes, self.new_axis = fn, in_axes, out_axes, new_axis
+        self.options = {"axis_name": None, "axis_size": None, "spmd_axis_name": None} | options
         self.axis_in = _Axes("in_states", in_states)
         self.axis_out = _Axes("out_states", out_states, _REDUCTIONS)
         resemble(self, fn)
@@ -182,9 +184,9 @@ class Mapped(Remade):
         """Return JAX's map of ``lane``."""
         return jax.vmap(lane, out_axes=out_axes, **options)
 
-    def with_new_axis(self, axis):
-        """Return this with the lanes of new States along ``axis``."""
-        return type(self)(*self._parts[:5], axis, self._parts[6])
+    def again(self, fn: Callable, **changes: Any) -> "Mapped":
+        """Return the same map of ``fn``, but for ``changes`` of its options."""
+        return type(self)(fn, **self._given | changes)
 
     def _stage(self, args, kwargs, size):
         def wrapped(*args, **kwargs):
@@ -280,7 +282,7 @@ class Mapped(Remade):
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self.fn.__get__(instance, owner), *self._parts[1:])
+        return self.again(self.fn.__get__(instance, owner))
 
 
 def _reduced(state, reduction, lanes):
@@ -345,9 +347,9 @@ def vmap(
     >>> run(jnp.array([1.0, 2.0, 3.0])).tolist(), h.value.shape, float(seen.value)
     ([2.0, 4.0, 6.0], (3, 2), 2.0)
     """
-    options = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
-    parts = in_axes, out_axes, in_states, out_states, 0, options
-    return Mapped(fn, *parts) if fn is not None else lambda fn: Mapped(fn, *parts)
+    options: dict[str, Any] = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
+    options |= {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+    return functools.partial(Mapped, **options) if fn is None else Mapped(fn, **options)
 
 
 def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any) -> Any:
@@ -380,7 +382,7 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     """
     if fn is None:
         return functools.partial(vmap_new_states, axis=axis, **options)
-    return vmap(fn, **options).with_new_axis(axis)
+    return vmap(fn, **options).again(fn, new_axis=axis)
 
 
 class _MappedAgain(Mapped):
@@ -430,7 +432,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     full = count // batch_size * batch_size
     if not count:
         return sliced("map", f, xs)
-    lanes = _MappedAgain(f, 0, 0, None, None, 0, {"axis_name": None, "axis_size": None, "spmd_axis_name": None})
+    lanes = _MappedAgain(f)
     if not full:
         return lanes(*xs)
     cut = jax.tree.map(lambda x: jnp.reshape(x[:full], (-1, batch_size, *x.shape[1:])), xs)
