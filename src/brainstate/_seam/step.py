@@ -41,7 +41,7 @@ from .scope import (
     is_tracer,
 )
 from .staging import Restart
-from .tokens import apart, changed, refuse_leak, switched, token
+from .tokens import apart, changed, refuse_leak, switched
 
 __all__ = ["Launcher", "Ready", "donating", "generators", "give", "launch", "outside"]
 
@@ -260,9 +260,9 @@ class Launcher:
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a whole
-    call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all`` is
-    false). ``_refused`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a
+    whole call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all``
+    is false). ``_refused`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any

@@ -77,11 +77,13 @@ def argument_names(fun: Callable, count: int) -> list[str]:
 def _type_of(leaf, weak) -> str:
     """Write the type of one leaf, ``float32[3]``; with ``weak`` also whether it is that of a Python number."""
     try:
-        aval: Any = leaf if hasattr(leaf, "str_short") else jax.typeof(leaf)
+        aval: Any = jax.typeof(leaf)
     except TypeError:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" + " (weak)" * (weak and leaf.weak_type)
-        return _in_words(leaf)
+        if not hasattr(leaf, "str_short"):
+            return _in_words(leaf)
+        aval = leaf  # a type itself
     weak = weak and bool(getattr(aval, "weak_type", False))
     return str(aval).removeprefix("~") + " (weak)" * weak + _mesh_of(aval)
 

@@ -86,9 +86,8 @@ class Checkpointed:
                 raise self._out_of_range(n, len(places))
         unknown = self._names - {p.name for p in known if p.kind is not p.POSITIONAL_ONLY}
         if unknown and self._signature and not any(p.kind is p.VAR_KEYWORD for p in known):
-            raise StateValueError(
-                f"checkpoint: static_argnames={self._static_argnames!r}: the function has no parameter {sorted(unknown)[0]!r}."
-            )
+            given = f"static_argnames={self._static_argnames!r}"
+            raise StateValueError(f"checkpoint: {given}: the function has no parameter {sorted(unknown)[0]!r}.")
         self._places = {i for i, name in enumerate(places) if name in self._names}
         self._names |= {places[n] for n in self._numbers if -len(places) <= n < len(places)}
 

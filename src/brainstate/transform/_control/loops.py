@@ -545,7 +545,7 @@ def checkpointed_scan(
 
 
 def _scan_in_parts(base, step, carry, xs, count):
-    """Scan ``count`` iterations in up to ``base`` equal parts and a rest, each rematerialised and cut in the same way."""
+    """Scan ``count`` iterations in up to ``base`` equal parts and a rest, each rematerialised and cut again."""
     if count <= base:
         return jax.lax.scan(step, carry, xs, length=count)
     size = base ** (_levels(count, base) - 1)
