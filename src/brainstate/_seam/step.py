@@ -5,7 +5,8 @@ This is where Python adds to the price of a call, so it belongs to the seam and 
 that only reads gathers under the lock of a commit, so that it sees no half of one.
 
 A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and
-the block; a commit that is interrupted is completed; the results of a program that took buffers are kept (`donating`).
+the block; a commit that is interrupted is completed; the results of a program that took buffers are kept (see
+`with_donation`).
 
 `Launcher` is a function that JAX traces when it must; `Ready` is a program that was compiled ahead of time for one kind
 of call. JAX runs such a program at once, under a raw transform as well, and its results then look like any others. So
@@ -43,7 +44,7 @@ from .scope import (
 from .staging import Restart
 from .tokens import apart, changed, refuse_leak, switched
 
-__all__ = ["Launcher", "Ready", "donating", "generators", "give", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "generators", "give", "launch", "outside", "with_donation"]
 
 # What comes of a State without a value, or of one among the arguments, among others.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
@@ -71,7 +72,7 @@ def _refuse_taken(states, error, by=None) -> None:
 
 
 @contextlib.contextmanager
-def _called_in(scope):
+def _marked_as_launch(scope):
     """Run a compiled function that ``scope`` calls: what reads a State there meanwhile is not the user's function."""
     with apart():
         if scope is not None:
@@ -83,7 +84,7 @@ def _called_in(scope):
                 scope.launches -= 1
 
 
-def _new(written, values) -> Writes:
+def _writes_of(written, values) -> Writes:
     """Return what a program says of the States in ``written``, without those that it left alone."""
     new = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
     return Writes(tuple(new), list(new.values()))
@@ -99,7 +100,7 @@ def launch(jitted, states, generators, written, args, kwargs):
     with _step_lock if locked else contextlib.nullcontext():
         given = gather(states, generators)
         try:
-            with _called_in(innermost()):
+            with _marked_as_launch(innermost()):
                 out, values = jitted(given, *args, **kwargs)
         except (RuntimeError, ValueError) as error:
             if innermost() is not None or not is_deleted(given):
@@ -110,26 +111,26 @@ def launch(jitted, states, generators, written, args, kwargs):
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
             return launch(jitted, states, generators, written, args, kwargs)
-        commit(_new(written, values))
+        commit(_writes_of(written, values))
     return out
 
 
 def give(name, returned, jitted, states, generators, written, args, kwargs):
     """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
 
-    ``jitted`` is `donating`, which puts what the program returns into the list ``returned``.
+    ``jitted`` is `with_donation`, which puts what the program returns into the list ``returned``.
     """
     donors[name] = None
     with _step_lock:
         try:
             given = gather(states, generators)
-            with _called_in(innermost()):
+            with _marked_as_launch(innermost()):
                 out, values = jitted(given, *args, **kwargs)
             if returned:
                 with _commit_lock:
                     _assign_all(written, values)
             else:  # inside a transform nothing is given away
-                commit(_new(written, values))
+                commit(_writes_of(written, values))
         except BaseException as error:
             if returned:
                 _assign_all(written, returned[-1][1])
@@ -143,7 +144,7 @@ def give(name, returned, jitted, states, generators, written, args, kwargs):
     return out
 
 
-def donating(compiled, gives, returned):
+def with_donation(compiled, gives, returned):
     """Return ``compiled``, whose first argument is donated, as a function of the values of all States in one list.
 
     ``gives`` says of each State whether its value is to be donated. A result is also put into ``returned``, by C: no
@@ -262,7 +263,7 @@ class Ready:
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a
     whole call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all``
-    is false). ``_refused`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
+    is false). ``_refuse`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any
@@ -274,7 +275,7 @@ class Ready:
     _writes_all: bool
     _launch: Any
     _renew: Any
-    _refused: Any
+    _refuse: Any
 
     def __call__(self, /, *args, **kwargs):
         """Run the program on the present values of the States and commit what it writes."""
@@ -316,7 +317,7 @@ class Ready:
         """Find better words for what a call failed of."""
         _refuse_taken(self._states, error)
         if not isinstance(error, StateValueError):
-            self._refused(args, kwargs)
+            self._refuse(args, kwargs)
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform: right as long as nothing that goes in is traced."""
@@ -328,8 +329,8 @@ class Ready:
                 raise _raw_transform(self._written[0])
             out, new = self._run(values, *args, **kwargs)
         except Exception:
-            self._refused(args, kwargs)
+            self._refuse(args, kwargs)
             raise
-        commit(_new(self._written, new))
+        commit(_writes_of(self._written, new))
         self._touched.pass_on()
         return out

@@ -126,10 +126,10 @@ class Source(NamedTuple):
             args.insert(place, self.statics[place])
         return args, kwargs | {key: self.statics[key] for key in self.statics.keys() - set(numbers)}
 
-    def again(self) -> "Source":
+    def trace_again(self) -> "Source":
         """Trace the function as it is now, for such a call."""
-        args, kwargs = self.with_statics(*jax.tree.map(_like, self.types()[1:]))
-        return self.jitted.afresh().trace(*args, **kwargs)._source
+        args, kwargs = self.with_statics(*jax.tree.map(_example, self.types()[1:]))
+        return self.jitted.fresh_copy().trace(*args, **kwargs)._source
 
 
 # What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
@@ -208,7 +208,8 @@ class Prepared(Remade, Ready, _Step):
         self._states, self._written, self._generators = program.states, program.written, program.generators
         self._generation, self._retagged, self._touched = program.generation, program.retagged, program.touched
         values, args, kwargs = source.types()
-        run = program.donating(waiting(compiled.__call__) if program.waits else compiled.__call__, program.returned)
+        run = waiting(compiled.__call__) if program.waits else compiled.__call__
+        run = program.with_donation(run, program.returned)
         if self._takes_statics:
             run, (args, kwargs) = _with_statics(run, source), source.with_statics(args, kwargs)
         self._run = program.jitted = run
@@ -217,10 +218,10 @@ class Prepared(Remade, Ready, _Step):
         self._expected = self._of_states(values), self._of_arguments(args, kwargs)
 
     def _recipe(self):
-        return _prepare_again, (self.__wrapped__,)
+        return _refuse_copy, (self.__wrapped__,)
 
     def __reduce_ex__(self, protocol):
-        return _prepare_again(self.__wrapped__)
+        return _refuse_copy(self.__wrapped__)
 
     # -------------------------------------------------------------------------------------- what it is
 
@@ -287,7 +288,7 @@ class Prepared(Remade, Ready, _Step):
 
     # -------------------------------------------------------------------------------------- what can be wrong
 
-    def _refused(self, args, kwargs):
+    def _refuse(self, args, kwargs):
         """Raise an error with words for a call that failed, if it does not match."""
         values = gather(self._states)
         inputs = list(self._inputs(values, args, kwargs))
@@ -302,7 +303,7 @@ class Prepared(Remade, Ready, _Step):
         rows = [*compare(arguments, self._of_arguments(args, kwargs)), *compare(states, self._of_states(values))]
         if all(row.same for row in rows):
             expected = jax.tree.leaves(self._step.input_shardings, is_leaf=lambda x: x is None)
-            rows = [_placed(*named, sharding) for named, sharding in zip(inputs, expected, strict=False)]
+            rows = [_placement_row(*named, sharding) for named, sharding in zip(inputs, expected, strict=False)]
         if not all(row.same for row in rows):
             raise self._mismatch(rows) from None
 
@@ -331,7 +332,7 @@ class Prepared(Remade, Ready, _Step):
                 f"But it was prepared under other options ({'; '.join(around)}): call it once under those, or {again}"
             )
         try:
-            new = source.again()
+            new = source.trace_again()
         except Exception as error:
             raise StateValueError(f"{stale}the function now raises {type(error).__name__}: {error}. {again}") from error
         before, after = ((*one.states, *one.written) for one in (source.program, new.program))
@@ -340,7 +341,7 @@ class Prepared(Remade, Ready, _Step):
         self._generation, self._touched, self._retagged = now, new.program.touched, new.program.retagged
 
 
-def _prepare_again(transform):
+def _refuse_copy(transform):
     raise StateTypeError(
         f"prepared {_label(transform)} is compiled for its States and cannot be copied with them: take it away before, "
         f"and prepare again for the copy."
@@ -370,7 +371,7 @@ def _equal(a, b) -> bool:
     return a is b or (type(a) is type(b) and a == b)
 
 
-def _like(aval) -> jax.ShapeDtypeStruct:
+def _example(aval) -> jax.ShapeDtypeStruct:
     """Return an example of a type."""
     sharding = None if aval.sharding.mesh.empty else aval.sharding
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, weak_type=aval.weak_type)
@@ -417,7 +418,7 @@ def _place(leaf):
     return leaf.sharding if getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)) else None
 
 
-def _placed(name, leaf, sharding) -> Row:
+def _placement_row(name, leaf, sharding) -> Row:
     """Compare where an array is with where it was prepared to be."""
     given = _place(leaf)
     same = given is None or sharding is None or given.is_equivalent_to(sharding, leaf.ndim)

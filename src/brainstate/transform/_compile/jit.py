@@ -42,7 +42,7 @@ from ..._seam.module_reads import Touched, reading
 from ..._seam.packing import ABSENT, may_fail, tracing
 from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
 from ..._seam.staging import Restart, stage
-from ..._seam.step import Launcher, donating, generators, give, launch
+from ..._seam.step import Launcher, generators, give, launch, with_donation
 from ..._seam.tokens import apart, refuse_leak
 from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
@@ -76,14 +76,14 @@ class _Program:
         if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
             donors[_name(fun)] = None
         self.compiled = compiler(with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self.donating(self.compiled, self.returned)
+        self.jitted = self.with_donation(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
         if jit_disabled():
             with Scope("jit") as scope:
                 out, writes = self.fun(*args, **kwargs), scope.close()
-            return out, self._aligned(writes.states, writes.values)
+            return out, self._align(writes.states, writes.values)
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
@@ -106,7 +106,7 @@ class _Program:
         self.records[staged].finish(self._inputs(values), frozenset(map(id, self.newborn)))
         # What was donated and not written must come back, or its State would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
-        return out, self._aligned((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
+        return out, self._align((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
 
     def _stage(self, values, args, kwargs):
         """Run the function, and note why."""
@@ -131,7 +131,7 @@ class _Program:
         if self.donates and not self.waits:
             pairs = zip(self.states, self.gives, strict=False)
             self.gives[:] = [gives or _is_given(s, staged) for s, gives in pairs]
-        self._aligned(staged.writes, [None] * len(staged.writes))
+        self._align(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
 
     def _keeps(self, staged):
@@ -162,7 +162,7 @@ class _Program:
 
     def ahead(self, step):
         """Return ``trace`` or ``eval_shape`` of the compiled function, with the States filled in."""
-        entry = self.donating(getattr(self.compiled, step), [])
+        entry = self.with_donation(getattr(self.compiled, step), [])
 
         def call(args, kwargs):
             values = gather(self.states)
@@ -191,15 +191,15 @@ class _Program:
         finally:
             self.pending.pop(thread, None)
 
-    def _aligned(self, states, values):
+    def _align(self, states, values):
         """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
         self.written.extend(s for s in states if s not in set(self.written))
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def donating(self, compiled, returned):
+    def with_donation(self, compiled, returned):
         """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
-        return donating(compiled, self.gives, returned) if self.donates else compiled
+        return with_donation(compiled, self.gives, returned) if self.donates else compiled
 
     def restore(self, donated, kept) -> list:
         """Return the values of all States in their order."""
@@ -242,8 +242,8 @@ class Jit(Remade, Launcher):
 
     def _recipe(self):
         name = self.__module__, getattr(self, "__qualname__", "")
-        if _known_as(*name) is self:  # a function of a module, or of a class there: one for all
-            return _known_as, name
+        if _find_by_name(*name) is self:  # a function of a module, or of a class there: one for all
+            return _find_by_name, name
         return Jit, (self._fun, self._options, self._donates)
 
     @boundary
@@ -288,7 +288,7 @@ class Jit(Remade, Launcher):
         """Whether the buffers of the States that are written are given away."""
         return self._donates
 
-    def afresh(self) -> "Jit":
+    def fresh_copy(self) -> "Jit":
         """Return a `Jit` of the same function and options that has compiled nothing."""
         return Jit(self._fun, self._options, self._donates)
 
@@ -322,7 +322,7 @@ class Jit(Remade, Launcher):
         trace 2: argument x: float32[2] → float32[3,2]
         trace 3: argument rate: not given → float32[] (weak)
         """
-        return self._journal.told()
+        return self._journal.entries()
 
     def _look(self, program: _Program) -> _Program:
         """Begin a new program if something has changed that this one has read."""
@@ -392,7 +392,7 @@ class _Method(Remade):
         return self._jitted(*args, **kwargs)
 
     def _recipe(self):
-        return _bound, (self._unbound, self.__self__)
+        return _bind, (self._unbound, self.__self__)
 
     def __getattr__(self, name):
         return getattr(self._jitted, name)
@@ -401,13 +401,13 @@ class _Method(Remade):
         return f"<bound {self._jitted!r} of {self.__self__!r}>"
 
 
-def _known_as(module, name) -> Any:
+def _find_by_name(module, name) -> Any:
     """Return what has this name in this module, or None."""
     found = functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
     return found.method if isinstance(found, Unbound) else found
 
 
-def _bound(unbound, instance) -> _Method:
+def _bind(unbound, instance) -> _Method:
     return unbound.__get__(instance, type(instance))
 
 

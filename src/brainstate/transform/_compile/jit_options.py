@@ -56,7 +56,7 @@ def with_states(fun, program):
 
 def compiler(stateful, fun, given, lead):
     """Return ``jax.jit`` of ``stateful``, which takes ``lead`` more arguments in front than ``fun``."""
-    shifted, front = _shifted(fun, given, lead), [UNSPECIFIED] * lead
+    shifted, front = _shift(fun, given, lead), [UNSPECIFIED] * lead
     shardings = shifted.get("in_shardings")
     if shardings is None or shardings is UNSPECIFIED:
         return jax.jit(stateful, **shifted)
@@ -99,7 +99,7 @@ def static_places(fun, options, lead):
     return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
 
 
-def _shifted(fun, given, lead) -> dict[str, Any]:
+def _shift(fun, given, lead) -> dict[str, Any]:
     """Return the options ``given`` to ``jax.jit`` for a function with ``lead`` more arguments, two where it donates."""
     options: dict[str, Any] = dict(given)
     for key in ("static_argnums", "donate_argnums"):

@@ -87,7 +87,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
         raise StateValueError(
             "prepare: donate_states is an option of the jit that is prepared: jit(fun, donate_states=True)."
         )
-    jitted = jitted.afresh()  # a call of the jit itself leaves what is prepared as it is
+    jitted = jitted.fresh_copy()  # a call of the jit itself leaves what is prepared as it is
     _check_arguments(jitted, args, kwargs)
     source = jitted.trace(*args, **kwargs)._source
     with apart():

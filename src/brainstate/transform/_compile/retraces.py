@@ -124,7 +124,7 @@ class Journal:
         self._serving = [*self._serving[1 - _KEPT :], record]
         return record
 
-    def told(self) -> Retraces:
+    def entries(self) -> Retraces:
         """Return what there is to say."""
         return Retraces(Retrace(record.number, record.causes) for record in self._records)
 

@@ -17,7 +17,7 @@ from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import commit, gather, is_tracer, refuse_states
-from .loops import agree, directly, probe, shown, spread, types_of, varying
+from .loops import agree, device_axes, directly, probe, spread, types_of, words
 
 __all__ = ["cond", "ifelse", "switch"]
 
@@ -48,7 +48,8 @@ def _branches(name, branches, operands):
     staged = [probe(name, b, lambda run: jax.lax.cond(True, run, run, *operands)) for b in branches]
     written = tuple(dict.fromkeys(s for one in staged for s in one.writes))
     _check_results(name, staged)
-    used = list(dict.fromkeys([s for one in staged for s in one.reads] + [s for s in written if _partly(s, staged)]))
+    kept = [s for s in written if _is_partial(s, staged)]
+    used = list(dict.fromkeys([s for one in staged for s in one.reads] + kept))
     given = dict(zip(used, gather(used), strict=True))
     for state in written:
         _check_types(name, state, staged, given)
@@ -69,14 +70,14 @@ def _branches(name, branches, operands):
     return [pure(fun, one) for fun, one in zip(branches, staged, strict=True)], finish
 
 
-def _partly(state, staged):
+def _is_partial(state, staged):
     return not all(state in one.writes for one in staged)
 
 
 def _check_types(name, state, staged, given):
     """Refuse a State whose value differs in kind between the branches."""
     kinds = [(f"after branch {i}", one.written_types[state]) for i, one in enumerate(staged) if state in one.writes]
-    if state in given and _partly(state, staged):
+    if state in given and _is_partial(state, staged):
         kinds.append(("where no branch writes it", types_of(given[state])))
     _check_same(kinds, f"{state.describe()} is", f"all branches of {name} leave a State with")
 
@@ -91,10 +92,10 @@ def _check_same(kinds, what, rule):
     for elsewhere, other in kinds[1:]:
         if not agree(first, other):
             raise StateTypeError(
-                f"{what} {shown(first)} {where} and {shown(other)} {elsewhere}: {rule} the same structure, shapes and "
+                f"{what} {words(first)} {where} and {words(other)} {elsewhere}: {rule} the same structure, shapes and "
                 f"dtypes. Cast what differs."
             )
-        if varying(first) != varying(other):
+        if device_axes(first) != device_axes(other):
             raise StateTypeError(
                 f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce what "
                 f"differs with jax.lax.psum or pmean, or make both differ with jax.lax.pcast(..., to='varying')."

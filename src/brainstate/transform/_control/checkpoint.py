@@ -95,7 +95,7 @@ class Checkpointed:
         numbers = f"static_argnums={self._static_argnums!r}"
         return StateValueError(f"checkpoint: {numbers} names argument {n} of {count} positional arguments.")
 
-    def _static(self, args):
+    def _static_places(self, args):
         """Return the positions of the static arguments of a call."""
         for n in self._numbers:
             if self._open and not -len(args) <= n < len(args):
@@ -106,7 +106,7 @@ class Checkpointed:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function and commit what it writes."""
         refuse_states((args, kwargs), "arguments of checkpoint")
-        static, fixed = self._static(args), {k: v for k, v in kwargs.items() if k in self._names}
+        static, fixed = self._static_places(args), {k: v for k, v in kwargs.items() if k in self._names}
         dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
         leaves, treedef = jax.tree.flatten(dynamic)
         places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]

@@ -11,7 +11,7 @@ from ..._compat import jit_disabled
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary, check_function, named_after
 from ..._seam.scope import Scope, is_tracer, refuse_states
-from .loops import scan, shown, types_of, while_loop
+from .loops import scan, types_of, while_loop, words
 
 __all__ = ["associative_scan", "fori_loop"]
 
@@ -20,7 +20,7 @@ def _bounds(lower, upper):
     """Return the bounds as they are, and the dtype that the index of a loop between them has."""
     for name, bound in (("lower", lower), ("upper", upper)):
         if not valid_jaxtype(bound) or jnp.ndim(bound) or not jnp.issubdtype(jax.typeof(bound).dtype, jnp.integer):
-            raise StateTypeError(f"fori_loop: {name} is {shown(types_of(bound))}, an integer scalar is needed.")
+            raise StateTypeError(f"fori_loop: {name} is {words(types_of(bound))}, an integer scalar is needed.")
     types = jax.typeof(lower), jax.typeof(upper)
     strong = {t.dtype for t in types if not t.weak_type} or {t.dtype for t in types}
     if len(strong) > 1 or not all(jnp.issubdtype(t.dtype, jnp.signedinteger) or t.dtype in strong for t in types):

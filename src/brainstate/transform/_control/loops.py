@@ -23,24 +23,24 @@ from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, refuse_states
 from ..._seam.staging import Restart, caught, stage
-from .progress import ProgressBar, ticking
+from .progress import ProgressBar, with_progress
 
 __all__ = [
     "agree",
     "bounded_while_loop",
     "checkpointed_for_loop",
     "checkpointed_scan",
+    "device_axes",
     "directly",
     "for_loop",
     "loop_length",
+    "loop_over_slices",
     "probe",
     "scan",
-    "shown",
-    "sliced",
     "spread",
     "types_of",
-    "varying",
     "while_loop",
+    "words",
 ]
 
 
@@ -81,7 +81,7 @@ def agree(before, after) -> bool:
     )
 
 
-def varying(types) -> tuple[str, ...]:
+def device_axes(types) -> tuple[str, ...]:
     """Return the axes of a device mesh along which what has these types may differ, inside `shard_map`."""
     return tuple(dict.fromkeys(axis for leaf in jax.tree.leaves(types) for axis in varying_axes(leaf)))
 
@@ -120,7 +120,7 @@ def _stage_body(name, fun, call, init, known, pairs):
     result = staged.result_types
     if pairs:
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
+            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {words(result)}.")
         result = result[0]
     types = [staged.written_types[s] for s in staged.writes]
     start = [_cast(init, result), [_cast(v, t) for v, t in zip(before[1], types, strict=True)]]
@@ -180,7 +180,7 @@ class _Body:
         if state not in self.staged.reads and not at_least_once:  # it may keep its value
             value = _cast(gather([state])[0], after)
         before = types_of(value)
-        if agree(before, after) and varying(value) != varying(after):
+        if agree(before, after) and device_axes(value) != device_axes(after):
             raise StateTypeError(
                 f"{state.describe()} {spread(value)} before an iteration of {self.name} and {spread(after)} after it. "
                 f"Reduce what is assigned with jax.lax.psum or pmean; or, for a State with a value per device, declare "
@@ -189,19 +189,19 @@ class _Body:
         if agree(before, after):
             return value
         raise StateTypeError(
-            f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
+            f"{state.describe()} is {words(before)} before an iteration of {self.name} and {words(after)} after it: "
             f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
             f"starts with."
         )
 
 
 def spread(types) -> str:
-    """Say in words what `varying` returns."""
-    axes = varying(types)
+    """Say in words what `device_axes` returns."""
+    axes = device_axes(types)
     return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
 
 
-def shown(types):
+def words(types):
     """Return ``types`` in the short form for a message."""
     return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
 
@@ -217,7 +217,7 @@ def loop_length(name, xs, length):
         if not jnp.ndim(leaf):
             where = jax.tree_util.keystr(path)
             raise StateValueError(
-                f"{name}: what is looped over{where and ', at ' + where + ','} is {shown(types_of(leaf))}, which has "
+                f"{name}: what is looped over{where and ', at ' + where + ','} is {words(types_of(leaf))}, which has "
                 f"no axis to loop over. Let the function refer to it by name, or give an array."
             )
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
@@ -279,16 +279,16 @@ def scan(
     >>> int(count), sums.tolist(), float(total.value)
     (3, [1.0, 3.0, 6.0], 6.0)
     """
-    return _scan("scan", f, init, xs, length, reverse, unroll, pbar)
+    return _scan("scan", f, init, xs, length, reverse, partial(jax.lax.scan, unroll=unroll), pbar)
 
 
-def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None, loop=None):
-    """Do `scan` under another name; with ``loop(step, start, xs, number of iterations)`` in place of JAX's loop."""
+def _scan(name, f, init, xs, length=None, reverse=False, loop=jax.lax.scan, pbar=None):
+    """Do a `scan` that messages call ``name``, by ``loop(step, start, xs, length=, reverse=)``."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
     if pbar is not None:
-        f, xs = ticking(f, xs, count, reverse, pbar)
-    options = {"length": length, "reverse": reverse}
+        f, xs = with_progress(f, xs, count, reverse, pbar)
+    options = {"length": count, "reverse": reverse}
     if jit_disabled():
         return directly(name, lambda: jax.lax.scan(f, init, xs, **options))
     body = _Body(name, f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
@@ -298,16 +298,13 @@ def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None, lo
         return (carry, values), y
 
     start, step = body.start(count > 0), named_after(step, f)
-    if loop is None:
-        (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
-    else:
-        (carry, values), ys = body.run(lambda: loop(step, start, xs, count))
+    (carry, values), ys = body.run(lambda: loop(step, start, xs, **options))
     body.finish(values)
     return carry, ys
 
 
-def sliced(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
-    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` are the last ones of `scan`."""
+def loop_over_slices(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
+    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` are the last of `_scan`."""
     check_function(f"{name} takes functions", f)
 
     def body(_, x):
@@ -351,7 +348,7 @@ def for_loop(
     >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
     [2.0, 3.0, 3.5]
     """
-    return sliced("scan", f, xs, length, reverse, unroll, pbar)
+    return loop_over_slices("scan", f, xs, length, reverse, partial(jax.lax.scan, unroll=unroll), pbar)
 
 
 @boundary
@@ -544,16 +541,16 @@ def checkpointed_scan(
     return _scan("checkpointed_scan", f, init, xs, length, pbar=pbar, loop=partial(_scan_in_parts, base))
 
 
-def _scan_in_parts(base, step, carry, xs, count):
-    """Scan ``count`` iterations in up to ``base`` equal parts and a rest, each rematerialised and cut again."""
-    if count <= base:
-        return jax.lax.scan(step, carry, xs, length=count)
-    size = base ** (_levels(count, base) - 1)
-    parts, rest = divmod(count, size)
+def _scan_in_parts(base, step, carry, xs, length, reverse=False):
+    """Scan in up to ``base`` equal parts and a rest, each rematerialised and cut again; only forwards."""
+    if length <= base:
+        return jax.lax.scan(step, carry, xs, length=length)
+    size = base ** (_levels(length, base) - 1)
+    parts, rest = divmod(length, size)
     whole = parts * size
 
-    def part(count):
-        return jax.checkpoint(lambda carry, xs: _scan_in_parts(base, step, carry, xs, count))
+    def part(length):
+        return jax.checkpoint(lambda carry, xs: _scan_in_parts(base, step, carry, xs, length))
 
     xs = jax.tree.map(jnp.asarray, xs)
     cut = jax.tree.map(lambda x: x[:whole].reshape(parts, size, *x.shape[1:]), xs)

@@ -30,7 +30,7 @@ from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
 from ..._seam.staging import Restart, caught, stage
 from .._select_states import draws, listed, owns_states
 from .._wrapper import resemble
-from .loops import for_loop, loop_length, sliced
+from .loops import for_loop, loop_length, loop_over_slices
 
 __all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
 
@@ -81,10 +81,10 @@ class _Lane(Scope):
     def _types(self, state, leaves):
         axis = self.axis_of(state)
         types = super()._types(state, leaves)
-        return types if axis is None else [_without(state, axis, t) for t in types]
+        return types if axis is None else [_remove_axis(state, axis, t) for t in types]
 
 
-def _without(state, axis, aval):
+def _remove_axis(state, axis, aval):
     if not -aval.ndim <= axis < aval.ndim:
         raise StateValueError(
             f"{state.describe()} is declared with axis {axis} and holds {aval.str_short()}, which has no such axis."
@@ -176,7 +176,7 @@ class Mapped(Remade):
         except ValueError:
             self._explain(lane, written, axes, options, (args, kwargs, values))
             raise
-        new = [_reduced(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
+        new = [_reduce(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
         commit(Writes((*written, *after), [*new, *after.values()]))
         return jax.tree.map(_Returned.unwrap, out, is_leaf=_is_returned)
 
@@ -184,7 +184,7 @@ class Mapped(Remade):
         """Return JAX's map of ``lane``."""
         return jax.vmap(lane, out_axes=out_axes, **options)
 
-    def again(self, fn: Callable, **changes: Any) -> "Mapped":
+    def copy_with(self, fn: Callable, **changes: Any) -> "Mapped":
         """Return the same map of ``fn``, but for ``changes`` of its options."""
         return type(self)(fn, **self._given | changes)
 
@@ -282,10 +282,10 @@ class Mapped(Remade):
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return self.again(self.fn.__get__(instance, owner))
+        return self.copy_with(self.fn.__get__(instance, owner))
 
 
-def _reduced(state, reduction, lanes):
+def _reduce(state, reduction, lanes):
     """Return the lanes that were written to ``state`` as one value."""
     for leaf in jax.tree.leaves(lanes):
         if not jnp.issubdtype(leaf.dtype, _NEEDS.get(reduction, jnp.generic)) and reduction in _NEEDS:
@@ -382,7 +382,7 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     """
     if fn is None:
         return functools.partial(vmap_new_states, axis=axis, **options)
-    return vmap(fn, **options).again(fn, new_axis=axis)
+    return vmap(fn, **options).copy_with(fn, new_axis=axis)
 
 
 class _MappedAgain(Mapped):
@@ -425,13 +425,13 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     [0.0, 1.0, 4.0, 9.0, 16.0]
     """
     if batch_size is None:
-        return sliced("map", f, xs)
+        return loop_over_slices("map", f, xs)
     if type(batch_size) is not int or batch_size < 1:
         raise StateValueError(f"map: batch_size={batch_size!r}: give the number of slices at once, an int from 1 up.")
     count = loop_length("map", xs, None)
     full = count // batch_size * batch_size
     if not count:
-        return sliced("map", f, xs)
+        return loop_over_slices("map", f, xs)
     lanes = _MappedAgain(f)
     if not full:
         return lanes(*xs)
