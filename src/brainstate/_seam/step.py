@@ -1,4 +1,4 @@
-"""The path of a compiled call: gather the values, call the program, commit what it writes.
+"""The path of a compiled call: gather the values, call the program, commit its writes.
 
 This is where Python adds to the price of a call, so it belongs to the seam and reads and assigns
 ``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
@@ -46,7 +46,7 @@ from .tokens import apart, changed, refuse_leak, switched
 
 __all__ = ["Launcher", "Ready", "generators", "give", "launch", "outside", "with_donation"]
 
-# What comes of a State without a value, or of one among the arguments, among others.
+# Errors that may come from a State without a value, or from a State among the arguments.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
 
 
@@ -61,7 +61,7 @@ def generators(states) -> list[int]:
 
 
 def _refuse_taken(states, error, by=None) -> None:
-    """Say which of ``states`` have arrays that are gone, if that is why a call failed or if it took them."""
+    """Name those of ``states`` whose arrays are gone: a call failed because of that, or ``by`` took them."""
     gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
     if not gone or innermost() is not None or isinstance(error, StateValueError):
         return
@@ -73,7 +73,7 @@ def _refuse_taken(states, error, by=None) -> None:
 
 @contextlib.contextmanager
 def _marked_as_launch(scope):
-    """Run a compiled function that ``scope`` calls: what reads a State there meanwhile is not the user's function."""
+    """Run a compiled function that ``scope`` calls: until it ends, reads of States are not those of the user."""
     with apart():
         if scope is not None:
             scope.launches += 1
@@ -85,13 +85,13 @@ def _marked_as_launch(scope):
 
 
 def _writes_of(written, values) -> Writes:
-    """Return what a program says of the States in ``written``, without those that it left alone."""
+    """Return the values that a program gives to the States in ``written``, without those that it left alone."""
     new = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
     return Writes(tuple(new), list(new.values()))
 
 
 def launch(jitted, states, generators, written, args, kwargs):
-    """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
+    """Call ``jitted`` with the values of ``states`` and the arguments, and commit the values that it returns.
 
     It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. ``generators`` are
     the positions of random generators among the States.
@@ -116,9 +116,9 @@ def launch(jitted, states, generators, written, args, kwargs):
 
 
 def give(name, returned, jitted, states, generators, written, args, kwargs):
-    """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
+    """Do as `launch` for the function ``name`` that takes the arrays of States: results must be committed or are lost.
 
-    ``jitted`` is `with_donation`, which puts what the program returns into the list ``returned``.
+    ``jitted`` comes from `with_donation`, which puts the results of the program into the list ``returned``.
     """
     donors[name] = None
     with _step_lock:
@@ -182,16 +182,12 @@ def _owned(given: list, others: Any) -> list:
     return treedef.unflatten(leaves)
 
 
-def _stored_all(states) -> bool:
-    return innermost() is not None or all(hasattr(s, "_value") for s in states)
-
-
 class Launcher:
-    """A compiled function whose call does nothing but what must be done: gather, call, commit.
+    """A compiled function whose steady call only gathers, calls and commits.
 
-    ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a
-    new program, ``_look(program)`` does if something changed that concerns it, and ``check_arguments`` has
-    the words for arguments that JAX refuses.
+    ``_program`` holds the arguments of `launch`, and calls it. ``_retry`` does the calls that trace, ``_begin(why)``
+    begins a new program, ``_look(program)`` does so if a Module changed that the program has read, and
+    ``check_arguments`` raises the error for arguments that JAX refuses.
     """
 
     _program: Any
@@ -219,7 +215,7 @@ class Launcher:
                     # The shorter call is cheaper.
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
-                        # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
+                        # A plain array is not a tracer in any trace; only for others ask which trace is on.
                         if type(value) not in _plain:
                             if not eager():
                                 raise _raw_transform(written[0])
@@ -247,11 +243,11 @@ class Launcher:
         return self._retry(program, staged, args, kwargs)
 
     def _lacks_value(self, program, error, args, kwargs) -> bool:
-        """Tell whether a call failed for want of a value, or find better words for what it failed of."""
+        """Tell whether a call failed because a State had no value; for other causes raise a better error, if any."""
         _refuse_taken(program.states, error)
         if not isinstance(error, _NO_VALUE):
             return False
-        if _stored_all(program.states):
+        if innermost() is not None or all(hasattr(s, "_value") for s in program.states):
             refuse_leak(error)
             self.check_arguments(args, kwargs)
             return False
@@ -263,7 +259,7 @@ class Ready:
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a
     whole call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all``
-    is false). ``_refuse`` has the words for a call that failed, and ``_renew`` looks again after a replacement.
+    is false). ``_refuse`` raises the error for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any
@@ -310,14 +306,10 @@ class Ready:
             shorten(error)
             if not self._written and is_deleted(values):  # a call in another thread was taking them
                 return self._launch(args, kwargs)
-            self._explain(error, args, kwargs)
+            _refuse_taken(self._states, error)
+            if not isinstance(error, StateValueError):
+                self._refuse(args, kwargs)
             raise
-
-    def _explain(self, error, args, kwargs):
-        """Find better words for what a call failed of."""
-        _refuse_taken(self._states, error)
-        if not isinstance(error, StateValueError):
-            self._refuse(args, kwargs)
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform: right as long as nothing that goes in is traced."""

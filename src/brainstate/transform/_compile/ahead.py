@@ -4,8 +4,8 @@
 three steps. They are JAX's own ``Traced``, ``Lowered`` and ``Compiled``, with the States filled in.
 
 A call of a `Prepared` gathers the present values of the States, runs JAX's ``Compiled`` and commits (`Ready`). Nothing
-about the arguments is asked in Python. ``Compiled`` never compiles: it refuses what does not fit, and only then is the
-call compared with the one that was prepared, leaf by leaf, to show a table of differences.
+about the arguments is asked in Python. ``Compiled`` never compiles: it refuses a call that does not fit. Only then is
+the call compared with the one that was prepared, leaf by leaf, to show a table of differences.
 
 JAX cannot see that a Module changed. A counter tells that some Module did (``_seam/module_reads``). If the function has
 read what changed, it is traced again, by itself and without being compiled. If it is still the same program with the
@@ -17,7 +17,7 @@ Static arguments are compared at each call and taken out, since JAX compiles the
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import methodcaller
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +43,7 @@ _SHOWN = 12  # rows that agree; more are counted
 
 
 class Cost(NamedTuple):
-    """What XLA estimates that one call costs; a loop is counted once, and None is what it cannot tell."""
+    """XLA's estimate of the work of one call; a loop is counted once, and an unknown amount is None."""
 
     flops: float | None
     bytes: float | None
@@ -52,12 +52,12 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Memory:
-    """What one call needs, in bytes.
+    """The memory that one call needs, in bytes.
 
     Attributes
     ----------
     arguments, output : int
-        The values that go in (arguments and States) and come out (the result and what is written).
+        The values that go in (arguments and States) and come out (the result and the written States).
     temporaries : int
         Intermediate results.
     donated : int
@@ -74,13 +74,11 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All of it together: arguments, output and temporaries, less what is donated."""
+        """The sum of arguments, output and temporaries, less the donated part."""
         return self.arguments + self.output + self.temporaries - self.donated
 
     def __repr__(self) -> str:
-        parts = {
-            name: getattr(self, name) for name in ("arguments", "output", "temporaries", "donated", "code", "peak")
-        }
+        parts = asdict(self) | {"peak": self.peak}
         return f"Memory({', '.join(f'{name}={_bytes(size)}' for name, size in parts.items())})"
 
 
@@ -92,7 +90,7 @@ def _bytes(size) -> str:
 
 
 class Source(NamedTuple):
-    """The trace that a program comes from: of which `Jit`, and what it knew of its States then."""
+    """The origin of a program: the `Jit`, its ``program`` with the States of that moment, and JAX's trace."""
 
     jitted: Any
     program: Any
@@ -102,7 +100,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, jitted: Any, program: Any, traced: Any, args: tuple, kwargs: dict[str, Any]) -> "Source":
-        """Keep what is known after ``jitted`` was traced for these arguments."""
+        """Return the source of programs after ``jitted`` was traced for these arguments."""
         places = jitted.statics(len(args))
         return cls(jitted, program, traced, places, _statics_of(places, args, kwargs))
 
@@ -120,19 +118,19 @@ class Source(NamedTuple):
         return kept, {name: arg for name, arg in kwargs.items() if name not in self.places}
 
     def with_statics(self, args, kwargs) -> tuple[list, dict[str, Any]]:
-        """Return arguments that are not static with those of the call that are."""
+        """Insert the static arguments of the traced call among ``args`` and ``kwargs``."""
         args, numbers = list(args), [key for key in self.statics if isinstance(key, int)]
         for place in sorted(numbers):
             args.insert(place, self.statics[place])
         return args, kwargs | {key: self.statics[key] for key in self.statics.keys() - set(numbers)}
 
     def trace_again(self) -> "Source":
-        """Trace the function as it is now, for such a call."""
+        """Trace the present function for arguments of the same types."""
         args, kwargs = self.with_statics(*jax.tree.map(_example, self.types()[1:]))
         return self.jitted.fresh_copy().trace(*args, **kwargs)._source
 
 
-# What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
+# JAX's attributes by argument and by result, of a program whose first arguments and last result are those of States.
 _OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
 _OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
 _OF_PROGRAM = {"as_text", "compiler_ir", "cost_analysis", "effects", "fun_name", "jaxpr", "memory_analysis"}
@@ -184,14 +182,14 @@ class Stage(_Step):
         self._source, self._step = source, step
 
     def lower(self, **options: Any) -> Any:
-        """Lower what was traced, as ``jax.stages.Traced.lower``."""
+        """Lower the traced function, as ``jax.stages.Traced.lower``."""
         with apart():
             lowered = self._step.lower(**options)
         # Only `jax.export` asks with parameters of its own, and it reads the trees of the whole program.
         return lowered if "_private_parameters" in options else Stage(self._source, lowered)
 
     def compile(self, *options: Any, **more: Any) -> "Prepared":
-        """Compile what was lowered, as ``jax.stages.Lowered.compile``; calls leave static arguments out, as there."""
+        """Compile the lowered function, as ``jax.stages.Lowered.compile``; calls leave static arguments out."""
         return Prepared(self._source, self._step.compile(*options, **more))
 
 
@@ -202,10 +200,11 @@ class Prepared(Remade, Ready, _Step):
         self._source, self._step = source, compiled
         prepared = source.jitted if transform is None else transform
         resemble(self, prepared)
-        self.__wrapped__ = prepared  # keeps alive what a bound method belongs to
+        self.__wrapped__ = prepared  # keeps the object of a bound method alive
         self._label, self._options, self._takes_statics = _label(prepared), options(), transform is not None
         program = source.program.snapshot()
-        self._states, self._written, self._generators = program.states, program.written, program.generators
+        self._states, self._written = tuple(program.states), tuple(program.written)
+        self._generators = program.generators
         self._generation, self._retagged, self._touched = program.generation, program.retagged, program.touched
         values, args, kwargs = source.types()
         run = waiting(compiled.__call__) if program.waits else compiled.__call__
@@ -223,7 +222,7 @@ class Prepared(Remade, Ready, _Step):
     def __reduce_ex__(self, protocol):
         return _refuse_copy(self.__wrapped__)
 
-    # -------------------------------------------------------------------------------------- what it is
+    # -------------------------------------------------------------------------------------- the program
 
     def cost(self) -> Cost | None:
         """Return XLA's estimate of the work of one call, or None where the backend gives none."""
@@ -258,7 +257,7 @@ class Prepared(Remade, Ready, _Step):
         states = f"States: {len(self._states)} read, {len(self._written)} written"
         return f"prepared {self._label}({', '.join(given)}), {states}"
 
-    # -------------------------------------------------------------------------------------- what a call is like
+    # -------------------------------------------------------------------------------------- types of a call
 
     def _of_states(self, values) -> dict[Any, Part]:
         return {id(s): state_part(s, value, weak=False) for s, value in zip(self._states, values, strict=True)}
@@ -286,10 +285,10 @@ class Prepared(Remade, Ready, _Step):
             for path, leaf in jax.tree_util.tree_leaves_with_path(value):
                 yield name + keystr(path), leaf
 
-    # -------------------------------------------------------------------------------------- what can be wrong
+    # -------------------------------------------------------------------------------------- errors
 
     def _refuse(self, args, kwargs):
-        """Raise an error with words for a call that failed, if it does not match."""
+        """Raise an error for a call that failed, if its types or places do not match the program."""
         values = gather(self._states)
         inputs = list(self._inputs(values, args, kwargs))
         traced = [name for name, leaf in inputs if is_tracer(leaf)]
@@ -378,9 +377,9 @@ def _example(aval) -> jax.ShapeDtypeStruct:
 
 
 def _same_program(before, after) -> bool:
-    """Tell whether two traces are of one program, what it holds of arrays and Python functions included."""
+    """Tell whether two traces are of one program, with the same arrays and Python functions in it."""
     was, now = str(before), str(after)
-    if was != now:  # functions are written with their addresses: those that trace it are made anew, callbacks count
+    if was != now:  # functions are written with their addresses: wrappers of a trace are new ones, callbacks count
         was, now = (re.sub(r"0x[0-9a-f]+", "", text) for text in (was, now))
         if was != now or "callback" in was:
             return False
@@ -394,7 +393,7 @@ def _constants(program) -> list:
 
 
 def _label(transform) -> str:
-    """Name what was prepared on one line."""
+    """Return the name of a prepared function, on one line."""
     name = getattr(transform, "__name__", None) or repr(transform)
     return type(transform).__name__ if "\n" in name else name
 
@@ -414,7 +413,7 @@ def _change(before, after) -> str:
 
 
 def _place(leaf):
-    """Return where ``leaf`` says that it is computed with, or None."""
+    """Return the sharding that ``leaf`` is committed to, or None."""
     return leaf.sharding if getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)) else None
 
 

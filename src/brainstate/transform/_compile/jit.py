@@ -7,7 +7,7 @@ writes. Which States these are is found while JAX traces, by staging (``_seam/st
                                                             │ cache miss: stage the function, once
                                                             └ States that are no inputs yet? leave JAX with
                                                               `Restart`; the call adds them to its inputs and runs
-                                                              again, `pure` then only evaluates what was staged
+                                                              again, `pure` then only evaluates the staged program
 
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
 arguments, and the number of input States is part of what it sees.
@@ -63,14 +63,14 @@ class _Program:
     def __init__(self, fun, options, donates, journal):
         self.fun, self.donates, self.journal = fun, donates, journal
         self.generation, self.retagged = generation(), retagged()
-        self.touched = Touched()  # what its traces read of Modules
+        self.touched = Touched()  # the parts of Modules that its traces have read
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.generators = []  # positions of random generators among the inputs
         self.gives = []  # donates: whether each of `states` is given away
-        self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
+        self.newborn, self.kind = (), None  # States that the last trace left behind, and the kind of its arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
-        self.pending = {}  # thread -> what was staged before the restart
-        self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
+        self.pending = {}  # thread -> the function that was staged before the restart
+        self.records = weakref.WeakKeyDictionary()  # staged function -> its record in the journal
         self.waits = False  # whether a call waits for its end, since it may fail while it runs
         self.returned = []  # donates: see `give`
         if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
@@ -90,12 +90,12 @@ class _Program:
             staged, fails = tracing(lambda: self._stage(values, args, kwargs))
             if not fails and holds_check(staged.closed):
                 fails = True
-                may_fail()  # what is around may as well
-            # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
+                may_fail()  # a program around this one may as well
+            # A trace that uses none of the States that an earlier one of its kind left behind makes new ones each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
-            anew = before and before.isdisjoint((*staged.reads, *staged.writes))
-            self.newborn = () if anew else tuple(staged.born)
+            makes_new = before and before.isdisjoint((*staged.reads, *staged.writes))
+            self.newborn = () if makes_new else tuple(staged.born)
             if fails and not self.waits:
                 # The States keep their values if it fails, so nothing is given away.
                 self.waits, self.jitted, self.gives[:] = True, waiting(self.jitted), [False] * len(self.gives)
@@ -104,12 +104,12 @@ class _Program:
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
         self.records[staged].finish(self._inputs(values), frozenset(map(id, self.newborn)))
-        # What was donated and not written must come back, or its State would be left with a deleted buffer.
+        # A State that was donated and not written is returned, or it would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
         return out, self._align((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
 
     def _stage(self, values, args, kwargs):
-        """Run the function, and note why."""
+        """Stage the function, and record why."""
         record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
         try:
             with reading(self.touched):
@@ -121,7 +121,7 @@ class _Program:
         return staged
 
     def _inputs(self, values):
-        """Return what the journal keeps of the States that go in."""
+        """Return the types of the input States, as the journal keeps them."""
         given = zip(self.states, values, self.gives, strict=False)
         return {id(s): state_part(s, value, "donated" if gives else "") for s, value, gives in given}
 
@@ -153,7 +153,7 @@ class _Program:
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
         call = self.jitted, self.states, self.generators, self.written, args, kwargs
-        if self.donates and not self.waits:  # what may fail keeps its values, so nothing is given away
+        if self.donates and not self.waits:  # a program that may fail keeps its values
             out = give(_name(self.fun), self.returned, *call)
         else:
             out = launch(*call)
@@ -217,7 +217,7 @@ def _name(fun) -> str:
 
 
 def _kind(args):
-    """Return what tells the traces for arguments apart: types of what is traced, and static arguments as they are."""
+    """Return the key of a trace: the types of traced arguments, and static arguments as they are."""
     kinds = []
     for arg in args:
         leaves, treedef = jax.tree.flatten(arg)
@@ -260,7 +260,7 @@ class Jit(Remade, Launcher):
 
     @boundary
     def check_arguments(self, args: Any, kwargs: Any) -> None:
-        """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
+        """Raise an error that names a State or Module among the arguments, if there is one."""
         refuse_states((args, kwargs), "arguments of jit")
         for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
             if owns_states(leaf):
@@ -402,7 +402,7 @@ class _Method(Remade):
 
 
 def _find_by_name(module, name) -> Any:
-    """Return what has this name in this module, or None."""
+    """Return the object of this name in this module, or None."""
     found = functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
     return found.method if isinstance(found, Unbound) else found
 

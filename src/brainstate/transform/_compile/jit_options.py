@@ -31,7 +31,7 @@ def with_states(fun, program):
     """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
 
     From the signature JAX infers names of static arguments from numbers and back, and names the inputs. The program
-    holds what JAX makes of the function, which does not hold the program: so both go as soon as nobody needs them.
+    holds JAX's compiled function, which does not hold the program: so both go as soon as nobody needs them.
     """
     held: Any = weakref.ref(program)
 

@@ -1,4 +1,4 @@
-"""``prepare``: compile any transform ahead of time, for one kind of call; `ahead` has what it makes."""
+"""``prepare``: compile any transform ahead of time, for one kind of call. The result is a `Prepared` (`ahead`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +87,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
         raise StateValueError(
             "prepare: donate_states is an option of the jit that is prepared: jit(fun, donate_states=True)."
         )
-    jitted = jitted.fresh_copy()  # a call of the jit itself leaves what is prepared as it is
+    jitted = jitted.fresh_copy()  # calls of the jit itself do not change the prepared program
     _check_arguments(jitted, args, kwargs)
     source = jitted.trace(*args, **kwargs)._source
     with apart():

@@ -1,4 +1,4 @@
-"""What a call looks like in words: the types of its arguments and of the States, by name, and how two calls differ.
+"""The signature of a call in words: the types of its arguments and States by name; and how two calls differ.
 
 A `Part` is one argument or one State, as text only: nothing here keeps an array, a tracer or a Module. Two
 signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 def most_positional(fun: Callable) -> float:
-    """Return how many arguments ``fun`` takes by position at most; infinity if there is no telling."""
+    """Return how many arguments ``fun`` takes by position at most; infinity if that is unknown."""
     signature = signature_of(fun)
     kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
@@ -98,7 +98,7 @@ def _mesh_of(aval) -> str:
 
 
 def _in_words(thing) -> str:
-    """Write something that is no array; what cannot write itself is named by its type."""
+    """Write an object that is not an array; one whose ``repr`` fails is named by its type."""
     kind = type(thing).__name__
     try:
         text = " ".join(_short.repr(thing).split())

@@ -30,7 +30,7 @@ def _functions(name, branches):
 
 
 def _check_pred(what, pred):
-    """Refuse a condition that is no scalar, or neither true nor false."""
+    """Refuse a condition that is not a scalar, or neither true nor false."""
     if not valid_jaxtype(pred) or jnp.ndim(pred) != 0:
         raise StateTypeError(
             f"{what} is {_kind(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
@@ -128,7 +128,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     Raises
     ------
     StateTypeError
-        If ``pred`` is no scalar or complex, or the branches leave a State or return results of different kinds.
+        If ``pred`` is not a scalar, or complex, or the branches leave a State or return results of different kinds.
     StateValueError
         If ``pred`` is NaN, as far as its value is known, or a State created in a branch outlives it.
 

@@ -25,7 +25,7 @@ _NAME = "brainstate.saved"
 
 
 class _Saving(Scope):
-    """A scope that names what is written to the chosen States, so that the policy finds it."""
+    """A scope that names the values written to the chosen States, so that the policy finds them."""
 
     def __init__(self, keep, frozen):
         super().__init__("checkpoint", frozen=frozen)
@@ -39,7 +39,7 @@ class _Saving(Scope):
 
 
 class save_states:
-    """Policy for `checkpoint`: save what is written to these States, recompute all else.
+    """Policy for `checkpoint`: save the values written to these States, recompute all others.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ def checkpoint(
     prevent_cse
         As in ``jax.checkpoint``.
     static_argnums, static_argnames : int or str, or tuple of these
-        Arguments that are passed on as they are, like all that is no JAX type, such as text. As in `jit` a position
-        means the parameter, however it is given, and on a method it counts the arguments after ``self``.
+        Arguments that are passed on as they are, like text and other values that are not of JAX's types. As in `jit` a
+        position means the parameter, however it is given, and on a method it counts the arguments after ``self``.
     policy : callable or save_states, optional
         What to save: one of ``jax.checkpoint_policies``, or `save_states`.
 
@@ -172,7 +172,7 @@ def checkpoint(
     Raises
     ------
     StateTypeError
-        If ``fun`` cannot be called, or ``policy`` is no policy.
+        If ``fun`` cannot be called, or ``policy`` is not a policy.
     StateValueError
         If a static argument is named that is not there, or a State is passed or returned.
 

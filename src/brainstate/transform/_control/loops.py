@@ -2,10 +2,10 @@
 
 A body is staged once, which shows the States it uses. States that it writes are carried, next to the user's own
 carry; States that it only reads are closed over. A random generator is written by every draw, so each iteration
-draws anew. What JAX traces then only evaluates what was staged: the user's Python runs once. (Once more where a
+draws new numbers. JAX's trace only evaluates the staged body: the user's Python runs once. (Once more where a
 number without a dtype of its own, such as ``0``, becomes a float in the body: JAX, too, traces such a loop twice.)
 
-Each loop checks, and says with the name of the State, what JAX would otherwise refuse about an anonymous carry:
+Each loop refuses, with the name of the State, a carry that JAX would refuse without a name:
 a value that changes shape or dtype, a State created in the body that outlives it.
 """
 
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def probe(name, fun, call):
-    """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
+    """Stage ``fun`` on the arguments that JAX gives to a function in ``call(function)``, and leave JAX's transform."""
     check_function(f"{name} takes functions", fun)
 
     def run(*args):
@@ -61,7 +61,7 @@ def probe(name, fun, call):
 
 
 def directly(name, call):
-    """Return ``call()`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
+    """Return ``call()`` of a transform that runs in Python under ``jax.disable_jit``; commit its writes."""
     with Scope(name) as scope:
         out, writes = call(), scope.close()
     commit(writes)
@@ -69,7 +69,7 @@ def directly(name, call):
 
 
 def types_of(value):
-    """Return the type of each leaf of ``value``; what is no JAX type has its Python class."""
+    """Return the type of each leaf of ``value``: that of JAX, or else the Python class."""
     return jax.tree.map(lambda leaf: jax.typeof(leaf) if valid_jaxtype(leaf) else type(leaf), value)
 
 
@@ -82,7 +82,7 @@ def agree(before, after) -> bool:
 
 
 def device_axes(types) -> tuple[str, ...]:
-    """Return the axes of a device mesh along which what has these types may differ, inside `shard_map`."""
+    """Return the axes of a device mesh along which values of these types may differ, inside `shard_map`."""
     return tuple(dict.fromkeys(axis for leaf in jax.tree.leaves(types) for axis in varying_axes(leaf)))
 
 
@@ -113,7 +113,7 @@ def _blank(state, staged):
 
 
 def _stage_body(name, fun, call, init, known, pairs):
-    """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
+    """Return the staged body, the first carry, and {written State: first value}, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
         before = [init, [gather([s])[0] if s in staged.reads else _blank(s, staged) for s in staged.writes]]
@@ -136,7 +136,7 @@ class _Body:
     ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
     """
 
-    pairs = True  # what the function returns: the carry and an output, or the carry alone
+    pairs = True  # whether the function returns the carry and an output, or the carry alone
 
     def __init__(self, name, fun, call, init):
         self.name, self.fun, self.call = name, fun, call
@@ -166,7 +166,7 @@ class _Body:
         commit(Writes(self.carried, list(values)))
 
     def run(self, loop):
-        """Return ``loop()``; what JAX refuses about the carry it refuses in words about the user's own carry."""
+        """Return ``loop()``; if JAX refuses the carry, raise its error for the user's own carry, without States."""
         try:
             return loop()
         except TypeError:
@@ -247,7 +247,7 @@ def scan(
     init : pytree
         The first carry.
     xs : pytree of arrays, optional
-        What is looped over, along axis 0.
+        The arrays to loop over, along axis 0.
     length : int, optional
         The number of iterations; needed if ``xs`` is None.
     reverse, unroll
@@ -329,7 +329,7 @@ def for_loop(
     f : callable
         ``f(*slices) -> y``; it may read and write States.
     *xs : pytree of arrays
-        What is looped over, along axis 0.
+        The arrays to loop over, along axis 0.
     length, reverse, unroll, pbar
         As in `scan`.
 
@@ -422,7 +422,7 @@ def _while_parts(name, cond_fun, body_fun, init_val):
 def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds, at most ``max_steps`` times; reverse mode works.
 
-    Nested scans of ``base`` steps, each behind a condition, so that what is not needed is not computed, and each
+    Nested scans of ``base`` steps, each behind a condition, so that no further step is computed, and each
     rematerialised, so that memory grows with ``base * log(max_steps)``.
 
     Parameters

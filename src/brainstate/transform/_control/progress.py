@@ -32,7 +32,7 @@ class ProgressBar:
     Raises
     ------
     StateValueError
-        If ``freq`` is no positive int.
+        If ``freq`` is not a positive int.
 
     Examples
     --------

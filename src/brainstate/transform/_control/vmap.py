@@ -11,7 +11,7 @@ undeclared, a value per lane         `BatchAxisError`, which names the State and
 created inside, outlives the call    as if declared with axis 0
 ===================================  =====================================================================
 
-The function is staged on one lane, which shows the States it uses, and what was staged is handed to ``jax.vmap``.
+The function is staged on one lane, which shows the States it uses, and the staged function is handed to ``jax.vmap``.
 """
 
 import functools
@@ -333,7 +333,7 @@ def vmap(
     StateValueError
         If sizes disagree, or a declared axis does not exist.
     StateTypeError
-        If a declaration holds what is neither State nor filter.
+        If a declaration holds anything but States and filters.
 
     Examples
     --------
@@ -404,7 +404,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     f : callable
         ``f(*slices) -> y``.
     *xs : pytree of arrays
-        What is mapped over, along axis 0.
+        The arrays to map over, along axis 0.
     batch_size : int, optional
         How many slices at once (then the rules of `vmap` hold for States); without it, a `for_loop`.
 
@@ -416,7 +416,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     Raises
     ------
     StateValueError
-        If ``batch_size`` is no positive int.
+        If ``batch_size`` is not a positive int.
 
     Examples
     --------
