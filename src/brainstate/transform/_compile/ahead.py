@@ -18,6 +18,7 @@ Static arguments are compared at each call and taken out, since JAX compiles the
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import methodcaller
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from ..._errors import StateTypeError, StateValueError, TraceContextError
 from ..._program.interpret import within
 from ..._seam.packing import ABSENT
 from ..._seam.scope import gather, generation, is_tracer, replaced_since, retagged
-from ..._seam.step import Ready
+from ..._seam.step import Ready, give, launch
 from ..._seam.tokens import apart
 from .._nonfinite.check import waiting
 from .._wrapper import resemble
@@ -211,8 +212,8 @@ class Prepared(Remade, Ready, _Step):
         run = program.with_donation(run, program.returned)
         if self._takes_statics:
             run, (args, kwargs) = _with_statics(run, source), source.with_statics(args, kwargs)
-        self._run = program.jitted = run
-        self._launch = program.launch
+        call = partial(give, self._label, program.returned) if program.donates and not program.waits else launch
+        self._run, self._launch = run, partial(call, run, self._states, self._generators, self._written)
         self._writes_all = not (program.donates or any(value is ABSENT for value in source.traced.out_info[1]))
         self._expected = self._of_states(values), self._of_arguments(args, kwargs)
 

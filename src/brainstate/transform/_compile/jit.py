@@ -153,10 +153,8 @@ class _Program:
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
         call = self.jitted, self.states, self.generators, self.written, args, kwargs
-        if self.donates and not self.waits:  # a program that may fail keeps its values
-            out = give(_name(self.fun), self.returned, *call)
-        else:
-            out = launch(*call)
+        gives = self.donates and not self.waits  # a program that may fail keeps its values
+        out = give(_name(self.fun), self.returned, *call) if gives else launch(*call)
         self.touched.pass_on()  # a trace around this call reads the same
         return out
 
