@@ -197,7 +197,7 @@ def test_no_iterations_and_a_state_that_is_only_written():
     def body(x):
         s.value = jnp.stack([x, x, x])
 
-    with unchanged(s), pytest.raises(TypeError, match=r"State 's' is float32\[2\] before .* scan and float32\[3\]"):
+    with unchanged(s), pytest.raises(TypeError, match=r"State 's' is float32\[2\] before .* for_loop and float32\[3\]"):
         T.for_loop(body, jnp.zeros(0))
     T.for_loop(body, XS)
     assert s.value.tolist() == [1.0, 1.0, 1.0]
