@@ -9,10 +9,10 @@ All derivatives have one form of calling, whatever their own is::
     row.derive(fun, grad_states, argnums, **options)(*args)
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,14 @@ class Row:
     options: dict = field(default_factory=dict)  # without which a call is not reproducible
 
     # --- any transform
-    run: Callable | None = None  # f -> a function of a number that runs f within; `derive` where it is left out
+    run: Callable | None = None  # f -> a function of a number that runs f within; from `derive` where it is left out
     program: Callable | None = None  # (State, number) -> something differentiable that uses it
     check: dict = field(default_factory=dict)  # options of `check_grads` for `program`
     no_derivative: str = ""  # why there is no program
+
+    def __post_init__(self):
+        if self.derive and not self.run:
+            object.__setattr__(self, "run", functools.partial(self.derive, **self.options))
 
     def __str__(self):
         return self.name
@@ -65,6 +69,12 @@ class Row:
     def takes(self, option):
         """Tell whether it has this parameter."""
         return callable(self.transform) and option in inspect.signature(self.transform).parameters
+
+    @property
+    def decorates(self):
+        """Tell whether it is a decorator too: the function may be left out."""
+        first = next(iter(inspect.signature(self.transform).parameters.values()), None)
+        return inspect.isfunction(self.transform) and first is not None and first.default is None
 
     def call(self, number, array):
         """Return which of two functions it is for."""
@@ -100,16 +110,17 @@ def _vjp(fun, grad_states=None, argnums=0, **options):
     return run
 
 
-def _jvp(fun, grad_states=None, argnums=None, **options):
-    if grad_states is not None:
-        options |= {"grad_states": grad_states, "state_tangents": values(grad_states)}
-    return lambda *args: T.jvp(fun, args, args, **options)
+def _along_all(make, directions, *more):
+    """Return the form of what moves all arguments, and the States, along the point itself."""
 
+    def derive(fun, grad_states=None, argnums=None, **options):
+        def run(*args):
+            given = {} if grad_states is None else {"grad_states": grad_states, directions: values(grad_states)}
+            return make(fun, args, args, *more, **given, **options)
 
-def _taylor(fun, grad_states=None, argnums=None, **options):
-    if grad_states is not None:
-        options |= {"grad_states": grad_states, "state_directions": values(grad_states)}
-    return lambda *args: T.taylor(fun, args, args, 2, **options)
+        return run
+
+    return derive
 
 
 def _linearize(fun, grad_states=None, argnums=None, **options):
@@ -157,6 +168,9 @@ def _accumulate(fun, *given, **options):
         return fun(*jax.tree.map(lambda leaf: leaf[0], args))
 
     return lambda *args: T.accumulate(T.grad(single, *given, **options), 2)(*map(two, args))
+
+
+ONE = ParamState(jnp.array(1.0), name="one")
 
 
 def _first_of_two(make):
@@ -306,7 +320,6 @@ def target(s, x):
     return jnp.tanh(s.value * x)
 
 
-
 # ------------------------------------------------------------------------------------------ runs of any transform
 
 
@@ -433,7 +446,7 @@ ROWS = [
     Row(
         "jvp",
         "product",
-        derive=_jvp,
+        derive=_along_all(T.jvp, "state_tangents"),
         of="array",
         mode="forward",
         along=True,
@@ -452,7 +465,7 @@ ROWS = [
     Row(
         "taylor",
         "product",
-        derive=_taylor,
+        derive=_along_all(T.taylor, "state_directions", 2),
         mode="forward",
         order=2,
         along=True,
@@ -510,6 +523,7 @@ ROWS = [
         "example",
         derive=_accumulate,
         batched=True,
+        run=lambda f: _accumulate(lambda x: f(ONE.value * x), ONE),
         program=lambda s, x: T.accumulate(T.grad(lambda k: jnp.mean(jnp.sin(k)) * jnp.sum(s.value**3), s), 2)(parts(x)),
     ),
     # --- sparse matrices
@@ -640,6 +654,7 @@ ROWS = [
     Row(
         "jit",
         "compile",
+        jax=jax.jit,
         run=T.jit,
         program=lambda s, x: T.jit(wave(s))(x),
     ),
@@ -759,4 +774,5 @@ def rows(condition, kind=None):
 ROW = rows(lambda row: True)
 DERIVATIVES = rows(lambda row: row.derive and not row.same_as)  # one of each
 GRADIENTS = rows(lambda row: row.derive, "gradient")  # what shares the signature of `grad`
-EXACT = rows(lambda row: row.exact and not row.same_as, "gradient")  # of these, what returns just the derivative
+DECORATORS = rows(lambda row: row.takes("return_value") and inspect.isfunction(row.transform), "gradient")
+EXACT = rows(lambda row: row.exact and not row.same_as, "gradient")  # what returns the derivative and nothing else
