@@ -5,7 +5,8 @@ import gc
 import jax
 import pytest
 
-from brainstate import _tokens, random
+from brainstate import random
+from brainstate._seam import tokens as _tokens
 
 random.seed(0)  # of what a file draws when it is imported
 

@@ -19,7 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import brainstate
-from brainstate import ParamState, State, _carry, _marker, _scope, random
+from brainstate import ParamState, State, random
+from brainstate._seam import marker as _marker
+from brainstate._seam import packing as _carry
+from brainstate._seam import scope as _scope
 from brainstate.transform import cond, for_loop, grad, jit, prepare, vmap
 
 PACKAGE = str(Path(brainstate.__file__).parent)

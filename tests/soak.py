@@ -18,7 +18,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from brainstate import State, _scope, random
+from brainstate import State, random
+from brainstate._seam import scope as _scope
 from brainstate.transform import jit, prepare
 from interrupts import SCENARIOS, Trial, other_thread
 

@@ -18,8 +18,8 @@ import optimistix
 import pytest
 
 from brainstate import FrozenReadWarning, ParamState, State, StateTypeError, StateValueError, TraceContextError, nn
-from brainstate import _tokens as border
 from brainstate import transform as T
+from brainstate._seam import tokens as border
 
 pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")
 

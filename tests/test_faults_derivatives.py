@@ -22,7 +22,8 @@ from brainstate import (
 from brainstate import random as R
 from brainstate import transform as T
 from brainstate._errors import GradientCheckError, NonFiniteError
-from brainstate.transform import _dependence, check_grads, grad, jit
+from brainstate.transform import check_grads, grad, jit
+from brainstate.transform._sparse import dependence as _dependence
 from transforms import DERIVATIVES
 
 # ------------------------------------------------------------------------------------------ A2: complex estimates

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import brainstate.transform as T
-from brainstate import ParamState, State, StateTypeError, StateValueError, _taken, graph, nn, random
+from brainstate import ParamState, State, StateTypeError, StateValueError, graph, nn, random
+from brainstate._seam import donation as _taken
 from interrupts import SCENARIOS, Trial
 
 STEADY = 450  # scenarios with no more places are tried at each of them

@@ -59,7 +59,10 @@ def ruled(f):
 
 
 PATTERNS = ("jacobian_sparsity", "hessian_sparsity")  # which show all frames
-RUNS = {name: lambda f, row=row: row.run(f)(1.0) for name, row in rows(lambda row: row.run and row.name not in PATTERNS).items()} | {
+RUNS = {
+    name: lambda f, row=row: row.run(f)(1.0)
+    for name, row in rows(lambda row: row.run and row.name not in PATTERNS).items()
+} | {
     "jit that reads": lambda f: T.jit(lambda x: f(W.value * x))(1.0),
     "jit of grad": lambda f: T.jit(T.grad(f))(1.0),
     "grad of a State": lambda f: T.grad(lambda: f(W.value), W)(),

@@ -15,7 +15,7 @@ import pytest
 
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, TraceContextError, graph, nn, random
-from brainstate._scope import generation
+from brainstate._seam.scope import generation
 from brainstate.transform import for_loop, grad, jit, prepare, vmap, vmap_new_states
 
 

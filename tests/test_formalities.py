@@ -30,35 +30,56 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = "brainstate"
 
-# What a part of the package may import from the package besides itself. `__init__` may import all.
-CORE = "_errors _compat _boundary _local _remade _tokens _scope _staging _launch _state _carry _watch _taken"
+# What a part of the package may import from the package, itself aside. `__init__` may import all.
+CORE = "_errors _compat _arrays _functions _copies _seam _state"
+# The same within `_seam` and `transform`, for their modules and rooms.
+SEAM_LAYERS = {
+    "packing": "",
+    "marker": "",
+    "local_states": "",
+    "donation": "",
+    "tokens": "local_states",
+    "scope": "donation local_states marker packing tokens",
+    "staging": "marker scope",
+    "module_reads": "scope",
+    "step": "donation packing scope staging tokens",
+}
+TRANSFORM_LAYERS = {
+    "_wrapper": "",
+    "_random_keys": "",
+    "_select_states": "",
+    "_tap": "",
+    "_nonfinite": "",
+    "_control": "_select_states _wrapper",
+    "_compile": "_nonfinite _select_states _tap _wrapper",
+    "_first_order": "_compile _nonfinite _random_keys _select_states _wrapper",
+    "_batches": "_first_order _control _nonfinite _wrapper",
+    "_second_order": "_first_order _nonfinite _random_keys _wrapper",
+    "_sparse": "_first_order",
+    "_diagnosis": "_first_order _select_states",
+}
 LAYERS = {
     "_errors": "",
     "_compat": "",
-    "_boundary": "_errors",
-    "_carry": "",
-    "_local": "_compat",
-    "_remade": "_errors",
-    "_taken": "_errors",
-    "_marker": "",
-    "_tokens": "_compat _errors _local",
-    "_scope": "_errors _compat _carry _local _tokens _marker _taken",
-    "_staging": "_errors _boundary _scope _marker",
-    "_watch": "_errors _compat _carry _scope",
-    "_launch": "_errors _compat _carry _tokens _taken _boundary _scope _staging",
-    "_state": "_errors _compat _scope",
+    "_arrays": "_errors",
+    "_functions": "_errors",
+    "_copies": "_errors",
+    "_seam": "_errors _compat _functions",
+    "_state": "_errors _compat _seam",
+    "_program": "_compat",
     "filters": CORE,
     "random": CORE,
-    "transform": f"{CORE} filters",
+    "transform": f"{CORE} _program filters",
     "graph": f"{CORE} filters",
     "util": f"{CORE} filters random transform graph",
     "nn": f"{CORE} filters random transform graph util",
 }
+WITHIN = {"_seam": SEAM_LAYERS, "transform": TRANSFORM_LAYERS}
 # One module draws the keys of estimates and so needs random numbers.
-EXCEPTIONS = {("brainstate.transform._draws", "random")}
+EXCEPTIONS = {("brainstate.transform._random_keys", "random")}
 
 # The only modules that touch the raw value of a State.
-SEAM = {"brainstate._state", "brainstate._scope", "brainstate._launch"}
+SEAM = {"brainstate._state", "brainstate._seam.scope", "brainstate._seam.step"}
 
 # Imported where they are used, never by `import brainstate`.
 OPTIONAL = {
@@ -76,22 +97,22 @@ OPTIONAL = {
 FOREIGN = OPTIONAL | {"sklearn", "flax"}
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
-# Functions with more parameters, and why: {"brainstate.module.function": "reason"}.
+# Functions with more parameters, and why: {"module.function": "reason"}, from `transform` on.
 WIDE: dict[str, str] = {
-    "brainstate.transform._gradient.GradientTransform.__init__": "what all derivatives take, and the derivative",
-    "brainstate.transform._curvature.ggn": "what all gradients take, and the loss",
-    "brainstate.transform._derivatives.grad": "what all derivatives take, and two that jax.grad takes",
-    "brainstate.transform._derivatives.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
-    "brainstate.transform._derivatives.jacfwd": "as jacrev",
-    "brainstate.transform._derivatives.hessian": "as jacrev",
-    "brainstate.transform._check.check_grads": "those of jax.test_util.check_grads, and what is differentiated",
-    "brainstate.transform._forward.fwd_grad": "what all gradients take, and three that say how to estimate",
-    "brainstate.transform._fisher.fisher": "what all gradients take, and four that say whose labels",
-    "brainstate.transform._higher.laplacian": "what all gradients take, and three that say how to estimate",
-    "brainstate.transform._per_example.per_example_grad": "what grad takes, and what vmap takes",
-    "brainstate.transform._per_example.per_example_norms": "what grad takes, and what vmap takes",
-    "brainstate.transform._sparse.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
-    "brainstate.transform._sparse.sparse_hessian": "as sparse_jacobian",
+    "_first_order.gradient_transform.GradientTransform.__init__": "what all derivatives take, and the derivative",
+    "_second_order.hvp_ggn.ggn": "what all gradients take, and the loss",
+    "_first_order.gradients.grad": "what all derivatives take, and two that jax.grad takes",
+    "_first_order.gradients.jacrev": "what all gradients take, and three that jax.jacrev and memory ask for",
+    "_first_order.gradients.jacfwd": "as jacrev",
+    "_first_order.gradients.hessian": "as jacrev",
+    "_diagnosis.check_grads.check_grads": "those of jax.test_util.check_grads, and what is differentiated",
+    "_first_order.forward_gradient.fwd_grad": "what all gradients take, and three that say how to estimate",
+    "_second_order.fisher.fisher": "what all gradients take, and four that say whose labels",
+    "_second_order.laplacian.laplacian": "what all gradients take, and three that say how to estimate",
+    "_batches.per_example.per_example_grad": "what grad takes, and what vmap takes",
+    "_batches.per_example.per_example_norms": "what grad takes, and what vmap takes",
+    "_sparse.transforms.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
+    "_sparse.transforms.sparse_hessian": "as sparse_jacobian",
 }
 
 
@@ -113,11 +134,6 @@ class Module:
         parts = path.relative_to(SOURCE).with_suffix("").parts
         is_package = parts[-1] == "__init__"
         return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
-
-    @property
-    def part(self) -> str:
-        """The part of the package it belongs to, empty for the package itself."""
-        return self.name.partition(".")[2].partition(".")[0]
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         """Every function with its qualified name, nested ones and methods included."""
@@ -178,17 +194,24 @@ MODULES = [Module.load(path) for path in sorted((SOURCE / PACKAGE).rglob("*.py")
 
 def imports_point_one_way(module: Module) -> Iterator[str]:
     """LAYERS says which part may import which."""
-    if not module.part:
+    _, part, room, *_ = [*module.name.split("."), "", ""]
+    yield from _arrows(module, (PACKAGE,), part, LAYERS)
+    if part in WITHIN:
+        yield from _arrows(module, (PACKAGE, part), room, WITHIN[part])
+
+
+def _arrows(module, house, own, layers) -> Iterator[str]:
+    """The imports within `house` that its `layers` do not allow to its part `own`."""
+    if not own:
         return
-    if module.part not in LAYERS:
-        yield f"{module.part} has no place in LAYERS"
+    if own not in layers:
+        yield f"{own} has no place in the layers of {'.'.join(house)}"
         return
-    allowed = {module.part, *LAYERS[module.part].split()}
+    allowed = {own, *layers[own].split()}
     for line, name in module.imports():
-        root, _, rest = name.partition(".")
-        target = rest.partition(".")[0]
-        if root == PACKAGE and target not in allowed and (module.name, target) not in EXCEPTIONS:
-            yield f"line {line}: {module.part} must not import {name}"
+        *parts, target = [*name.split("."), ""][: len(house) + 1]
+        if tuple(parts) == house and target not in allowed and (module.name, target) not in EXCEPTIONS:
+            yield f"line {line}: {own} must not import {name}"
 
 
 def public_jax_only(module: Module) -> Iterator[str]:
@@ -268,7 +291,7 @@ def parameter_counts(module: Module) -> Iterator[tuple[str, int]]:
     for name, function in module.functions():
         arguments = function.args.posonlyargs + function.args.args
         bound = bool(arguments) and arguments[0].arg in ("self", "cls")
-        yield name, len(arguments) - bound + len(function.args.kwonlyargs)
+        yield name.removeprefix(f"{PACKAGE}.transform."), len(arguments) - bound + len(function.args.kwonlyargs)
 
 
 def says_what_it_is(module: Module) -> Iterator[str]:
@@ -281,10 +304,13 @@ def says_what_it_is(module: Module) -> Iterator[str]:
 RULES = {
     imports_point_one_way: [
         ("brainstate._state", "from .graph import states"),
-        ("brainstate.transform._jit", "from brainstate import random"),
-        ("brainstate.transform._jit", "from ..nn._module import Module"),
+        ("brainstate.transform._compile.jit", "from brainstate import random"),
+        ("brainstate.transform._compile.jit", "from ...nn._module import Module"),
         ("brainstate.graph._paths", "import brainstate"),
         ("brainstate.newcomer", "import jax"),
+        ("brainstate._seam.marker", "from .scope import Scope"),
+        ("brainstate.transform._control.loops", "from .._first_order.gradients import grad"),
+        ("brainstate.transform._newcomer.a", "import jax"),
     ],
     public_jax_only: [
         ("brainstate._compat", "from jax._src import core"),
@@ -327,16 +353,16 @@ def test_rules_spare_what_is_allowed():
     text = '''
 """A docstring."""
 import jax.extend.core
-from .._state import State
-from ..filters import to_predicate
-from . import _jit
+from ..._state import State
+from ...filters import to_predicate
+from . import branches
 def f(self, a, b, c, d, e, f, g, h, *args, **kwargs):
     """{lines}"""
     import optax
     # {comments}
     return self.value, optax
 '''.format(lines="\n" * FILE_LINES, comments="\n# " * FILE_LINES)
-    module = Module.parse(text.strip(), "brainstate.transform._grad")
+    module = Module.parse(text.strip(), "brainstate.transform._control.loops")
     assert not [fault for rule in RULES for fault in rule(module)]
     assert len(module.code_lines()) == 7
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 from brainstate import HiddenState, ParamState, State, graph, nn
-from brainstate._scope import generation
+from brainstate._seam.scope import generation
 from brainstate.graph import FlattedDict, NestedDict, TreefyState
 
 

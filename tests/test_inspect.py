@@ -213,7 +213,7 @@ def test_progress_under_transforms(around, shown):
 
 
 def test_progress_calls_back_rarely(monkeypatch):
-    from brainstate.transform import _progress
+    from brainstate.transform._control import progress as _progress
 
     calls = []
     monkeypatch.setattr(_progress._Bar, "move", lambda self, done: calls.append(int(done)))

@@ -17,9 +17,9 @@ import pytest
 
 import brainstate
 from brainstate import ParamState, State, nn
-from brainstate import _marker as marker
-from brainstate import _scope as seam
 from brainstate import transform as T
+from brainstate._seam import marker
+from brainstate._seam import scope as seam
 from transforms import DERIVATIVES, ROW
 
 # ------------------------------------------------------------------------- law 1: a State never holds a tracer

@@ -12,7 +12,7 @@ import pytest
 
 from brainstate import ParamState, State, nn
 from brainstate import transform as T
-from brainstate.transform import _retraces
+from brainstate.transform._compile import retraces as _retraces
 
 X = jnp.arange(3.0)
 

@@ -405,7 +405,7 @@ def test_a_write_is_committed_once(transform):
         assert concrete([count.value, last.value])
 
 
-@pytest.mark.parametrize("row", [*EXACT.values(), None], ids=str)
+@pytest.mark.parametrize("row", [*EXACT.values(), None], ids=lambda row: str(row or "jit of grad"))
 def test_a_write_to_a_differentiated_state(row):
     """It is kept, and the derivative is the one at the value at entry."""
     w = ParamState(jnp.array(3.0))

@@ -1,7 +1,7 @@
 """``State``: a named place for a value that functions may read and replace.
 
 A State holds any pytree (arrays, numbers, nested containers; outside transforms any object at all) in
-``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_scope``), so the same
+``value``. Reading and assigning ``value`` is all there is: both go through the seam (``_seam``), so the same
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
 is a leaf for ``jax.tree``, and holds no other State. Where ``.value`` was forgotten, it says so.
 
@@ -17,7 +17,7 @@ The kinds differ in meaning only, and are what filters select by::
     └── ShortTermState          lives within a run
         └── HiddenState         the activity of a recurrent or spiking layer: one array
 
-Nobody but ``_scope`` changes a State, there are no hooks, and no source trace is recorded. Tags decide what a filter
+Nobody but the seam changes a State, there are no hooks, and no source trace is recorded. Tags decide what a filter
 selects, and so what is compiled: a change of them is announced as the replacement of a State is.
 """
 
@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from . import _scope
 from ._errors import StateTypeError, StateValueError, a_type
+from ._seam import scope as _scope
 
 __all__ = [
     "BatchState",

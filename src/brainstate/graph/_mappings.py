@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import jax
 
-from .._carry import Writes
 from .._errors import StateTypeError, StateValueError
-from .._scope import commit, read
+from .._seam.packing import Writes
+from .._seam.scope import commit, read
 from .._state import State, fitted
 from ..filters import Filter, to_predicates
 from ._paths import dotted, in_order

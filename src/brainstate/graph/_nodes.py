@@ -1,6 +1,6 @@
 """``Node``: the base of Modules, and the containers that a Node owns.
 
-A compiled function knows what it has read of Modules (``_watch``). If something of it changes, the function must
+A compiled function knows what it has read of Modules (``_seam/module_reads``). If something of it changes, the function must
 look again, and for this it is enough that the change is announced (``_watch.changed``): a counter
 goes up, which compiled calls compare. So the places where something can enter or leave the graph have to
 notice:
@@ -21,10 +21,10 @@ from typing import Any, Self
 
 import jax
 
+from .._copies import deep_copied
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
-from .._remade import deep_copied
+from .._seam.module_reads import ALL, STRUCTURE, Container, Watched, changed, is_watched, note, register_container
 from .._state import State
-from .._watch import ALL, STRUCTURE, Container, Watched, changed, is_watched, note, register_container
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, packed, register_kind, unpacked
 from ._paths import in_order
 

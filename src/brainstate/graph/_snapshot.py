@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from .._errors import article
-from .._scope import read
+from .._seam.scope import read
 from .._state import State, rebuild, strings
 
 __all__ = ["Static", "TreefyState", "same", "shown"]

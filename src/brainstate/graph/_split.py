@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 
+from .._copies import reached, remade
 from .._errors import StateTypeError, StateValueError, a_type
-from .._remade import reached, remade
+from .._seam.module_reads import note
 from .._state import State
-from .._watch import note
 from ..filters import Filter
 from ._mappings import FlattedDict, assign, complete, loadable, select, take_all
 from ._nodes import Node, Owned, own

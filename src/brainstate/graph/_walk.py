@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._errors import StateTypeError, StateValueError
+from .._seam.module_reads import STRUCTURE, note
 from .._state import State
-from .._watch import STRUCTURE, note
 from ..filters import Filter
 from ._mappings import FlattedDict, NestedDict, select
 from ._nodes import NODE, Node, Owned

@@ -25,7 +25,7 @@ from jax.core import Tracer
 
 from .._compat import varying_axes
 from .._errors import StateTypeError, StateValueError, a_type
-from .._scope import claim, claim_lock, innermost
+from .._seam.scope import claim, claim_lock, innermost
 from .._state import State
 from ._samplers import SAMPLERS, Sampler
 
@@ -93,7 +93,7 @@ class RandomState(State):
         """Make the generator without a value; a copy or an unpickled generator starts without backup, too."""
         self = super().__new__(cls)
         self._backup = State(None, name="the backup of a RandomState")
-        self.claimed = None  # the value that a thread computes with, and which; see `_scope.claim`
+        self.claimed = None  # the value that a thread computes with, and which; see `scope.claim`
         return self
 
     def __init__(self, seed_or_key: Any = None):

@@ -1,27 +1,16 @@
 """JAX's transforms, for functions that read and write States; each under the name that JAX gives it."""
 
-from ._accumulate import accumulate
-from ._branches import cond, ifelse, switch
-from ._check import check_grads
-from ._checkpoint import checkpoint, remat, save_states
-from ._coloring import SparsityPattern
-from ._counted import associative_scan, fori_loop
-from ._curvature import ggn, hvp
-from ._custom import custom_jvp, custom_vjp, stop_gradient
-from ._derivatives import grad, hessian, jacfwd, jacobian, jacrev, value_and_grad, vector_grad
-from ._draws import Estimate
-from ._explain import Explanation, explain
-from ._finder import StateFinder
-from ._fisher import fisher
-from ._forward import fwd_grad
-from ._functional import functional, substituted
-from ._gradient import GradientTransform
-from ._higher import laplacian, taylor
-from ._implicit import argmin, fixed_point, root
-from ._inspect import FoundStates, checkify, eval_shape, make_jaxpr, named_scope
-from ._jit import jit
-from ._linear import linearize
-from ._loops import (
+from ._batches.accumulate import accumulate
+from ._batches.per_example import per_example_grad, per_example_norms
+from ._compile.inspect import FoundStates, eval_shape, make_jaxpr, named_scope
+from ._compile.jit import jit
+from ._compile.prepare import Prepared, prepare
+from ._compile.state_finder import StateFinder
+from ._control.branches import cond, ifelse, switch
+from ._control.checkify import checkify
+from ._control.checkpoint import checkpoint, remat, save_states
+from ._control.counted import associative_scan, fori_loop
+from ._control.loops import (
     bounded_while_loop,
     checkpointed_for_loop,
     checkpointed_scan,
@@ -29,15 +18,29 @@ from ._loops import (
     scan,
     while_loop,
 )
-from ._operator import LinearOperator
-from ._per_example import per_example_grad, per_example_norms
-from ._prepare import Prepared, prepare
-from ._products import jvp, vjp
-from ._progress import ProgressBar
-from ._shard_map import shard_map
-from ._sparse import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse_jacobian
+from ._control.progress import ProgressBar
+from ._control.shard_map import shard_map
+from ._control.vmap import map, vmap, vmap_new_states
+from ._diagnosis.check_grads import check_grads
+from ._diagnosis.explain import Explanation, explain
+from ._first_order.custom_rules import custom_jvp, custom_vjp
+from ._first_order.forward_gradient import fwd_grad
+from ._first_order.functional import functional, substituted
+from ._first_order.gradient_transform import GradientTransform
+from ._first_order.gradients import grad, hessian, jacfwd, jacobian, jacrev, value_and_grad, vector_grad
+from ._first_order.implicit import argmin, fixed_point, root
+from ._first_order.stop_gradient import stop_gradient
+from ._first_order.vjp_jvp import jvp, vjp
+from ._random_keys import Estimate
+from ._second_order.fisher import fisher
+from ._second_order.hvp_ggn import ggn, hvp
+from ._second_order.laplacian import laplacian
+from ._second_order.linear_operator import LinearOperator
+from ._second_order.linearize import linearize
+from ._second_order.taylor import taylor
+from ._sparse.pattern import SparsityPattern
+from ._sparse.transforms import hessian_sparsity, jacobian_sparsity, sparse_hessian, sparse_jacobian
 from ._tap import tap, taps
-from ._vmap import map, vmap, vmap_new_states
 
 __all__ = [
     "Estimate",

@@ -28,8 +28,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from .._arrays import differentiable
 from .._errors import StateTypeError, StateValueError, a_type
-from ._gradient import differentiable
 
 __all__ = ["Record", "listeners", "tap", "taps"]
 

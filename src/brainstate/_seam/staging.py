@@ -1,0 +1,119 @@
+"""Staging: run a function once, abstractly, and keep its jaxpr with the States that it reads and writes.
+
+The first read of a State leaves a marker in the jaxpr (``marker``); evaluating the jaxpr replaces the marker by the
+value given for that State. This is how a transform that needs to know the States beforehand (jit, scan, cond) still
+runs the user's function once.
+"""
+
+import jax
+from jax.extend.core import jaxpr_as_fun, valid_jaxtype
+
+from .._errors import StateTypeError
+from .._functions import named_after
+from .marker import state_read
+from .marker import thread as _thread
+from .scope import Scope, _opaque, is_tracer, refuse_foreign, refuse_states, traced_part
+
+__all__ = ["Restart", "Staged", "caught", "stage"]
+
+
+def caught(call, fun) -> "Staged":
+    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
+    try:
+        call(fun)
+    except Restart as restart:
+        return restart.staged
+    raise AssertionError("JAX did not call the function")
+
+
+class Restart(BaseException):
+    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time.
+
+    It is no Exception: JAX looks at the whole stack for each of these that passes, and traces took half as long again.
+    """
+
+    def __init__(self, staged):
+        super().__init__()
+        self.staged = staged
+
+
+class Staged:
+    """A function that ran once, abstractly: ``reads``, ``writes`` and a pure function of both inputs."""
+
+    def __init__(self, closed, places, out_tree, scope):
+        self.closed, self.places, self.out_tree = closed, places, out_tree
+        self.reads, self.born, self.used = scope.reads, scope.born, scope.used
+        out, writes = out_tree.unflatten(closed.out_avals)
+        self.writes, self.result_types = writes.states, out
+        self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
+
+    def __call__(self, given, args, kwargs):
+        """Evaluate with ``given`` = {State: value} for the reads, and arguments of the same structure.
+
+        Returns ``(out, Writes)``. No Python code of the user runs.
+        """
+        leaves = jax.tree.leaves((args, kwargs))
+        outer = _thread.given
+        try:
+            _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
+            return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*(leaves[i] for i in self.places)))
+        finally:
+            _thread.given = outer
+
+    def replaces(self, state) -> bool:
+        """Tell whether what is written to ``state`` does not come from the value that was read."""
+        _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
+        wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
+        for eqn in reversed(self.closed.eqns):
+            if wanted.isdisjoint(map(id, eqn.outvars)):
+                continue
+            if eqn.primitive is state_read and eqn.params["state"] == id(state):
+                return False
+            wanted.update(map(id, eqn.invars))
+        return True
+
+
+def _refuse_results(out, fun, name) -> None:
+    """Refuse results that are no JAX types."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
+        if not valid_jaxtype(leaf):
+            where = jax.tree_util.keystr(path)
+            raise StateTypeError(
+                f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
+                f"{where and ' at ' + where}, which is no JAX type: a function under brainstate.transform.{name} "
+                f"returns arrays and numbers, in containers that JAX knows."
+            )
+
+
+def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
+    """Run ``fun(*args, **kwargs)`` once, abstractly, in a staging scope.
+
+    Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
+    """
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
+    scope, trees = scope or Scope(name, stages=True), []
+    explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
+
+    def run(*inputs, **named):
+        filled = list(leaves)
+        for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
+            filled[i] = leaf
+        a, k = treedef.unflatten(filled)
+        with scope, jax.explain_cache_misses(explained):
+            out = fun(*a, **k)
+            refuse_states(out, f"results of a function under {name}")
+            _refuse_results(out, fun, name)
+            writes = scope.close()
+            for state, value in zip(writes.states, writes.values, strict=True):
+                refuse_foreign(state, value, "was given", name)
+            out = (out, writes)
+        flat, tree = jax.tree.flatten(out)
+        trees.append(tree)
+        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
+
+    named_after(run, fun, same_arguments=True)
+    named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
+    with jax.explain_cache_misses(False):  # `run` is always a new function; what matters is the trace around it
+        closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
+    return Staged(closed, places, trees[0], scope)

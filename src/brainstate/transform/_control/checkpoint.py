@@ -1,0 +1,200 @@
+"""``checkpoint`` (``remat``): trade memory for computation, for functions that read and write States.
+
+The function runs in a scope of its own inside ``jax.checkpoint``; States that it reads are closed over and what
+it writes is an output, so writes are committed once however often JAX replays it, and a replay draws the same
+random numbers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import valid_jaxtype
+
+from ..._errors import StateTypeError, StateValueError
+from ..._functions import Unbound, boundary, check_function, named_after, signature_of
+from ..._seam.scope import Scope, commit, frozen_here, refuse_states, traced_part
+from ...filters import to_predicate
+from .._wrapper import resemble
+
+__all__ = ["Checkpointed", "checkpoint", "remat", "save_states"]
+
+_NAME = "brainstate.saved"
+
+
+class _Saving(Scope):
+    """A scope that names what is written to the chosen States, so that the policy finds it."""
+
+    def __init__(self, keep, frozen):
+        super().__init__("checkpoint", frozen=frozen)
+        self.keep = keep
+
+    def write(self, state, value):
+        """Keep ``value``, named."""
+        if self.keep((), state):
+            value = jax.tree.map(lambda leaf: checkpoint_name(leaf, _NAME) if valid_jaxtype(leaf) else leaf, value)
+        super().write(state, value)
+
+
+class save_states:
+    """Policy for `checkpoint`: save what is written to these States, recompute all else.
+
+    Parameters
+    ----------
+    filter : filter
+        Which States; anything that `brainstate.util.filter.to_predicate` accepts, such as a type or a tag.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> h = brainstate.HiddenState(jnp.array(1.0))
+    >>> def step(x):
+    ...     h.value = jnp.sin(h.value * x)
+    ...     return jnp.cos(h.value)
+    >>> saving = brainstate.transform.save_states(brainstate.HiddenState)
+    >>> round(float(brainstate.transform.grad(brainstate.transform.checkpoint(step, policy=saving))(0.5)), 4)
+    -0.4048
+    """
+
+    def __init__(self, filter: Any):
+        self.keep = to_predicate(filter)
+        self.policy = jax.checkpoint_policies.save_only_these_names(_NAME)
+
+
+class Checkpointed:
+    """A function whose intermediate values are computed again in the reverse pass; made by `checkpoint`."""
+
+    def __init__(self, fun, static_argnums, static_argnames, options, keep):
+        check_function("checkpoint takes a function", fun)
+        self._parts = static_argnums, static_argnames, options, keep
+        self._fun, self._options, self._keep = fun, options, keep
+        self._numbers = static_argnums if isinstance(static_argnums, tuple | list) else (static_argnums,)
+        names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+        self._names, self._signature = frozenset(names), signature_of(fun)
+        self._check()
+        resemble(self, fun)
+
+    def _check(self):
+        """Complete numbers and names of static arguments from each other, and refuse what names no parameter."""
+        known = list(self._signature.parameters.values()) if self._signature else []
+        places = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._open = self._signature is None or any(p.kind is p.VAR_POSITIONAL for p in known)
+        for n in self._numbers:
+            if not isinstance(n, int) or (not self._open and not -len(places) <= n < len(places)):
+                raise StateValueError(
+                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(places)} positional "
+                    f"arguments."
+                )
+        unknown = self._names - {p.name for p in known if p.kind is not p.POSITIONAL_ONLY}
+        if unknown and self._signature and not any(p.kind is p.VAR_KEYWORD for p in known):
+            raise StateValueError(
+                f"checkpoint: static_argnames={self._parts[1]!r}: the function has no parameter {sorted(unknown)[0]!r}."
+            )
+        self._places = {i for i, name in enumerate(places) if name in self._names}
+        self._names |= {places[n] for n in self._numbers if -len(places) <= n < len(places)}
+
+    def _static(self, args):
+        """Return the positions of the static arguments of a call."""
+        for n in self._numbers:
+            if self._open and not -len(args) <= n < len(args):
+                raise StateValueError(
+                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(args)} positional "
+                    f"arguments."
+                )
+        return self._places | {n % len(args) for n in self._numbers if -len(args) <= n < len(args)}
+
+    @boundary
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function and commit what it writes."""
+        refuse_states((args, kwargs), "arguments of checkpoint")
+        static, fixed = self._static(args), {k: v for k, v in kwargs.items() if k in self._names}
+        dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
+        leaves, treedef = jax.tree.flatten(dynamic)
+        places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
+        frozen = frozen_here()
+
+        def pure(*inputs, **named):
+            filled = dict(zip(places, jax.tree.leaves((inputs, named)), strict=True))
+            given, named = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+            given = iter(given)
+            with _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen) as scope:
+                out = self._fun(*(a if i in static else next(given) for i, a in enumerate(args)), **named, **fixed)
+                refuse_states(out, "results of a function under checkpoint")
+                return out, scope.close()
+
+        self._name(pure)
+        named = {key: traced_part(arg, valid_jaxtype) for key, arg in dynamic[1].items()}
+        run = jax.checkpoint(pure, **self._options)
+        out, writes = run(*(traced_part(arg, valid_jaxtype) for arg in dynamic[0]), **named)
+        commit(writes)
+        return out
+
+    def _name(self, pure):
+        named_after(pure, self._fun)
+        if self._signature is not None:
+            dynamic = [p for p in self._signature.parameters.values() if p.name not in self._names]
+            pure.__signature__ = self._signature.replace(parameters=dynamic)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as a method; positions count the arguments after ``self``."""
+        if instance is None:
+            return Unbound(self, owner)
+        return type(self)(self._fun.__get__(instance, owner), *self._parts)
+
+
+def checkpoint(
+    fun: Callable | None = None,
+    *,
+    prevent_cse: bool | tuple = True,
+    policy: Any = None,
+    static_argnums: int | tuple[int, ...] = (),
+    static_argnames: str | tuple[str, ...] = (),
+) -> Any:
+    """Recompute the intermediate values of ``fun`` in the reverse pass: ``jax.checkpoint`` that knows States.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function. Left out: a decorator is returned.
+    prevent_cse
+        As in ``jax.checkpoint``.
+    static_argnums, static_argnames : int or str, or tuple of these
+        Arguments that are passed on as they are, like all that is no JAX type, such as text. As in `jit` a position
+        means the parameter, however it is given, and on a method it counts the arguments after ``self``.
+    policy : callable or save_states, optional
+        What to save: one of ``jax.checkpoint_policies``, or `save_states`.
+
+    Returns
+    -------
+    callable
+        The function, with the same results and effects. Each call that is not compiled traces it.
+
+    Raises
+    ------
+    StateTypeError
+        If ``fun`` cannot be called, or ``policy`` is no policy.
+    StateValueError
+        If a static argument is named that is not there, or a State is passed or returned.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> f = brainstate.transform.checkpoint(lambda x: jnp.sin(jnp.sin(x)))
+    >>> round(float(brainstate.transform.grad(f)(1.0)), 4)
+    0.36
+    """
+    if fun is None:
+        statics = {"static_argnums": static_argnums, "static_argnames": static_argnames}
+        return functools.partial(checkpoint, prevent_cse=prevent_cse, policy=policy, **statics)
+    keep = policy.keep if isinstance(policy, save_states) else None
+    if isinstance(policy, type) or not (policy is None or keep or callable(policy)):
+        raise StateTypeError(
+            f"checkpoint: policy={policy!r} is no policy. Give one of jax.checkpoint_policies, or save_states(filter)."
+        )
+    options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
+    return Checkpointed(fun, static_argnums, static_argnames, options, keep)
+
+
+remat = checkpoint

@@ -1,0 +1,280 @@
+"""A function with States as a pure function of what is differentiated, packed into one pytree.
+
+`PureFunction.open` reads the States and packs what is differentiated as ``G``, the structure of the table in
+`GradientTransform`; `PureFunction.pure` is what JAX traces. Only the inexact leaves of a State are differentiated: in
+the place of another leaf (an integer, a key) the packed tree, and so the gradient, holds ``None``.
+"""
+
+import operator
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import valid_jaxtype
+
+from ..._arrays import differentiable
+from ..._errors import StateTypeError, StateValueError, a_type
+from ..._functions import check_function
+from ..._seam.packing import Carried
+from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states
+from .._select_states import Selection, is_live, owns_states, select
+
+__all__ = [
+    "Call",
+    "PureFunction",
+    "check_argnums",
+    "from_front",
+    "function_name",
+    "names_of",
+    "pick",
+    "place",
+    "positions",
+]
+
+
+def _index(number) -> int:
+    """Return ``number`` as an int; a bool is none, most likely an option in the wrong place."""
+    if isinstance(number, bool):
+        raise TypeError
+    return operator.index(number)
+
+
+def check_argnums(argnums):
+    """Return ``argnums`` as None, an int or a tuple of distinct ints; raise an error that names it otherwise."""
+    if argnums is None:
+        return None
+    many = isinstance(argnums, Sequence) or (isinstance(argnums, np.ndarray) and argnums.ndim == 1)
+    try:
+        numbers = tuple(map(_index, argnums if many else (argnums,)))
+    except TypeError:
+        raise StateValueError(
+            f"argnums={argnums!r}: positions are Python ints or NumPy's, one or a list or tuple of them."
+        ) from None
+    if len(set(numbers)) != len(numbers):
+        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
+    return numbers if many else numbers[0]
+
+
+def from_front(argnums, count):
+    """Return ``argnums`` of a call with ``count`` positional arguments, where negative ones count from the end."""
+    if argnums is None:
+        return None
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    for n in numbers:
+        if not -count <= n < count:
+            raise StateTypeError(
+                f"argnums={argnums!r} selects argument {n}, but the call has {count} positional "
+                f"argument{'' if count == 1 else 's'}. Pass what is differentiated by position, not by keyword; "
+                f"States go into grad_states."
+            )
+    found = tuple(n % count for n in numbers)
+    if len(set(found)) != len(found):
+        raise StateValueError(f"argnums={argnums!r} names an argument twice: name each position once.")
+    return found if isinstance(argnums, tuple) else found[0]
+
+
+def pick(args, argnums):
+    """Return the arguments at ``argnums``, in that structure, and all of them with None in their places."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    picked, rest = tuple(args[n] for n in numbers), list(args)
+    for n in numbers:
+        rest[n] = None
+    return (picked if isinstance(argnums, tuple) else picked[0]), rest
+
+
+def place(rest, argnums, picked) -> tuple:
+    """Undo `pick`."""
+    args = list(rest)
+    if isinstance(argnums, tuple):
+        for n, value in zip(argnums, picked, strict=True):
+            args[n] = value
+    elif argnums is not None:
+        args[argnums] = picked
+    return tuple(args)
+
+
+def positions(name: str, grad_states: Any, argnums: Any) -> Any:
+    """Return the positions of the differentiated arguments, by the rules of the table in `GradientTransform`."""
+    numbers = check_argnums(argnums)
+    if grad_states is None and numbers == ():
+        raise StateValueError(f"{name}: argnums=() and no grad_states: there is nothing to differentiate.")
+    return 0 if grad_states is None and numbers is None else numbers
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Call:
+    """What one call differentiates; a static pytree, so that a custom transform may jit the pure function."""
+
+    selection: Selection | None
+    argnums: Hashable
+    mixed: tuple[int, ...]  # positions of the States with leaves that are not differentiated
+    frozen: bool
+
+
+def _named(prefix, tree) -> list[str]:
+    return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def names_of(call, diff: Any) -> tuple[list[str], list]:
+    """Return the name of each leaf of ``diff``, and the State that it belongs to, or None."""
+    names, owners, numbers = [], [], call.argnums
+    if call.selection is not None:
+        diff, picked = diff if numbers is not None else (diff, ())
+        for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True):
+            names += _named(call.selection.locate(state), value)
+            owners += [state] * (len(names) - len(owners))
+        diff = picked
+    if isinstance(numbers, int):
+        numbers, diff = (numbers,), (diff,)
+    for n, value in zip(numbers or (), diff, strict=True):
+        names += _named(f"argument {n}", value)
+    return names, owners + [None] * (len(names) - len(owners))
+
+
+def function_name(fun) -> str:
+    """Name a function, or the kind of a callable object."""
+    return getattr(fun, "__qualname__", type(fun).__name__)
+
+
+class PureFunction:
+    """A function with States as a pure function of what is differentiated.
+
+    ``open(args)`` gives ``(diff, call, rest)`` and ``pure(diff, call, *rest, **kwargs)`` returns
+    ``(value, Carried((value or None, aux, Writes)))``. With ``allow_int`` integers have derivatives, of dtype float0,
+    in States and arguments; with ``allow_int="arguments"`` in these only.
+    """
+
+    def __init__(
+        self,
+        fun,
+        name,
+        grad_states,
+        argnums,
+        *,
+        has_aux=False,
+        keep_value=False,
+        check_states=True,
+        allow_int: bool | str = False,
+    ):
+        check_function(f"{name} differentiates a function", fun)
+        self.fun, self.name, self.argnums = fun, name, argnums
+        self.has_aux, self.keep_value = has_aux, keep_value
+        self.check_states, self.allow_int = check_states, allow_int
+        self.grad_states = grad_states
+        self._selection = None if grad_states is None or is_live(grad_states) else select(grad_states)
+
+    def open(self, args, kwargs):
+        """Read what is differentiated and pack it as ``diff``."""
+        refuse_states((args, kwargs), f"arguments of {self.name}")
+        selection = self._selection
+        if selection is None and self.grad_states is not None:
+            selection = select(self.grad_states)
+        numbers = from_front(self.argnums, len(args))
+        picked, rest = (None, args) if numbers is None else pick(args, numbers)
+        if numbers is not None:
+            self._check_argument(picked, numbers)
+        if selection is None:
+            return picked, Call(None, numbers, (), frozen_here()), rest
+        values = gather(selection.states)
+        mixed = () if self.allow_int is True else self._strip(selection, values)
+        diff = selection.treedef.unflatten(values)
+        return (
+            diff if numbers is None else (diff, picked),
+            Call(selection, numbers, mixed, frozen_here()),
+            rest,
+        )
+
+    def inputs(self, args, kwargs) -> tuple[list[str], Any]:
+        """Return the name of each array that a call differentiates, and the structure ``G``."""
+        diff, call, _ = self.open(args, kwargs)
+        return names_of(call, diff)[0], jax.tree.structure(diff)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({function_name(self.fun)})"
+
+    def pure(self, diff, call, /, *rest, **kwargs):
+        """Run the function with ``diff`` in place; JAX traces this."""
+        picked, values = diff, {}
+        if call.selection is not None:
+            diff, picked = diff if call.argnums is not None else (diff, None)
+            values = dict(zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True))
+            for i in call.mixed:
+                state = call.selection.states[i]
+                with Scope(self.name, frozen=call.frozen):  # a transform may trace this: the read is of this call
+                    values[state] = _fill(read(state), values[state])
+        args = place(rest, call.argnums, picked)
+        with Scope(self.name, values, frozen=call.frozen) as scope:
+            out = self.fun(*args, **kwargs)
+            refuse_states(out, f"results of a function under {self.name}")
+            writes = scope.close()
+        if self.check_states and (scope.unused or scope.overwritten):
+            raise self._unused(call.selection, scope.unused, scope.overwritten)
+        value, aux = self._parts(out)
+        if not jax.tree.leaves(value):
+            raise StateTypeError(
+                f"{self.name} differentiates what the function returns, and it returned {value!r}: return an array "
+                f"or a number."
+            )
+        return value, Carried.of((value if self.keep_value else None, aux, writes))
+
+    def _parts(self, out):
+        if not self.has_aux:
+            return out, None
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            got = "an array" if valid_jaxtype(out) else a_type(out)
+            got += f" of {len(out)}" if isinstance(out, tuple | list) else ""
+            raise StateTypeError(f"with has_aux=True the function returns a pair (value, aux); it returned {got}.")
+        return out
+
+    def _check_argument(self, picked, numbers):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(picked):
+            usable = valid_jaxtype(leaf) if self.allow_int else differentiable(leaf)
+            if not usable:
+                kind = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
+                number, inner = (numbers[path[0].idx], path[1:]) if isinstance(numbers, tuple) else (numbers, path)
+                if owns_states(leaf):
+                    raise StateTypeError(
+                        f"argument {number}{jax.tree_util.keystr(inner)} is a Module ({kind}), which is not an "
+                        f"argument: give it as grad_states, and let the function refer to it by name."
+                    )
+                raise StateTypeError(
+                    f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with "
+                    f"respect to floating or complex values only. Convert it, choose another argnums, or "
+                    f"(grad, jacrev) set allow_int=True."
+                )
+
+    def _strip(self, selection, values):
+        """Put None for the leaves of ``values`` that are not differentiable; return which values have such."""
+        mixed = []
+        for i, value in enumerate(values):
+            flags = [differentiable(leaf) for leaf in jax.tree.leaves(value)]
+            if not any(flags):
+                raise StateTypeError(
+                    f"{selection.locate(selection.states[i])} holds nothing of a floating or complex type, so "
+                    f"{self.name} cannot differentiate with respect to it. Leave it out, or (grad, jacrev) set "
+                    f"allow_int=True."
+                )
+            if not all(flags):
+                mixed.append(i)
+                values[i] = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, value)
+        return tuple(mixed)
+
+    def _unused(self, selection, unused, overwritten):
+        idle = ", ".join(selection.locate(s) for s in selection.states if s in unused)
+        lost = ", ".join(selection.locate(s) for s in selection.states if s in overwritten)
+        faults = [f"never reads {idle}"] if idle else []
+        faults += [f"writes {lost} before it reads it, so that the value at the start has no influence"] if lost else []
+        fixes = ["Remove from grad_states what is not used"] if idle else []
+        fixes += ["Write (reset) outside of the function, or read first"] if lost else []
+        return StateValueError(
+            f"the function {', and '.join(faults)}: the gradient would be zero. {'. '.join(fixes)}, or set "
+            f"check_states=False to get zeros."
+        )
+
+
+def _fill(value, floats):
+    """Return ``value`` with its differentiable leaves taken from ``floats``, which has None elsewhere."""
+    return jax.tree.map(lambda leaf, new: leaf if new is None else new, value, floats)

@@ -1,0 +1,67 @@
+"""``stop_gradient``: States as constants for derivatives, by a scope whose inherited values are constants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..._errors import StateTypeError
+from ..._functions import boundary
+from ..._seam.scope import Scope, commit
+from .._select_states import chooser
+from .._wrapper import resemble
+
+__all__ = ["stop_gradient"]
+
+
+class _Stopped(Scope):
+    """A scope in which the values that chosen States have at its start are constants for derivatives."""
+
+    opaque = True
+
+    def __init__(self, chosen):
+        super().__init__("stop_gradient")
+        self.chosen = chosen
+
+    def _inherit(self, state):
+        value = super()._inherit(state)
+        return jax.tree.map(jax.lax.stop_gradient, value) if self.chosen(state) else value
+
+
+def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
+    """Let no derivative pass through what a function reads from States.
+
+    Parameters
+    ----------
+    fun : callable
+        The function, such as a Module; it may read and write States.
+    states : State, Module, (Module, filter), container of these, or filter
+        Which States are constants inside: by default all. A Module stands for all States that it has at the time of
+        the call, a pair for those of them that the filter selects then.
+
+    Returns
+    -------
+    callable
+        The function, with the same results and effects. Where a derivative is with respect to such a State, it has an
+        entry, and what this function adds to it is zero. A value that the function writes itself has its derivative.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> a, b = brainstate.ParamState(jnp.array(2.0)), brainstate.ParamState(jnp.array(3.0))
+    >>> f = brainstate.transform.stop_gradient(lambda x: a.value * b.value * x, a)
+    >>> [float(g) for g in brainstate.transform.grad(f, [a, b])(1.0)]
+    [0.0, 2.0]
+    """
+    if not callable(fun):
+        raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
+    chooser("stop_gradient", states)  # refuses what it cannot use
+
+    @boundary
+    def wrapped(*args, **kwargs):
+        with _Stopped(chooser("stop_gradient", states)) as scope:
+            out, writes = fun(*args, **kwargs), scope.close()
+        commit(writes)
+        return out
+
+    return resemble(wrapped, fun)

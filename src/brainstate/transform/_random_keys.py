@@ -1,0 +1,35 @@
+"""The keys of the transforms that estimate something by chance; the one place of `transform` that knows `random`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import random
+from .._seam.scope import Scope, commit
+
+__all__ = ["Estimate", "first_key", "with_key"]
+
+
+class Estimate(NamedTuple):
+    """A random estimate: ``mean`` of the samples, and ``error``, the standard deviation of this mean."""
+
+    mean: Any
+    error: Any
+
+
+def first_key(key: Any) -> Any:
+    """Return the key of a user's ``key=``, an int or a key; for None, a new one from ``brainstate.random``."""
+    return random.split_key() if key is None else random.RandomState(key).get_key()
+
+
+def with_key(name: str, key: Any, run: Callable) -> Any:
+    """Return ``run(first_key(key))``; where the key is drawn, the generator advances only if ``run`` returns.
+
+    The function under transformation runs inside ``run``, and finds the generator advanced.
+    """
+    if key is not None:
+        return run(first_key(key))
+    with Scope(name) as scope:
+        out = run(first_key(None))
+        writes = scope.close()
+    commit(writes)
+    return out

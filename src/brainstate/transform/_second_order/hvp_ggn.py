@@ -1,0 +1,426 @@
+"""``hvp`` and ``ggn``: products of a matrix of second derivatives with a vector, the matrix never being made.
+
+Each transform is a product ``h(v, *args)`` and, as ``h.operator(*args)``, a `LinearOperator` that is evaluated at
+one point and multiplies by many vectors. Both are the same three beats as every derivative; here the function whose
+derivative is taken is itself a derivative of `PureFunction.pure`.
+
+The Hessian of a scalar ``L(w)`` is taken forward over reverse: ``H v`` is the derivative of ``∇L`` along ``v``
+(Pearlmutter 1994, "Fast exact multiplication by the Hessian"), so ``∇L`` and ``L`` come out of the same pass.
+
+The generalised Gauss-Newton matrix of ``L(w) = l(f(w))`` leaves out the curvature of ``f`` (Schraudolph 2002, "Fast
+curvature matrix-vector products for second-order gradient descent")::
+
+    ∇²L = Jᵀ (∇²l) J + Σᵢ (∂l/∂fᵢ) ∇²fᵢ          J = ∂f/∂w
+    G v = Jᵀ (∇²l (J v))                          positive semi-definite where l is convex
+
+``f`` is linearised once; what transposes that linear map gives ``Jᵀ``. A `Through` is any matrix ``Jᵀ C J``, and the
+Fisher matrix is another.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+from ..._arrays import differentiable
+from ..._copies import Remade
+from ..._errors import StateTypeError, StateValueError, a_type
+from ..._functions import Unbound, boundary
+from ..._seam.packing import Carried
+from ..._seam.scope import Scope, commit, refuse_states
+from .._first_order.gradients import is_scalar, shapes_of
+from .._first_order.pure_function import PureFunction, pick, place, positions
+from .._first_order.vector_space import Space
+from .._nonfinite.check import Watch, leaving_out, watched
+from .._wrapper import resemble
+from .linear_operator import LinearOperator, watched_operator
+
+__all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a curvature is evaluated: the arguments, what is differentiated of them, and the pure function of that."""
+
+    args: tuple
+    kwargs: dict
+    argnums: Any
+    diff: Any
+    space: Space
+    states: tuple  # those that are differentiated
+    pure: Callable
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A curvature at a point: the product with any vector, and what came out beside it (functions where it costs)."""
+
+    product: Callable
+    gradient: Callable
+    value: Any
+    aux: Any
+
+
+_VECTOR = "the vector"  # a name that no parameter has
+
+
+class Product(Remade):
+    """A curvature as a function ``h(v, *args)``; a subclass says in ``_linearise`` which."""
+
+    name: str
+
+    def __init__(self, fun, grad_states, argnums, *, has_aux, return_value, return_grad, check_states, debug_nan):
+        self.fun, self.grad_states, self.argnums = fun, grad_states, argnums
+        self.has_aux, self.check_states = bool(has_aux), bool(check_states)
+        self.return_value, self.return_grad = bool(return_value), bool(return_grad)
+        numbers = positions(self.name, grad_states, argnums)
+        self._target = PureFunction(
+            fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
+        )
+        resemble(self, fun)
+        self._watched = None
+        if debug_nan:
+            # What runs in place of this one: the value is part of its result, and so says what is forward.
+            self._watched = copy.copy(self)
+            self._watched.return_value = True
+
+    @boundary
+    def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
+        if self._watched is not None:
+            return self._call_watched(self._watched, v, args, kwargs)
+
+        def multiply(point):
+            point.space.check(f"{self.name}: the vector", v)
+            return self._multiply(point, v)
+
+        return self._at(multiply, args, kwargs)
+
+    def _call_watched(self, run, v, args, kwargs):
+        last = 1 + self.return_grad
+
+        def derivative_first(*args, **kwargs):
+            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
+            return out[:last], *out[last:]
+
+        watch = Watch(repr(self), derivative_first, leaving_out(_VECTOR, self._target.inputs))
+        first, value, *aux = watched(watch, args, {**kwargs, _VECTOR: v})
+        result = [*first, *((value,) if self.return_value else ()), *aux]
+        return tuple(result) if len(result) > 1 else result[0]
+
+    def operator(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return what a call returns, with a `LinearOperator` in the place of the product."""
+        if self._watched is not None:
+            return self._operator_watched(self._watched, args, kwargs)
+
+        def whole(point):
+            found = self._linearise(point)
+            return LinearOperator(found.product, point.space), found
+
+        return self._at(whole, args, kwargs)
+
+    def _operator_watched(self, run, args, kwargs):
+        last = 1 + self.return_grad
+
+        def parts(*args, **kwargs):
+            operator, *out = run.operator(*args, **kwargs)
+            return operator, tuple(out[: last - 1]), *out[last - 1 :]
+
+        operator, more, value, *aux = watched_operator(repr(self), parts, self._target.inputs, args, kwargs)
+        result = operator, *more, *((value,) if self.return_value else ()), *aux
+        return result if len(result) > 1 else operator
+
+    def _at(self, then, args, kwargs):
+        """Run ``then`` at the point that the arguments and the States give, commit, and put the result together."""
+        # Model, loss and targets run one after the other in this scope: each sees what the one before it wrote.
+        with Scope(self.name) as scope:
+            diff, call, rest = self._target.open(args, kwargs)
+            states = () if call.selection is None else call.selection.states
+            pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
+            first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
+            grad = found.gradient() if self.return_grad else None
+            writes = scope.close()
+        commit(writes)
+        wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
+        result = (first, *(part for part, asked in wanted if asked))
+        return result if len(result) > 1 else first
+
+    def _linearise(self, point: Point) -> Curvature:
+        raise NotImplementedError
+
+    def _multiply(self, point, v):
+        found = self._linearise(point)
+        return found.product(v), found
+
+    def __repr__(self) -> str:
+        return repr(self._target)
+
+
+def _of_diff(pure, call, rest, kwargs, diff):
+    return pure(diff, call, *rest, **kwargs)
+
+
+def _scalar(name, what, value):
+    """Return ``value`` if it is one real number, and explain what is wanted otherwise."""
+    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
+        kind = f"of dtype {jax.typeof(value).dtype}" if is_scalar(value) else f"of shape {shapes_of(value)}"
+        raise StateTypeError(
+            f"{name}: {what} returns one real number, a loss; its output is {kind}. Sum or average it, or use hessian "
+            f"for the second derivatives of every output."
+        )
+    return value
+
+
+# ------------------------------------------------------------------------------------------ the Hessian
+
+
+class _Hessian(Product):
+    name = "hvp"
+
+    def _gradient(self, point):
+        def scalar(diff):
+            value, carried = point.pure(diff)
+            return _scalar(self.name, "the function", value), carried
+
+        return jax.grad(scalar, has_aux=True)
+
+    def _linearise(self, point):
+        point.space.require_real(self.name)
+        grad, product, carried = jax.linearize(self._gradient(point), point.diff, has_aux=True)
+        return _with_gradient(product, grad, carried)
+
+    def _multiply(self, point, v):
+        # Not by linearising: one product need not keep what many would use.
+        grad, product, carried = jax.jvp(self._gradient(point), (point.diff,), (v,), has_aux=True)
+        return product, _with_gradient(None, grad, carried)
+
+    def __get__(self, instance, owner=None):
+        """Bind as a method: the product of the bound method."""
+        if instance is None:
+            return Unbound(self, owner)
+        options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
+        options["debug_nan"] = self._watched is not None
+        fun = self.fun.__get__(instance, owner)
+        return type(self)(fun, self.grad_states, self.argnums, check_states=self.check_states, **options)
+
+
+def _with_gradient(product, grad, carried):
+    value, aux, writes = carried.tree()
+    commit(writes)
+    return Curvature(product, lambda: grad, value, aux)
+
+
+def hvp(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool = False,
+    return_value: bool = False,
+    return_grad: bool = False,
+    check_states: bool = True,
+    debug_nan: bool = False,
+) -> Any:
+    """Product of the Hessian of a scalar function with a vector, by forward over reverse mode.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns a real scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator.
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
+        See `GradientTransform`.
+    return_grad : bool
+        Return the gradient as well, which the same pass has computed.
+
+    Returns
+    -------
+    callable
+        ``h(v, *args)``, where ``v`` has the structure of the gradient. It returns the product in that structure, or a
+        tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
+        `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
+        along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
+        operator makes is watched; it is staged for that, and runs the function a second time, abstractly.
+
+    Raises
+    ------
+    StateTypeError
+        At the call, if the output is no real scalar; and as `GradientTransform`.
+    StateValueError
+        At the call, if ``v`` has another structure, shape or dtype than the gradient; the message names the leaf.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> h = brainstate.transform.hvp(lambda x: (w.value**3).sum() * x, w, return_grad=True, return_value=True)
+    >>> product, gradient, value = h(jnp.array([1.0, 0.0]), 2.0)
+    >>> product.tolist(), gradient.tolist(), float(value)
+    ([12.0, 0.0], [6.0, 24.0], 18.0)
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad}
+    options["debug_nan"] = debug_nan
+    if fun is None:
+        return functools.partial(hvp, grad_states=grad_states, argnums=argnums, check_states=check_states, **options)
+    return _Hessian(fun, grad_states, argnums, check_states=check_states, **options)
+
+
+# ------------------------------------------------------------------------------------------ through the output
+
+
+class Through(Product):
+    """A curvature ``Jᵀ C J`` with the Jacobian of a model; a subclass gives ``C`` at the output in ``_curve``."""
+
+    def _linearise(self, point):
+        point.space.require_real(self.name)
+
+        def model(diff):
+            out, carried = point.pure(diff)
+            self._check_output(out)
+            return out, carried
+
+        out, push, carried = jax.linearize(model, point.diff, has_aux=True)
+        pull = jax.linear_transpose(push, point.diff)
+        _, aux, writes = carried.tree()
+        commit(writes)
+        curve, slope, value = self._curve(point, out)
+        return Curvature(Partial(_sandwich, push, curve, pull), lambda: pull(slope)[0], value, aux)
+
+    def _check_output(self, out):
+        for path, leaf in tree_leaves_with_path(out):
+            if not differentiable(leaf) or jnp.issubdtype(jax.typeof(leaf).dtype, jnp.complexfloating):
+                raise StateTypeError(
+                    f"{self.name}: output{keystr(path)} of the model is {shapes_of(leaf)} "
+                    f"{getattr(leaf, 'dtype', type(leaf).__name__)}, and every output is real and floating. Return "
+                    f"what else there is as aux, with has_aux=True."
+                )
+
+    def _curve(self, point: Point, out: Any) -> tuple:
+        """Return the product with ``C`` at the output, the gradient of the loss there and the loss."""
+        raise NotImplementedError
+
+
+def _sandwich(push, curve, pull, v):
+    return pull(curve(push(v)))[0]
+
+
+class _OfOutput(Scope):
+    """A scope of a function of the output, which cannot read what is differentiated: ``J`` does not know of that."""
+
+    opaque = True
+
+    def __init__(self, name, refused):
+        super().__init__(name)
+        self.refused = refused
+
+    def _inherit(self, state):
+        if state in self.refused:
+            raise StateValueError(
+                f"{state.describe()} is differentiated and read by the loss of {self.name}: the product has no term "
+                f"for that. Let the model return what the loss needs of it, or add that term's own curvature (hvp)."
+            )
+        return super()._inherit(state)
+
+
+@jax.custom_vjp
+def _constant(x):
+    """Return ``x``, and refuse a derivative with respect to it: reverse mode asks only where there is one."""
+    return x
+
+
+def _refuse(_, cotangent):
+    raise StateValueError(
+        "the loss of ggn depends on an argument that is differentiated, and the product has no term for that. Let the "
+        "model return what the loss needs of it, or pass it a second time, as an argument that argnums does not name."
+    )
+
+
+_constant.defvjp(lambda x: (x, None), _refuse)
+
+
+class _GaussNewton(Through):
+    name = "ggn"
+
+    def __init__(self, model_fn, loss_fn, grad_states, argnums, **options):
+        if not callable(loss_fn):
+            raise StateTypeError(f"ggn: loss_fn is {a_type(loss_fn)}, which cannot be called.")
+        self.loss_fn = loss_fn
+        super().__init__(model_fn, grad_states, argnums, **options)
+
+    def _curve(self, point, out):
+        picked, rest = (None, point.args) if point.argnums is None else pick(point.args, point.argnums)
+
+        def loss(out, picked):
+            args = place(rest, point.argnums, jax.tree.map(_constant, picked))
+            with _OfOutput(self.name, point.states) as scope:
+                value = self.loss_fn(out, *args, **point.kwargs)
+                refuse_states(value, f"results of a function under {self.name}")
+                writes = scope.close()
+            return _scalar(self.name, "loss_fn", value), Carried.of((value, writes))
+
+        def slope_at(out):
+            (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)
+            return slope, carried
+
+        slope, curve, carried = jax.linearize(slope_at, out, has_aux=True)
+        value, writes = carried.tree()
+        commit(writes)
+        return curve, slope, value
+
+
+def ggn(
+    model_fn: Callable,
+    loss_fn: Callable,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool = False,
+    return_value: bool = False,
+    return_grad: bool = False,
+    check_states: bool = True,
+    debug_nan: bool = False,
+) -> Any:
+    """Product of the generalised Gauss-Newton matrix of a loss of a model's output with a vector.
+
+    Parameters
+    ----------
+    model_fn : callable
+        The model; ``model_fn(*args)`` returns a pytree of real arrays, or ``(output, aux)`` with ``has_aux``.
+    loss_fn : callable
+        ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if it is convex in the
+        output. It depends on what is differentiated through the output only.
+    grad_states, argnums, check_states, debug_nan
+        See `GradientTransform`; they are about ``model_fn``. For ``debug_nan`` and operators see `hvp`.
+    has_aux, return_value, return_grad : bool
+        Return the aux of ``model_fn``, the loss, and its gradient as well.
+
+    Returns
+    -------
+    callable
+        As by `hvp`: ``g(v, *args)`` returns ``(product[, gradient][, loss][, aux])``, and so does ``g.operator(*args)``
+        with an operator in the place of the product.
+
+    Raises
+    ------
+    StateTypeError
+        At the call, if the output of the model is not real, or the loss no real scalar; and as `GradientTransform`.
+    StateValueError
+        At the call, for a vector unlike the gradient, or a loss that reads one of ``grad_states`` or depends on an
+        argument of ``argnums``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> model, loss = lambda x, y: jnp.tanh(x @ w.value), lambda out, x, y: ((out - y) ** 2).sum()
+    >>> x, y = jnp.array([[0.5, 0.0], [0.0, 0.0]]), jnp.array([1.0, 0.0])
+    >>> g = brainstate.transform.ggn(model, loss, w).operator(x, y)
+    >>> [[round(float(entry), 4) for entry in row] for row in g.dense()]
+    [[0.3092, 0.0], [0.0, 0.0]]
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad, "debug_nan": debug_nan}
+    return _GaussNewton(model_fn, loss_fn, grad_states, argnums, check_states=check_states, **options)

@@ -1,0 +1,92 @@
+"""``linearize``: a function and its derivative at one point, as a linear map that can be applied again and again.
+
+It is the forward sister of ``vjp``: the function runs once, at call time, and its writes are committed then. The map
+that is returned is a `LinearOperator`: a function of tangents, a pytree of the values that it kept, and the Jacobian.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..._functions import boundary
+from ..._seam.scope import commit
+from .._first_order.pure_function import PureFunction, positions
+from .._first_order.vector_space import Outputs, Space
+from .linear_operator import LinearOperator, watched_operator
+
+__all__ = ["linearize"]
+
+
+@boundary
+def linearize(
+    fun: Callable,
+    *primals: Any,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    has_aux: bool = False,
+    debug_nan: bool = False,
+) -> tuple:
+    """Evaluate ``fun`` and return its derivative there as a linear map of State and argument tangents.
+
+    Parameters
+    ----------
+    fun : callable
+        A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
+    *primals : pytree
+        The arguments.
+    grad_states, argnums
+        What has a tangent; see `GradientTransform`. That of an integer argument has dtype float0.
+    has_aux : bool
+        Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `vjp`, for each product with the map or its transpose, of all its methods.
+
+    Returns
+    -------
+    tuple
+        ``(out, J)`` or ``(out, J, aux)``. ``J(tangents)`` returns the tangent of the output; ``tangents`` has the
+        structure ``G`` of the table in `GradientTransform`. ``J`` is a `LinearOperator`: ``J.T @ cotangents``,
+        ``J.dense()``, ``J["logits", "layer.weight"]``.
+
+    Notes
+    -----
+    What ``jax.linearize(fun, x, y)`` returns takes a tangent for each argument, ``J(dx, dy)``; here that is
+    ``argnums=(0, 1)`` and ``J((dx, dy))``, and without ``argnums`` and ``grad_states`` it is ``x`` alone, ``J(dx)``.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        As `GradientTransform`; and by ``J``, for tangents of another structure, shape or dtype.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.array([1.0, 2.0]))
+    >>> out, J = brainstate.transform.linearize(lambda x: w.value * x, 3.0, grad_states=w, argnums=0)
+    >>> out.tolist(), J((jnp.array([1.0, 0.0]), 1.0)).tolist()
+    ([3.0, 6.0], [4.0, 2.0])
+    >>> J.dense().tolist()
+    [[3.0, 0.0, 1.0], [0.0, 3.0, 2.0]]
+    """
+    numbers = positions("linearize", grad_states, argnums)
+    target = PureFunction(fun, "linearize", grad_states, numbers, has_aux=has_aux, allow_int="arguments")
+    out, jacobian, aux = (_watched_linearize if debug_nan else _linearize)(target, primals)
+    return (out, jacobian, aux) if has_aux else (out, jacobian)
+
+
+def _linearize(target, primals):
+    diff, call, rest = target.open(primals, {})
+    out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
+    _, aux, writes = carried.tree()
+    commit(writes)
+    return out, LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)), aux
+
+
+def _watched_linearize(target, primals):
+    def run(*primals):
+        out, jacobian, aux = _linearize(target, primals)
+        return jacobian, (), out, aux
+
+    jacobian, _, out, aux = watched_operator(repr(target), run, target.inputs, primals, {})
+    return out, jacobian, aux

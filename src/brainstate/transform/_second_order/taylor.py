@@ -1,0 +1,110 @@
+"""``taylor``: the coefficients of ``t -> f(x + t v)``, by a power series that is pushed through the traced function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..._arrays import differentiable
+from ..._errors import StateTypeError, StateValueError
+from ..._functions import boundary
+from ..._program.interpret import program
+from ..._seam.scope import commit
+from .._first_order.pure_function import PureFunction
+from .._first_order.vjp_jvp import all_positions, direction, watched_along
+from .power_series import Series, push_series
+
+__all__ = ["taylor"]
+
+
+@boundary
+def taylor(
+    fun: Callable,
+    primals: tuple | list = (),
+    directions: tuple | list = (),
+    order: int | None = None,
+    *,
+    grad_states: Any = None,
+    state_directions: Any = None,
+    has_aux: bool = False,
+    debug_nan: bool = False,
+) -> tuple:
+    """Taylor coefficients of ``t -> fun(x + t v)`` at 0, where ``x`` are arguments and States.
+
+    ``fun(x + t v) = value + c[0] t + c[1] t² + …``: coefficient ``k`` is the ``k``-th derivative divided by ``k!``.
+
+    A power series is pushed through the function, once (Griewank and Walther 2008, chapter 13): by the rules of
+    ``jax.experimental.jet``, through loops and branches, and by nested derivatives of what has no rule, where the
+    order is 8 at most. The function is traced: Python cannot branch on values in it.
+
+    Parameters
+    ----------
+    fun : callable
+        A function of ``primals``; it returns a pytree of arrays, or ``(output, aux)`` with ``has_aux``.
+    primals, directions : tuple or list
+        The arguments, and a direction like each of them. Both may be left out if States are differentiated.
+    order : int
+        The number of coefficients, from 1 up.
+    grad_states : State, Module, (Module, filter), or pytree of these, optional
+        The States that move; see `GradientTransform`. All others are constant, and written as ``fun`` does.
+    state_directions : pytree, optional
+        A direction for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
+    has_aux : bool
+        Whether the function returns auxiliary data.
+    debug_nan : bool
+        As in `GradientTransform`.
+
+    Returns
+    -------
+    tuple
+        ``(value, coefficients)`` or ``(value, coefficients, aux)``: a list with the structure of the output for each
+        power from 1 to ``order``; None in the place of what is not differentiable.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        If ``order`` is no positive int, a primitive has no rule and the order is too high for nested derivatives, or
+        ``fun`` has a derivative for reverse mode only; and as `jvp`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> rate = brainstate.ParamState(jnp.array(2.0))
+    >>> value, coefficients = brainstate.transform.taylor(lambda t: jnp.exp(rate.value * t), (0.0,), (1.0,), 3)
+    >>> [round(float(c), 3) for c in coefficients]
+    [2.0, 2.0, 1.333]
+    """
+    if type(order) is not int or order < 1:
+        kind = StateValueError if type(order) is int else StateTypeError
+        raise kind(f"taylor: order={order!r}: give the number of coefficients, an int from 1 up.")
+    if debug_nan:
+        inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
+        return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
+    target = PureFunction(fun, "taylor", grad_states, all_positions("taylor", primals), has_aux=has_aux)
+    diff, call, rest = target.open(tuple(primals), {})
+    along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
+    leaves, treedef = jax.tree.flatten(diff)
+    closed, tree = program(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
+    rest_terms = order - 1
+    inputs = [
+        Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
+        for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
+    ]
+    out = push_series(closed, inputs, order)
+    value, carried = tree.unflatten([x.primal for x in out])
+    _, aux, writes = carried.tree()
+    commit(writes)
+    terms = [_coefficient(tree, out, k) for k in range(order)]
+    return (value, terms, aux) if has_aux else (value, terms)
+
+
+def _coefficient(tree, out, k):
+    """Return coefficient ``k`` of the value, of the series of all results."""
+
+    def term(x):
+        if not differentiable(x.primal):
+            return None
+        return jnp.zeros_like(x.primal) if x.terms is None else x.terms[k]
+
+    return tree.unflatten([term(x) for x in out])[0]

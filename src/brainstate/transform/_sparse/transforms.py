@@ -1,0 +1,562 @@
+"""Sparse Jacobians and Hessians: as many products as the pattern has colours, however large the matrix.
+
+The three steps are those of Curtis, Powell and Reid (1974): which entries can be other than zero (`dependence` reads
+it off the jaxpr), which columns one product can tell apart (`_coloring`), and the products themselves, whose numbers
+are put in their places here. The States are handled by `GradientTransform` as for every derivative.
+
+Detection needs a program, so the function is traced abstractly, once; values, products and writes then come from that
+same trace, and the user's Python runs once a call, with a given pattern as without.
+
+The program that is analysed is the one that is evaluated: the JVP, the pullback, or the JVP of the gradient, linear
+in its tangents. So a custom derivative rule counts, not the function it belongs to: a surrogate gradient has the
+pattern of the surrogate.
+"""
+
+import functools
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from ..._errors import StateTypeError, StateValueError
+from ..._functions import boundary
+from ..._program.interpret import program as traced
+from ..._seam.scope import Scope, frozen_here, is_tracer
+from .._first_order.gradient_transform import GradientTransform
+from .._first_order.gradients import derivative, is_scalar, shapes_of
+from .dependence import dependencies, primitives
+from .pattern import SparsityPattern
+
+__all__ = ["hessian_sparsity", "jacobian_sparsity", "sparse_hessian", "sparse_jacobian"]
+
+_MODES = ("auto", "forward", "reverse")
+
+
+# ------------------------------------------------------------------------------------------ the function as a program
+
+
+class _Program:
+    """A function of a pytree that was traced once: called, it gives value and aux and runs no Python of the user."""
+
+    def __init__(self, name, fun, diff):
+        frozen = frozen_here()
+
+        def run(leaves):
+            # What is read while this traces is a constant of one call only, and so no frozen read.
+            with Scope(name, frozen=frozen):
+                return fun(treedef.unflatten(leaves))
+
+        leaves, treedef = jax.tree.flatten(diff)
+        try:
+            self.closed, self.out_tree = traced(run, leaves)
+        except jax.errors.ConcretizationTypeError as error:
+            error.add_note(
+                "A sparse derivative traces the function abstractly, as jit does: Python cannot branch on the values "
+                "that are differentiated. Use jnp.where or brainstate.transform.cond."
+            )
+            raise
+
+    def __call__(self, diff):
+        return self.out_tree.unflatten(jaxpr_as_fun(self.closed)(*jax.tree.leaves(diff)))
+
+    def value(self, diff):
+        """Return the value without the aux."""
+        return self(diff)[0]
+
+
+def _sizes(tree) -> list[int]:
+    return [int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree)]
+
+
+def _opened(name, fun, diff, rest, kwargs):
+    """Return what is differentiated, as arrays, and the function of it as a program."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(diff):
+        if not jnp.issubdtype(jax.typeof(leaf).dtype, jnp.floating):
+            raise StateTypeError(
+                f"{name} takes derivatives with respect to real values, and {jax.typeof(leaf).str_short()}, at "
+                f"{jax.tree_util.keystr(path) or 'the argument'}, is complex: split it into real and imaginary parts."
+            )
+    diff = jax.tree.map(jnp.asarray, diff)
+    return diff, _Program(name, lambda d: fun(d, *rest, **kwargs), diff)
+
+
+def _outputs(name, program, diff):
+    """Return the shapes and dtypes of the value; it has to be real."""
+    value = jax.eval_shape(program.value, diff)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise StateTypeError(
+                f"{name} takes derivatives of real values, and the function returned {leaf.dtype}{list(leaf.shape)}"
+                f"{' at ' + where if where else ''}. Return it as auxiliary data (has_aux=True)."
+            )
+    return value
+
+
+def _along(fun, diff):
+    """Return a function of the tangent: the derivative at ``diff`` of ``fun``, which has aux; value and aux."""
+
+    def product(tangent):
+        value, slope, aux = jax.jvp(fun, (diff,), (tangent,), has_aux=True)
+        return slope, (value, aux)
+
+    return product
+
+
+def _gradient(name, program):
+    """Return the gradient of the value of ``program``, which has to be a real number; it returns the aux as well."""
+
+    def value(diff):
+        out, aux = program(diff)
+        if not is_scalar(out):
+            raise StateTypeError(
+                f"{name} is for functions that return one number; the output has shape {shapes_of(out)}. Use "
+                f"sparse_jacobian for the derivatives of an array."
+            )
+        _outputs(name, program, diff)
+        return out, aux
+
+    return jax.grad(value, has_aux=True)
+
+
+# ------------------------------------------------------------------------------------------ detection
+
+
+def _pattern_of(linear, diff, along, sizes) -> SparsityPattern:
+    """Return the pattern of ``linear(diff, t)`` as a matrix that takes ``t``, which is like ``along``."""
+    closed = jax.make_jaxpr(linear)(diff, along)
+    outs = dependencies(closed, len(jax.tree.leaves(diff)))
+    starts = np.cumsum([0, *sizes])
+    rows = np.concatenate([start + rows for start, (rows, _) in zip(starts, outs, strict=False)])
+    return SparsityPattern(rows, np.concatenate([cols for _, cols in outs]), (int(starts[-1]), sum(_sizes(along))))
+
+
+def _detect(program, diff, out, mode):
+    """Return the pattern of a Jacobian with outputs like ``out``, from a program that JAX can make in that mode."""
+    if mode == "reverse":
+        turned = _pattern_of(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
+        return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
+    return _pattern_of(lambda d, t: _along(program, d)(t)[0], diff, diff, _sizes(out))
+
+
+def _detect_hessian(gradient, diff):
+    return _pattern_of(lambda d, t: _along(gradient, d)(t)[0], diff, diff, _sizes(diff)).symmetrized()
+
+
+def _possible(name, program, mode) -> str:
+    """Return the mode, or the only one that the function's primitives leave to ``"auto"``."""
+    if mode not in _MODES:
+        raise StateValueError(f"{name}: mode={mode!r} is none of {', '.join(map(repr, _MODES))}.")
+    found = primitives(program.closed.jaxpr)
+    custom = any("custom_vjp" in primitive for primitive in found)
+    if custom and mode == "forward":
+        raise StateTypeError(
+            f"{name}: the function uses a custom_vjp, which has no forward mode. Use mode='reverse', or 'auto'."
+        )
+    if mode != "auto":
+        return mode
+    return "reverse" if custom else "forward" if "while" in found else "auto"
+
+
+def _cheaper(pattern) -> str:
+    """Return the mode that needs fewer products, forward if both need as many."""
+    kinds = sorted(("column", "row"), key=pattern.at_least)
+    if pattern.colors(kinds[0]) > pattern.at_least(kinds[1]):
+        kinds.sort(key=lambda kind: (pattern.colors(kind), kind))
+    return "forward" if kinds[0] == "column" else "reverse"
+
+
+# ------------------------------------------------------------------------------------------ products and their places
+
+
+def _products(along, like, pattern, kind) -> tuple[list, Any]:
+    """Apply ``along`` to the sum of the unit vectors of each colour.
+
+    It returns a product and what does not depend on the vector. Returned are the leaves of the products, one row a
+    colour, and the rest.
+    """
+    colors, count = pattern.coloring(kind), pattern.colors(kind)
+    leaves, treedef = jax.tree.flatten(like)
+    if count == 0:
+        product, rest = along(jax.tree.map(jnp.zeros_like, like))
+        return [jnp.zeros((0, leaf.size), leaf.dtype) for leaf in jax.tree.leaves(product)], rest
+    seeds = []
+    for leaf, part in zip(leaves, np.split(colors, np.cumsum(_sizes(like))[:-1]), strict=True):
+        hot = (part == np.arange(count)[:, None]).reshape(count, *leaf.shape)
+        seeds.append(jnp.asarray(hot, leaf.dtype))
+    products, rest = jax.vmap(along, out_axes=(0, None))(treedef.unflatten(seeds))
+    return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(products)], rest
+
+
+class _Blocks:
+    """The entries of a pattern leaf by leaf: where each is read, and where it goes."""
+
+    def __init__(self, pattern, kind, outs, ins):
+        self.pattern, self.kind, self.outs, self.ins = pattern, kind, jax.tree.leaves(outs), jax.tree.leaves(ins)
+        self.product, self.mirrored = pattern.sources(kind)
+        row_starts, col_starts = (np.cumsum([0, *_sizes(tree)]) for tree in (outs, ins))
+        # {block: numbers of its entries, and their rows and columns in it}
+        self.places = {
+            (i, j): self._within(row_starts[i : i + 2], col_starts[j : j + 2])
+            for i, j in itertools.product(range(len(self.outs)), range(len(self.ins)))
+        }
+
+    def _within(self, row_range, col_range):
+        rows, cols = self.pattern.rows, self.pattern.cols
+        first, last = np.searchsorted(rows, row_range)
+        inside = (cols[first:last] >= col_range[0]) & (cols[first:last] < col_range[1])
+        entries = first + np.flatnonzero(inside)
+        return entries, rows[entries] - row_range[0], cols[entries] - col_range[0]
+
+    def data(self, products, i, j):
+        """Return the numbers of block ``(i, j)``."""
+        entries, rows, cols = self.places[i, j]
+        product, mirrored = self.product[entries], self.mirrored[entries]
+        if self.kind == "row":
+            return products[j][product, cols].astype(self.outs[i].dtype)
+        data = products[i][product, rows]
+        if mirrored.any():
+            data = jnp.where(mirrored, products[j][product, cols].astype(data.dtype), data)
+        return data
+
+    def matrix(self, data, i, j, dense):
+        """Return block ``(i, j)`` in the shapes of its output and its input."""
+        out, into = self.outs[i].shape, self.ins[j].shape
+        _, rows, cols = self.places[i, j]
+        if dense:
+            zeros = jnp.zeros((self.outs[i].size, self.ins[j].size), data.dtype)
+            return zeros.at[rows, cols].set(data, unique_indices=True).reshape(out + into)
+        places = [*_unravel(rows, out), *_unravel(cols, into)]
+        indices = np.stack(places, 1) if places else np.zeros((len(rows), 0))
+        return _bcoo()(
+            (data, jnp.asarray(indices, jnp.int32)), shape=out + into, indices_sorted=True, unique_indices=True
+        )
+
+    def result(self, products, dense):
+        """Return the numbers of each block, and the rows of blocks."""
+        data = {(i, j): self.data(products, i, j) for i, j in self.places}
+        matrices = [self.matrix(data[i, j], i, j, dense) for i, j in self.places]
+        columns = len(self.ins)
+        return data, [matrices[i * columns : (i + 1) * columns] for i in range(len(self.outs))]
+
+
+def _unravel(places, shape):
+    return np.unravel_index(places, shape) if shape else ()
+
+
+@functools.cache
+def _bcoo():
+    # Imports SciPy: 0.2 s that `import brainstate` does not pay.
+    return importlib.import_module("jax.experimental.sparse").BCOO
+
+
+def _given(name, pattern, outs, ins) -> SparsityPattern:
+    pattern = SparsityPattern.of(pattern)
+    wanted = sum(_sizes(outs)), sum(_sizes(ins))
+    if pattern.shape != wanted:
+        raise StateValueError(
+            f"{name}: the pattern is {pattern.shape[0]}x{pattern.shape[1]}, and the function has {wanted[0]} outputs "
+            f"and {wanted[1]} inputs that are differentiated (all leaves counted): give a pattern of {wanted[0]}x"
+            f"{wanted[1]}."
+        )
+    return pattern
+
+
+def _probe(name, along, like, blocks, data):
+    """Compare one more product with what the entries give: a given pattern that misses some is an error."""
+    if any(map(is_tracer, jax.tree.leaves((data, like)))):
+        return
+    turned = blocks.kind == "row"
+    rng = np.random.default_rng(0)
+    leaves, treedef = jax.tree.flatten(like)
+    probe = [np.asarray(rng.uniform(1, 2, leaf.shape), leaf.dtype) for leaf in leaves]
+    true = jax.tree.leaves(along(treedef.unflatten(map(jnp.asarray, probe)))[0])
+    got, size = ([np.zeros(leaf.size) for leaf in true] for _ in range(2))
+    for (i, j), entries in data.items():
+        _, rows, cols = blocks.places[i, j]
+        rows, cols, i, j = (cols, rows, j, i) if turned else (rows, cols, i, j)
+        terms = np.asarray(entries, np.float64) * probe[j].ravel()[cols]
+        got[i] += np.bincount(rows, terms, len(got[i]))
+        size[i] += np.bincount(rows, np.abs(terms), len(got[i]))
+    expected = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in true])
+    error = np.abs(np.concatenate(got) - expected)
+    coarsest = max(jnp.finfo(leaf.dtype).eps for leaf in (*true, *leaves))
+    wrong = np.flatnonzero(error > 10 * np.sqrt(coarsest) * (np.concatenate(size) + np.abs(expected)))
+    if wrong.size:
+        raise StateValueError(
+            f"{name}: the given pattern misses non-zeros: {wrong.size} {'columns' if turned else 'rows'} of the "
+            f"matrix, {wrong[:5].tolist()} among them, differ from one product computed without it. Leave pattern "
+            f"out to have it detected, or, if this is rounding, set check_pattern=False."
+        )
+
+
+# ------------------------------------------------------------------------------------------ the transforms
+
+
+def _evaluate(name, along, like, blocks, dense, probe):
+    products, rest = _products(along, like, blocks.pattern, blocks.kind)
+    data, rows = blocks.result(products, dense)
+    if probe:
+        _probe(name, along, like, blocks, data)
+    return rows, rest
+
+
+def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, check_pattern):
+    del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
+    name = "sparse_jacobian"
+
+    def wrapped(diff, /, *rest, **kwargs):
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        chosen, given, out = _possible(name, program, mode), pattern is not None, _outputs(name, program, diff)
+        found = _given(name, pattern, out, diff) if given else _detect(program, diff, out, chosen)
+        chosen = _cheaper(found) if chosen == "auto" else chosen
+        if chosen == "forward":
+            blocks = _Blocks(found, "column", out, diff)
+            rows, (_, aux) = _evaluate(name, _along(program, diff), diff, blocks, dense, given and check_pattern)
+        else:
+            out, pull, aux = jax.vjp(program, diff, has_aux=True)
+            blocks = _Blocks(found, "row", out, diff)
+            rows, _ = _evaluate(name, lambda ct: (pull(ct)[0], None), out, blocks, dense, given and check_pattern)
+        inner, outer = jax.tree.structure(diff), jax.tree.structure(out)
+        return outer.unflatten([inner.unflatten(row) for row in rows]), aux
+
+    return wrapped
+
+
+def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pattern):
+    del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
+    name = "sparse_hessian"
+
+    def wrapped(diff, /, *rest, **kwargs):
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        gradient, given = _gradient(name, program), pattern is not None
+        found = _given(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
+        blocks = _Blocks(found, "symmetric", diff, diff)
+        rows, (_, aux) = _evaluate(name, _along(gradient, diff), diff, blocks, dense, given and check_pattern)
+        structure = jax.tree.structure(diff)
+        return structure.unflatten([structure.unflatten(row) for row in rows]), aux
+
+    return wrapped
+
+
+def _jacobian_sparsity_transform(fun, *, argnums, has_aux):
+    del argnums, has_aux  # as above
+    name = "jacobian_sparsity"
+
+    def wrapped(diff, /, *rest, **kwargs):
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        return _detect(program, diff, _outputs(name, program, diff), _possible(name, program, "auto"))
+
+    return wrapped
+
+
+def _hessian_sparsity_transform(fun, *, argnums, has_aux):
+    del argnums, has_aux  # as above
+    name = "hessian_sparsity"
+
+    def wrapped(diff, /, *rest, **kwargs):
+        diff, program = _opened(name, fun, diff, rest, kwargs)
+        return _detect_hessian(_gradient(name, program), diff)
+
+    return wrapped
+
+
+class _Sparsity(GradientTransform):
+    """A look at the function: nothing is computed, and nothing committed."""
+
+    def __call__(self, /, *args, **kwargs):
+        diff, call, rest = self._pure.open(args, kwargs)
+        return self._derivative(diff, call, *rest, **kwargs)
+
+
+def _sparsity(transform, fun, grad_states, argnums, has_aux, check_states) -> Any:
+    if fun is None:
+        return lambda fun: _sparsity(transform, fun, grad_states, argnums, has_aux, check_states)
+    return _Sparsity(fun, transform, grad_states, argnums, has_aux=has_aux, check_states=check_states)
+
+
+def sparse_jacobian(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    pattern: Any = None,
+    mode: str = "auto",
+    dense: bool = False,
+    check_pattern: bool = True,
+    debug_nan: bool = False,
+) -> Any:
+    """Jacobian of which only what can be other than zero is computed, in as many products as its pattern has colours.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns a real array or a pytree of these. It is traced abstractly, as under ``jit``, once a
+        call. Left out: a decorator is returned.
+    grad_states, argnums, has_aux, return_value, check_states, debug_nan
+        See `GradientTransform`. What is differentiated is real.
+    pattern : SparsityPattern, sparse or dense matrix, optional
+        The places that may be other than zero, of all outputs and all inputs (see `SparsityPattern`), with its
+        colourings, if known. Without it both are found at each call, or each trace of an enclosing ``jit``.
+    mode : {"auto", "forward", "reverse"}
+        Columns by JVPs, rows by VJPs, or whichever needs fewer products.
+    dense : bool
+        Return ordinary arrays in the place of ``BCOO``.
+    check_pattern : bool
+        Outside ``jit``, spend one more product on a given pattern to see that it misses nothing.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``. Its result has the structure and shapes of `jacobian`, each leaf a
+        ``BCOO`` with all axes sparse: shape ``o + v`` for an output of shape ``o`` and an input of shape ``v``.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        For what is not real, a mode that is none or that the function does not have, and a given pattern that is of
+        another shape or, outside ``jit``, misses non-zeros.
+
+    See Also
+    --------
+    jacobian_sparsity : the pattern, to be saved or given again.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> J = brainstate.transform.sparse_jacobian(lambda x: x[1:] - x[:-1] ** 2)(jnp.arange(1.0, 10001.0))
+    >>> J.shape, J.nse, J.data[:4].tolist()
+    ((9999, 10000), 19998, [-2.0, 1.0, -4.0, 1.0])
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
+    params = {"pattern": pattern, "mode": mode, "dense": bool(dense), "check_pattern": bool(check_pattern)}
+    return derivative(_sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
+
+
+def sparse_hessian(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    return_value: bool = False,
+    check_states: bool = True,
+    pattern: Any = None,
+    dense: bool = False,
+    check_pattern: bool = True,
+    debug_nan: bool = False,
+) -> Any:
+    """Hessian of which only what can be other than zero is computed, by forward over reverse mode.
+
+    A star colouring of the symmetric pattern says which columns one product tells apart; an entry is read on either
+    side of the diagonal.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function; it returns a real number. As in `sparse_jacobian`.
+    grad_states, argnums, has_aux, return_value, check_states, dense, check_pattern, debug_nan
+        As in `sparse_jacobian`.
+    pattern : SparsityPattern, sparse or dense matrix, optional
+        As in `sparse_jacobian`, and symmetric.
+
+    Returns
+    -------
+    GradientTransform
+        A function of the arguments of ``fun``. Its result has the structure and shapes of `hessian`.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        As `sparse_jacobian`; if the output is no number; if a given pattern is not symmetric.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> w = brainstate.ParamState(jnp.ones(10000))
+    >>> H = brainstate.transform.sparse_hessian(lambda: (w.value[1:] * w.value[:-1] ** 2).sum(), w)()
+    >>> H.shape, H.nse, H.data[:4].tolist()
+    ((10000, 10000), 29997, [2.0, 2.0, 2.0, 2.0])
+    """
+    options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
+    params = {"pattern": pattern, "dense": bool(dense), "check_pattern": bool(check_pattern)}
+    return derivative(_sparse_hessian_transform, fun, grad_states, argnums, params, **options)
+
+
+@boundary
+def jacobian_sparsity(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    check_states: bool = True,
+) -> Any:
+    """Detect which entries of a Jacobian can be other than zero.
+
+    The pattern contains every entry that can be other than zero at any floating values, of what is differentiated and
+    of all else. Shapes, and integers and booleans that are not traced (indices, masks, also as arguments and in
+    States) are taken as they are: with other ones the pattern is another.
+
+    Parameters
+    ----------
+    fun : callable, optional
+        The function, which is traced once and changes no State. Left out: a decorator is returned.
+    grad_states, argnums, has_aux, check_states
+        As in `sparse_jacobian`.
+
+    Returns
+    -------
+    callable
+        A function of the arguments of ``fun`` that returns a `SparsityPattern`.
+
+    Raises
+    ------
+    StateTypeError, StateValueError
+        As `sparse_jacobian`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.jacobian_sparsity(lambda x: x[1:] * x[:-1])(jnp.ones(1000))
+    SparsityPattern(999x1000, 1998 non-zeros)
+    """
+    return _sparsity(_jacobian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
+
+
+@boundary
+def hessian_sparsity(
+    fun: Callable | None = None,
+    grad_states: Any = None,
+    argnums: int | tuple[int, ...] | list[int] | None = None,
+    *,
+    has_aux: bool | None = False,
+    check_states: bool = True,
+) -> Any:
+    """Detect which entries of a Hessian can be other than zero; as `jacobian_sparsity`, for its gradient.
+
+    Parameters
+    ----------
+    fun, grad_states, argnums, has_aux, check_states
+        As in `jacobian_sparsity`; the function returns one real number.
+
+    Returns
+    -------
+    callable
+        A function of the arguments of ``fun`` that returns a symmetric `SparsityPattern`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, brainstate
+    >>> brainstate.transform.hessian_sparsity(lambda x: (x[1:] * x[:-1] + x[1:]).sum())(jnp.ones(1000))
+    SparsityPattern(1000x1000, 1998 non-zeros)
+    """
+    return _sparsity(_hessian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
