@@ -1,4 +1,10 @@
-"""What probably went wrong at an operation that made NaN or an infinity, and the usual repair."""
+"""The likely cause of a NaN or an infinity at an operation, and the usual repair.
+
+``REMEDIES`` is the table by primitive; derivatives and overflows, which no single primitive shows, are read off around
+it.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -91,36 +97,71 @@ def _of_derivative(origin) -> tuple[str, str] | None:
     return None
 
 
-def _of_operation(origin) -> tuple[str, str] | None:
-    name, at = origin.primitive, _at_fault(origin)
-    first = at[0] if at else np.zeros(0)
-    if np.iscomplexobj(first):
-        return None
-    if name in ("log", "log1p"):
-        edge = 0 if name == "log" else -1
-        if (first < edge).any():
-            return "the logarithm of a negative number", "keep the operand positive: jnp.maximum(x, eps), or a softplus"
-        return "the logarithm of zero", "keep the operand positive: jnp.log(x + eps), or jnp.maximum(x, eps)"
-    if name in ("sqrt", "rsqrt") and (first < 0).any():
+# ------------------------------------------------------------------------------------------ the table of operations
+
+
+def _logarithm(origin, at):
+    edge = -1 if origin.primitive == "log1p" else 0
+    if (at[0] < edge).any():
+        return "the logarithm of a negative number", "keep the operand positive: jnp.maximum(x, eps), or a softplus"
+    return "the logarithm of zero", "keep the operand positive: jnp.log(x + eps), or jnp.maximum(x, eps)"
+
+
+def _root(origin, at):
+    if (at[0] < 0).any():
         return "the root of a negative number", "clip what rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))"
-    if name == "rsqrt":
+    if origin.primitive == "rsqrt":
         return "one over the root of zero", "add a small number: jax.lax.rsqrt(x + eps)"
-    if name in ("div", "rem"):
-        what = "zero divided by zero" if origin.kind == "NaN" and (first == 0).any() else "a division by zero"
-        if (at[1] == 0).any():
-            return what, "make the divisor safe before: x / jnp.where(y == 0, 1.0, y), or y + eps"
-    if name in ("pow", "integer_pow"):
-        return "a power outside its domain (of zero or of a negative number), or too large", "make the base safe before"
-    if name in ("exp", "exp2", "expm1", "sinh", "cosh"):
-        return (
-            f"{name} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
-            "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
-        )
-    if name in ("acos", "asin", "atanh", "acosh", "erf_inv"):
-        return f"{name} outside its domain", "clip the operand to the domain, a little inside of it"
-    if name in ("cholesky", "custom_linear_solve", "triangular_solve", "lu", "eigh", "svd", "qr"):
-        return "a matrix that is singular, or not positive definite", "add a small multiple of the identity matrix"
     return None
+
+
+def _division(origin, at):
+    cause = "zero divided by zero" if origin.kind == "NaN" and (at[0] == 0).any() else "a division by zero"
+    if (at[1] == 0).any():
+        return cause, "make the divisor safe before: x / jnp.where(y == 0, 1.0, y), or y + eps"
+    return None
+
+
+def _power(origin, at):
+    return "a power outside its domain (of zero or of a negative number), or too large", "make the base safe before"
+
+
+def _exponential(origin, at):
+    return (
+        f"{origin.primitive} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
+        "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
+    )
+
+
+def _domain(origin, at):
+    return f"{origin.primitive} outside its domain", "clip the operand to the domain, a little inside of it"
+
+
+def _singular(origin, at):
+    return "a matrix that is singular, or not positive definite", "add a small multiple of the identity matrix"
+
+
+#: {primitive: remedy(origin, at)}: the likely cause and the usual repair, or None if the operands do not say so; `at`
+#: are the operands, real, at the entries where the result is not finite.
+REMEDIES: dict[str, Callable[[Origin, list[np.ndarray]], tuple[str, str] | None]] = {
+    **dict.fromkeys(("log", "log1p"), _logarithm),
+    **dict.fromkeys(("sqrt", "rsqrt"), _root),
+    **dict.fromkeys(("div", "rem"), _division),
+    **dict.fromkeys(("pow", "integer_pow"), _power),
+    **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh"), _exponential),
+    **dict.fromkeys(("acos", "asin", "atanh", "acosh", "erf_inv"), _domain),
+    **dict.fromkeys(
+        ("cholesky", "custom_linear_solve", "triangular_solve", "lu", "eigh", "svd", "qr"),
+        _singular,
+    ),
+}
+
+
+def _of_operation(origin) -> tuple[str, str] | None:
+    at = _at_fault(origin)
+    if origin.primitive not in REMEDIES or (at and np.iscomplexobj(at[0])):
+        return None
+    return REMEDIES[origin.primitive](origin, at)
 
 
 def _elsewhere(origin) -> tuple[str, str]:
