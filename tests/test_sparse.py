@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from brainstate.transform._sparse.transforms.pattern import _star
 
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, StateTypeError, StateValueError
 from brainstate import transform as T
 from brainstate.transform import SparsityPattern
+from brainstate.transform._sparse.pattern import _star
 from brainstate.transform._sparse.transforms import _cheaper
 from scenarios import CONTEXTS, SCENARIOS, Operator, total
 from scenarios import compare as compare_scenario
