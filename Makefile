@@ -51,6 +51,7 @@ check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/mypy --python-executable $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_formalities.py
 
 format: $(VENV)/.check  ## mend what `check` says of format and lint, code blocks of documents included
@@ -64,8 +65,9 @@ bench: $(VENV)/.demo  ## what we cost, as a ratio to pure JAX; about eight minut
 bench-peers: $(PEERS)/.peers  ## the same step in Flax NNX and Equinox, in an environment of its own
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
-docs: $(VENV)/.test  ## write docs/api.md and the pictures anew, and execute every block of README.md and docs/
+docs: $(VENV)/.test  ## write docs/api.md, the types of the samplers and the pictures, and execute every block of README.md and docs/
 	$(BIN)/python docs/_api.py
+	$(BIN)/python docs/_stubs.py
 	$(BIN)/python docs/_pictures.py
 	$(BIN)/python -m pytest -q README.md docs
 

@@ -26,7 +26,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,13 @@ for _name in (*_CHANGES.split(), "__iand__", "__ior__", "__isub__", "__ixor__"):
     setattr(_Tags, _name, _announcing(getattr(set, _name)))
 
 
-class State(_scope.Cell):
+_V = TypeVar("_V")
+
+
+class State(_scope.Cell, Generic[_V]):
     """A place for a value that transforms know how to read, differentiate, carry and commit.
+
+    For type checkers it is generic in its value: ``State[jax.Array]``.
 
     Parameters
     ----------
@@ -129,9 +134,11 @@ class State(_scope.Cell):
     State(float32[2], name='count')
     """
 
-    __slots__ = ("__dict__", "_owner")
+    __slots__ = ("__dict__", "__orig_class__", "_owner")  # State[X](...) sets __orig_class__: it is not metadata
 
-    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+    def __init__(
+        self, value: "_V | State[_V]", name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any
+    ):
         if name is not None and not isinstance(name, str):
             raise StateTypeError(f"the name of a State is a string, not a {type(name).__name__}: {name!r}.")
         self.name = name
@@ -146,8 +153,14 @@ class State(_scope.Cell):
             self.__dict__.update(metadata)
         _scope.create(self, value.value if isinstance(value, State) else value)
 
-    # The functions of the seam themselves, with no frame in between: reading costs what the seam costs.
-    value = property(_scope.read, _scope.write, doc="The present value, as the function that runs now sees it.")
+    @property
+    def value(self) -> _V:
+        """The present value, as the function that runs now sees it."""
+        return _scope.read(self)
+
+    @value.setter
+    def value(self, value: _V) -> None:
+        _scope.write(self, value)
 
     @property
     def tag(self) -> set[str]:
@@ -162,7 +175,7 @@ class State(_scope.Cell):
         if old is not None and old != new:
             _announce(self)
 
-    def restore_value(self, value: Any) -> None:
+    def restore_value(self, value: _V) -> None:
         """Assign the stored value, which must have the structure, shapes and dtypes of the present one.
 
         A Python number takes the dtype of a scalar array, if that can hold it.
@@ -197,7 +210,7 @@ class State(_scope.Cell):
         """Return a new State with the same value and a copy of the metadata."""
         return rebuild(type(self), _scope.read(self), self.metadata())
 
-    def replace(self, value: Any, **metadata: Any) -> Self:
+    def replace(self, value: _V, **metadata: Any) -> Self:
         """Return a copy with another value and, if given, other ``name``, ``tag`` or metadata."""
         _refuse_reserved(type(self), metadata)
         return rebuild(type(self), value, {**self.metadata(), **metadata})
@@ -258,6 +271,11 @@ class State(_scope.Cell):
     def __repr__(self) -> str:
         extra = {k: v for k, v in self.__dict__.items() if v is not None and v != set()}
         return f"{type(self).__name__}({', '.join([_layout(self)[1:-1], *(f'{k}={v!r}' for k, v in extra.items())])})"
+
+
+# For type checkers the property is as above. It runs the functions of the seam themselves, with no frame in between.
+_value_property = property(_scope.read, _scope.write, doc=State.value.__doc__)
+type.__setattr__(State, "value", _value_property)
 
 
 def _layout(state) -> str:
@@ -382,23 +400,23 @@ def rebuild(cls: Any, value: Any, metadata: dict[str, Any]) -> Any:
     return state
 
 
-class LongTermState(State):
+class LongTermState(State[_V]):
     """A State that is kept from one run to the next; see `State`."""
 
 
-class ParamState(LongTermState):
+class ParamState(LongTermState[_V]):
     """A trained parameter: what ``grad_states=module`` selects; see `State`."""
 
 
-class BatchState(LongTermState):
+class BatchState(LongTermState[_V]):
     """Statistics of batches, such as a running mean; see `State`."""
 
 
-class ShortTermState(State):
+class ShortTermState(State[_V]):
     """A State that lives within one run; see `State`."""
 
 
-class HiddenState(ShortTermState):
+class HiddenState(ShortTermState[_V]):
     """The activity of a layer, held as one array; see `State`.
 
     Raises
@@ -407,7 +425,9 @@ class HiddenState(ShortTermState):
         If the value is no array (a pytree with one leaf that has a shape counts as one, so units work).
     """
 
-    def __init__(self, value: Any, name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any):
+    def __init__(
+        self, value: "_V | State[_V]", name: str | None = None, tag: str | Iterable[str] | None = None, **metadata: Any
+    ):
         leaves = jax.tree.leaves(value.value if isinstance(value, State) else value)
         if len(leaves) != 1 or not hasattr(leaves[0], "shape"):
             raise StateTypeError(f"HiddenState holds one array, not {type(value).__name__}: use ShortTermState.")

@@ -10,7 +10,7 @@ What the values are is up to the user; methods that speak of States want States 
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 
@@ -19,7 +19,7 @@ from .._seam.packing import Writes
 from .._seam.scope import commit, read
 from .._state import State, fitted
 from ..filters import Filter, to_predicates
-from ._paths import dotted, in_order
+from ._paths import Path, dotted, in_order
 from ._snapshot import TreefyState
 
 __all__ = ["FlattedDict", "NestedDict", "assign", "complete", "loadable", "plain", "select", "take_all"]
@@ -98,7 +98,7 @@ def _refuse(name, targets, absent, unknown, problems):
     raise StateValueError(f"{name} {first}: {'; '.join(filter(None, rules))}. Nothing was changed.")
 
 
-def assign(states: Mapping[Any, State], values: Mapping) -> None:
+def assign(states: Mapping[Any, Any], values: Mapping) -> None:
     """Give States their new stored values, all together."""
     commit(Writes(tuple(states[path] for path in values), list(values.values())))
 
@@ -108,7 +108,11 @@ def plain(x: Any) -> Any:
     return read(x) if isinstance(x, State) else x.value if isinstance(x, TreefyState) else x
 
 
-class _PathMapping(dict):
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class _PathMapping(dict[_K, _V]):
     """What the two forms share; everything that looks at paths works on the flat form."""
 
     __slots__ = ()
@@ -187,7 +191,7 @@ class _PathMapping(dict):
         return "\n  ".join([f"{type(self).__name__}({{", *lines]) + "\n})"
 
 
-class FlattedDict(_PathMapping):
+class FlattedDict(_PathMapping[Path, _V]):
     """A dict from paths (tuples) to States, values or gradients, and a pytree sorted by path.
 
     Attribute access looks up the path of length one: ``flat.w`` is ``flat[('w',)]``.
@@ -263,7 +267,7 @@ class FlattedDict(_PathMapping):
         return (name,)
 
 
-class NestedDict(_PathMapping):
+class NestedDict(_PathMapping[Any, Any]):
     """Nested dicts from names to States, snapshots, values or gradients, and a pytree sorted at each level.
 
     Plain dicts that are given become levels. Attribute access looks up a key: ``tree.layer.w`` is

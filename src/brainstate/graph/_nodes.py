@@ -1,9 +1,8 @@
 """``Node``: the base of Modules, and the containers that a Node owns.
 
-A compiled function knows what it has read of Modules (``_seam/module_reads``). If something of it changes, the function must
-look again, and for this it is enough that the change is announced (``_watch.changed``): a counter
-goes up, which compiled calls compare. So the places where something can enter or leave the graph have to
-notice:
+A compiled function knows what it has read of Modules (``_seam/module_reads``). If something of it changes, the
+function must look again, and for this it is enough that the change is announced (``module_reads.changed``): a counter
+goes up, which compiled calls compare. So the places where something can enter or leave the graph have to notice:
 
 * attributes of a Node, in ``__setattr__`` and ``__delattr__``.
 * lists and dicts in attributes. A plain list cannot notice anything, so a Node keeps an equal ``NodeList``

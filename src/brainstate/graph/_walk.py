@@ -8,7 +8,7 @@ has the level of the Node that it belongs to, however many lists and dicts lie b
 
 import reprlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from .._errors import StateTypeError, StateValueError
 from .._seam.module_reads import STRUCTURE, note
@@ -23,6 +23,8 @@ from ._snapshot import TreefyState
 __all__ = ["check_root", "iter_leaf", "iter_node", "nodes", "snapshots", "states", "survey", "treefy_states", "walk"]
 
 _ALL_LEVELS = (0, float("inf"))
+_S = TypeVar("_S", bound=State)
+_N = TypeVar("_N", bound=Node)
 
 
 def walk(root: Any, last: float = float("inf")) -> Iterator[tuple[Path, Any, Kind | None, int]]:
@@ -92,6 +94,20 @@ def _checked(levels):
     return first, last
 
 
+@overload
+def states(  # pyright: ignore[reportOverlappingOverload]
+    node: Any, kind: type[_S], /, *, allowed_hierarchy: tuple[float, float] = ...
+) -> FlattedDict[_S]: ...
+@overload
+def states(node: Any, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[State[Any]]: ...
+@overload
+def states(
+    node: Any, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...
+) -> FlattedDict[State[Any]]: ...
+@overload
+def states(
+    node: Any, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+) -> tuple[FlattedDict[State[Any]], ...]: ...
 def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = _ALL_LEVELS) -> Any:
     """Return the States below ``node``: a Module, or any container of Modules and States.
 
@@ -124,6 +140,16 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] =
     return _dealt(survey(node, allowed_hierarchy)[0], filters, FlattedDict._of)
 
 
+@overload
+def nodes(node: Any, kind: type[_N], /, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[_N]: ...
+@overload
+def nodes(node: Any, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[Any]: ...
+@overload
+def nodes(node: Any, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...) -> FlattedDict[Any]: ...
+@overload
+def nodes(
+    node: Any, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+) -> tuple[FlattedDict[Any], ...]: ...
 def nodes(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = _ALL_LEVELS) -> Any:
     """Return the Modules in ``node``, itself included, as ``{path: Module}`` with children before parents.
 

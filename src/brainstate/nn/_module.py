@@ -12,7 +12,7 @@ import operator
 import reprlib
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ from ..graph import Node
 __all__ = ["InputError", "Module", "as_shape"]
 
 _LEVELS = (0, float("inf"))
+_S = TypeVar("_S", bound=State)
+_N = TypeVar("_N", bound=Node)
 
 
 class Module(Node):
@@ -114,6 +116,20 @@ class Module(Node):
 
     # ------------------------------------------------------------------------------------ looking around
 
+    @overload
+    def states(  # pyright: ignore[reportOverlappingOverload]
+        self, kind: type[_S], /, *, allowed_hierarchy: tuple[float, float] = ...
+    ) -> graph.FlattedDict[_S]: ...
+    @overload
+    def states(self, *, allowed_hierarchy: tuple[float, float] = ...) -> graph.FlattedDict[State[Any]]: ...
+    @overload
+    def states(
+        self, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...
+    ) -> graph.FlattedDict[State[Any]]: ...
+    @overload
+    def states(
+        self, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+    ) -> tuple[graph.FlattedDict[State[Any]], ...]: ...
     def states(self, *filters: Filter, allowed_hierarchy: tuple[float, float] = _LEVELS) -> Any:
         """Return the States of this Module and those below by path; see `brainstate.graph.states`."""
         return graph.states(self, *filters, allowed_hierarchy=allowed_hierarchy)
@@ -122,6 +138,16 @@ class Module(Node):
         """Return snapshots of the States as nested dicts; see `brainstate.graph.treefy_states`."""
         return graph.treefy_states(self, *filters)
 
+    @overload
+    def nodes(self, kind: type[_N], /, *, allowed_hierarchy: tuple[float, float] = ...) -> graph.FlattedDict[_N]: ...
+    @overload
+    def nodes(self, *, allowed_hierarchy: tuple[float, float] = ...) -> graph.FlattedDict[Any]: ...
+    @overload
+    def nodes(self, filter: Filter, /, *, allowed_hierarchy: tuple[float, float] = ...) -> graph.FlattedDict[Any]: ...
+    @overload
+    def nodes(
+        self, filter: Filter, other: Filter, /, *filters: Filter, allowed_hierarchy: tuple[float, float] = ...
+    ) -> tuple[graph.FlattedDict[Any], ...]: ...
     def nodes(self, *filters: Filter, allowed_hierarchy: tuple[float, float] = _LEVELS) -> Any:
         """Return this Module and those below, ``{path: Module}``; see `brainstate.graph.nodes`."""
         return graph.nodes(self, *filters, allowed_hierarchy=allowed_hierarchy)
