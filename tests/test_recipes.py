@@ -1,9 +1,11 @@
-"""The recipes of ``docs/contributing/architecture.md``, each carried out in a copy of the repository.
+"""``docs/contributing/architecture.md``: its map, its names, and each recipe, carried out in a copy of the repository.
 
 A block after the name of a file is what the recipe does to it: all of a new file, or lines that are added (and some
 replaced) beside lines that are there. The generic tests of the copy then find the new thing in their tables.
 """
 
+import importlib
+import operator
 import os
 import re
 import shutil
@@ -24,13 +26,13 @@ BLOCK = re.compile(
 
 @dataclass
 class Recipe:
-    """What is added, the tests that find it by this name, how many at least, and in how many files it is written."""
+    """What is added, the tests that find it by this name, how many at least, and in how many places it is written."""
 
     title: str
     name: str
     tests: tuple[str, ...]
     cases: int
-    files: int
+    places: int
 
     def blocks(self):
         """Yield ``(path, kind, text)``; what runs afterwards has no path."""
@@ -46,11 +48,12 @@ class Recipe:
         return self.title
 
 
-TABLE = (
-    "checked chunks conventions errors faults_derivatives faults_jax frozen jit loops nan never_silent seeds tap vmap"
-)
+TABLE = """
+    checked chunks conventions defects errors faults_derivatives faults_jax faults_signatures frozen jit laws loops
+    misuse nan never_silent seeds state tap types vmap
+"""
 RECIPES = [
-    Recipe("transform", "mean_grad", tuple(f"tests/test_{name}.py" for name in TABLE.split()), 90, 3),
+    Recipe("transform", "mean_grad", tuple(f"tests/test_{name}.py" for name in TABLE.split()), 140, 3),
     Recipe("layer", "Affine", ("tests/test_checked.py", "src/brainstate/nn/_layers.py"), 2, 3),
     Recipe("sampler", "halfnormal", ("tests/test_random.py",), 5, 2),
     Recipe("sparsity rule", "test_pattern_of_each_operation", ("tests/test_sparse.py",), 4, 2),
@@ -86,7 +89,8 @@ def copy(tmp_path_factory):
                 file = root / path
                 assert file.exists() == (kind == "diff"), path
                 file.write_text(changed(file.read_text(), text) if kind == "diff" else text)
-    run(root, "docs/_api.py")
+    for written in ("_api", "_stubs"):
+        run(root, f"docs/{written}.py")
     return root
 
 
@@ -109,8 +113,8 @@ def cases(copy):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_recipe(recipe, copy, cases):
-    paths = {path for path, _, _ in recipe.blocks() if path}
-    assert 0 < len(paths) <= recipe.files
+    paths = {path.removesuffix("i") for path, _, _ in recipe.blocks() if path}  # a module and its types are one
+    assert 0 < len(paths) <= recipe.places
     assert sum(recipe.name in case for case in cases) >= recipe.cases
     scripts = [text for path, _, text in recipe.blocks() if path is None]
     assert scripts
@@ -121,3 +125,36 @@ def test_recipe(recipe, copy, cases):
 def test_the_form_is_kept(copy):
     """A recipe gives code that the rules of this repository accept."""
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_formalities.py")
+
+
+# ------------------------------------------------------------------------------------------ the map and the names
+
+FILES = {path.relative_to(ROOT / "src/brainstate") for path in (ROOT / "src/brainstate").rglob("*.py")}
+
+
+def drawn():
+    """Yield the files on the map, with the rooms as their `__init__`."""
+    rooms = [Path()]
+    for line in TEXT.split("## The map")[1].split("```text\n")[1].split("```")[0].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 4
+        for name in line.strip().split("  ")[0].split():
+            del rooms[depth + 1 :]
+            if name.endswith("/"):
+                rooms.append(rooms[depth] / name)
+            yield rooms[-1] / ("__init__.py" if name.endswith("/") else f"{name}.py")
+
+
+def test_the_map_has_every_file():
+    on_map = [*drawn()]
+    assert len(on_map) == len(set(on_map))
+    assert set(on_map) == FILES - {Path("__init__.py")}
+
+
+def test_the_names_exist():
+    """``scope.py: Scope.read`` is a name in that file."""
+    found = re.findall(r"`(\w+\.py): ([\w.]+)`", TEXT)
+    assert len(found) > 20
+    for file, name in found:
+        (path,) = (path for path in FILES if path.name == file)
+        module = importlib.import_module(".".join(["brainstate", *path.with_suffix("").parts]))
+        assert operator.attrgetter(name)(module) is not None
