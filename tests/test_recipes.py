@@ -103,28 +103,27 @@ def run(root, *arguments):
 
 @pytest.fixture(scope="module")
 def cases(copy):
-    """Return the cases of the generic tests that are about what was added; they have all passed."""
+    """Return the cases of the generic tests that are about what was added; they, and the rules of form, have passed."""
     report = copy / "report.xml"
-    files = dict.fromkeys(file for recipe in RECIPES for file in recipe.tests)
-    wanted = " or ".join(recipe.name for recipe in RECIPES)
+    files = dict.fromkeys(["tests/test_formalities.py", *(file for recipe in RECIPES for file in recipe.tests)])
+    wanted = " or ".join(["test_formalities", *(recipe.name for recipe in RECIPES)])
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted, f"--junitxml={report}")
     return [case.get("name") for case in ElementTree.parse(report).iter("testcase")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the tests of the copy are part of it
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_recipe(recipe, copy, cases):
+def test_recipe(recipe, cases):
     paths = {path.removesuffix("i") for path, _, _ in recipe.blocks() if path}  # a module and its types are one
     assert 0 < len(paths) <= recipe.places
     assert sum(recipe.name in case for case in cases) >= recipe.cases
-    scripts = [text for path, _, text in recipe.blocks() if path is None]
-    assert scripts
-    for script in scripts:
-        run(copy, "-c", script)
 
 
-def test_the_form_is_kept(copy):
-    """A recipe gives code that the rules of this repository accept."""
-    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_formalities.py")
+def test_what_was_added_can_be_used(copy):
+    scripts = [[text for path, _, text in recipe.blocks() if path is None] for recipe in RECIPES]
+    assert all(scripts)
+    run(copy, "-c", "\n".join(text for texts in scripts for text in texts))
 
 
 # ------------------------------------------------------------------------------------------ the map and the names
