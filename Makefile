@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test soak test-jax check format bench bench-peers docs lock clean
+.PHONY: help setup demo test soak test-jax check measure format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -53,6 +53,9 @@ check: $(VENV)/.check  ## format, lint, types, formalities
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/mypy --python-executable $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_formalities.py
+
+measure: $(VENV)/.test  ## the house in numbers; ARGS='before/src src' for columns to compare
+	PYTHONPATH=tests $(BIN)/python tests/measure.py $(ARGS)
 
 format: $(VENV)/.check  ## mend what `check` says of format and lint, code blocks of documents included
 	$(BIN)/ruff format

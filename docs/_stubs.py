@@ -45,7 +45,7 @@ def parameter(p):
 
 def sampler(name, first=()):
     """Return the definition of a sampler."""
-    shown, parameters = list(first), list(_samplers.SAMPLERS[name].shown.parameters.values())
+    shown, parameters = list(first), list(_samplers.SAMPLERS[name].public_signature.parameters.values())
     for p in parameters:
         if p.kind is p.KEYWORD_ONLY and "*" not in shown and not any(s.startswith("*") for s in shown):
             shown.append("*")

@@ -105,7 +105,7 @@ def test_predicates_print_and_pickle():
 
 @pytest.mark.parametrize("bad", [3, 1.5, {"a"}, {}, [ParamState, 3]])
 def test_what_is_no_filter_is_refused(bad):
-    with pytest.raises(TypeError, match=r"is no filter.*a class, a tag"):
+    with pytest.raises(TypeError, match=r"is not a filter.*a class, a tag"):
         to_predicate(bad)
 
 

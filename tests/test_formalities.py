@@ -10,25 +10,19 @@ import __future__
 import ast
 import importlib
 import inspect
-import io
 import re
 import subprocess
 import sys
-import tokenize
 import types
 import typing
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 from _api import public_modules
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src"
-PACKAGE = "brainstate"
+from _source import MODULES, PACKAGE, ROOT, Module, files, floors, import_graph, rooms, span
 
 # What a part of the package may import from the package, itself aside. `__init__` may import all.
 CORE = "_errors _compat _arrays _functions _copies _seam _state"
@@ -97,6 +91,7 @@ OPTIONAL = {
 FOREIGN = OPTIONAL | {"sklearn", "flax"}
 
 FILE_LINES, BODY_LINES, PARAMETERS = 400, 40, 8
+FOLDER_FILES, FLOORS = 12, 6
 # Functions with more parameters, and why: {"module.function": "reason"}, from `transform` on.
 WIDE: dict[str, str] = {
     "_first_order.gradient_transform.GradientTransform.__init__": "what all derivatives take, and the derivative",
@@ -114,79 +109,6 @@ WIDE: dict[str, str] = {
     "_sparse.transforms.sparse_jacobian": "what all derivatives take, and what is known of the pattern",
     "_sparse.transforms.sparse_hessian": "as sparse_jacobian",
 }
-
-
-@dataclass(frozen=True)
-class Module:
-    """The source of one module and its syntax tree."""
-
-    name: str
-    is_package: bool
-    text: str
-    tree: ast.Module
-
-    @classmethod
-    def parse(cls, text: str, name: str, is_package: bool = False) -> "Module":
-        return cls(name, is_package, text, ast.parse(text))
-
-    @classmethod
-    def load(cls, path: Path) -> "Module":
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        return cls.parse(path.read_text(), ".".join(parts[:-1] if is_package else parts), is_package)
-
-    def functions(self) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-        """Every function with its qualified name, nested ones and methods included."""
-        pending: list[tuple[str, ast.AST]] = [(self.name, self.tree)]
-        while pending:
-            prefix, parent = pending.pop()
-            for node in ast.iter_child_nodes(parent):
-                scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                name = f"{prefix}.{node.name}" if scope else prefix
-                if scope and not isinstance(node, ast.ClassDef):
-                    yield name, node
-                pending.append((name, node))
-
-    def imports(self, within: ast.AST | None = None) -> Iterator[tuple[int, str]]:
-        """Line and absolute dotted name of all that is imported; of `from a import b`, it is `a.b`."""
-        for node in ast.walk(within or self.tree):
-            if isinstance(node, ast.Import):
-                yield from ((node.lineno, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                parts = self.name.split(".")
-                parents = parts[: len(parts) - node.level + self.is_package] if node.level else []
-                base = ".".join([*parents, *filter(None, [node.module])])
-                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-
-    def docstrings(self) -> Iterator[tuple[ast.AST, ast.Constant]]:
-        """Every docstring with what it documents."""
-        for node in ast.walk(self.tree):
-            match node:
-                case (
-                    ast.Module(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.ClassDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.FunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                    | ast.AsyncFunctionDef(body=[ast.Expr(ast.Constant(str()) as text), *_])
-                ):
-                    yield node, text
-
-    def code_lines(self) -> set[int]:
-        """The numbers of the lines that hold code: no docstrings, comments, blanks."""
-        silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-        lines: set[int] = set()
-        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
-            if token.type not in silent and token.string:
-                lines.update(range(token.start[0], token.end[0] + 1))
-        for _, text in self.docstrings():
-            lines.difference_update(_span(text))
-        return lines
-
-
-def _span(node: ast.stmt | ast.expr) -> range:
-    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
-
-
-MODULES = [Module.load(path) for path in sorted((SOURCE / PACKAGE).rglob("*.py"))]
 
 
 # --- rules: one module's tree -> what is wrong with it ------------------------------------------------------
@@ -275,7 +197,7 @@ def within_body_budget(module: Module) -> Iterator[str]:
     """The body of a function has few lines of code."""
     code = module.code_lines()
     for name, function in module.functions():
-        lines = {line for statement in function.body for line in _span(statement)} & code
+        lines = {line for statement in function.body for line in span(statement)} & code
         if len(lines) > BODY_LINES:
             yield f"{name}: {len(lines)} lines of code, {BODY_LINES} allowed"
 
@@ -377,15 +299,8 @@ def test_wide_lists_nothing_stale():
 
 def import_cycle(modules: Iterable[Module]) -> list[str]:
     """Return a cycle of imports, or nothing."""
-    modules = {module.name: module for module in modules}
-    graph = {
-        name: {
-            target if target in modules else target.rpartition(".")[0] for _, target in module.imports()
-        }.intersection(modules)
-        for name, module in modules.items()
-    }
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter(import_graph(modules)).prepare()
     except CycleError as error:
         return error.args[1]
     return []
@@ -410,6 +325,46 @@ def test_cycle_is_found():
     b = Module.parse("def f():\n    from brainstate.a import x", "brainstate.b")
     assert set(import_cycle([a, b])) == {"brainstate.a", "brainstate.b"}
     assert not import_cycle([a])
+
+
+def crowded_folders(modules: Iterable[Module]) -> dict[str, int]:
+    """Return the folders with more files than one looks through, and how many each has."""
+    return {folder: len(names) for folder, names in files(modules).items() if len(names) > FOLDER_FILES}
+
+
+def tall_folders(modules: Iterable[Module]) -> dict[str, int]:
+    """Return the folders in `transform`, itself included, whose parts stand on too many floors, and their number."""
+    modules = list(modules)
+    graph, inside = (
+        import_graph(modules),
+        [folder for folder in files(modules) if folder.startswith(f"{PACKAGE}.transform")],
+    )
+    heights = {folder: floors(rooms(graph, folder)) for folder in inside}
+    return {folder: height for folder, height in heights.items() if height > FLOORS}
+
+
+def test_a_folder_has_few_files():
+    assert not crowded_folders(MODULES)
+
+
+def test_transforms_stand_on_few_floors():
+    assert not tall_folders(MODULES)
+
+
+def test_a_crowded_folder_is_found():
+    names = ["brainstate.a", *(f"brainstate.a.m{i}" for i in range(FOLDER_FILES))]
+    modules = [Module.parse("", name, is_package=name == "brainstate.a") for name in names]
+    assert crowded_folders(modules) == {"brainstate.a": FOLDER_FILES + 1}
+    assert not crowded_folders(modules[:-1])
+
+
+def test_a_tall_folder_is_found():
+    def tower(height):
+        yield Module.parse("", "brainstate.transform", is_package=True)
+        for i in range(height):
+            yield Module.parse(f"from .m{i - 1} import x" if i else "", f"brainstate.transform.m{i}")
+
+    assert tall_folders(tower(FLOORS + 1)) == {"brainstate.transform": FLOORS + 1} and not tall_folders(tower(FLOORS))
 
 
 def test_no_paragraph_stands_twice():

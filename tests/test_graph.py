@@ -150,7 +150,7 @@ def test_several_filters():
     assert box.nodes(Box, ...)[1] == {}
     with pytest.raises(ValueError, match=r"put `\.\.\.` last"):
         box.states(..., ParamState)
-    with pytest.raises(TypeError, match="is no filter"):
+    with pytest.raises(TypeError, match="is not a filter"):
         box.states(3)
 
 

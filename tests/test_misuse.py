@@ -461,7 +461,7 @@ TABLE = {
         StateTypeError,
         r"policy='dots' is no policy",
     ),
-    "a filter that is none": (lambda a: T.save_states(3), StateTypeError, r"3 is no filter"),
+    "a filter that is none": (lambda a: T.save_states(3), StateTypeError, r"3 is not a filter"),
     "a state as argument of a checkpoint": (
         lambda a: T.checkpoint(lambda s: put(s, 2.0))(a.s),
         StateValueError,

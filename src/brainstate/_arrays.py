@@ -1,4 +1,4 @@
-"""What the leaves of a pytree are: their types in words, and which of them have derivatives."""
+"""Leaves of a pytree: their types in words, and which of them have derivatives."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ def differentiable(leaf) -> bool:
 
 
 def tangent_type(leaf) -> jax.ShapeDtypeStruct:
-    """Return the type of a tangent of ``leaf``: its own, and float0 for what has no derivative."""
+    """Return the type of a tangent of ``leaf``: its own, and float0 if it has no derivative."""
     aval: Any = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype if differentiable(leaf) else jax.dtypes.float0)
 

@@ -1,4 +1,4 @@
-"""What this package needs of JAX and what JAX spells differently, or does not spell, from version to version.
+"""Names of JAX that differ from version to version, or lie beside its documented interface.
 
 Features are found by presence, never by version number. Everything here is public JAX.
 """
@@ -33,7 +33,7 @@ UNSPECIFIED = inspect.signature(jax.jit).parameters["in_shardings"].default
 
 
 #: ``current_trace()`` is the trace that takes the next operation, to be made current again with ``set_current_trace``.
-#: Every read and write of a State asks it, so it is no function of Python's.
+#: A `partial` of a C++ function rather than a Python function: every State access calls it.
 current_trace = functools.partial(find_top_trace, ())
 
 
@@ -42,14 +42,14 @@ with jax.ensure_compile_time_eval():
 
 
 def staging() -> bool:
-    """Tell whether what runs now is being recorded into a program (by a jit, a scan, ...)."""
+    """Tell whether a program is being recorded (by a jit, a scan, ...)."""
     return unsafe_am_i_under_a_jit_DO_NOT_USE()
 
 
 def stages_within(outer) -> bool | None:
-    """Tell whether what runs now is being recorded into a program inside the trace ``outer``; None: not inside it.
+    """Tell whether a program is being recorded inside the trace ``outer``; None if ``outer`` is not in progress.
 
-    A trace that records does not always know what is around it, so inside a recording ``outer`` nothing is None.
+    A recording trace does not always know the trace around it, so inside a recording ``outer`` the answer is not None.
     """
     trace, staged = current_trace(), False
     while trace is not outer:
@@ -79,7 +79,7 @@ def nans_checked() -> bool:
 
 
 def varying_axes(value) -> tuple:
-    """Return the axes of a device mesh along which ``value``, or what has this type, may differ in ``shard_map``."""
+    """Return the axes of a device mesh along which ``value``, or an array of this type, may differ in ``shard_map``."""
     aval = value if hasattr(value, "manual_axis_type") else jax.typeof(value)
     return tuple(aval.manual_axis_type.varying)
 
@@ -98,7 +98,7 @@ def optional(module: str, user: str, extra: str) -> Any:
 
 
 def scan_inputs(params, inputs) -> tuple[list, list, list]:
-    """Cut the inputs of a ``scan`` equation into constants, first carry, and what it loops over."""
+    """Cut the inputs of a ``scan`` equation into constants, first carry, and the arrays that it loops over."""
     if "num_consts" in params:
         constants, first = params["num_consts"], params["num_consts"] + params["num_carry"]
         return inputs[:constants], inputs[constants:first], inputs[first:]

@@ -40,14 +40,14 @@ class Remade:
 
 
 def _parts(x) -> list:
-    """Return what ``x`` is made of, as far as is looked into."""
+    """Return the parts of ``x``, as far as they are looked into."""
     match x:
         case MethodType():
             return [x.__func__, x.__self__]
         case partial():
             return [x.func, *x.args, *x.keywords.values()]
         case FunctionType():
-            cells = [cell.cell_contents for cell in x.__closure__ or () if _filled(cell)]
+            cells = [cell.cell_contents for cell in x.__closure__ or () if _has_contents(cell)]
             return [*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values(), x.__dict__.get("__wrapped__")]
         case Remade() if (recipe := x._recipe()) is not None:
             return list(recipe[1])
@@ -72,7 +72,7 @@ def _is_ours(x):
     return isinstance(x, kinds) or type(x).__module__.startswith("brainstate.transform.")
 
 
-def _filled(cell):
+def _has_contents(cell):
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -80,7 +80,7 @@ def _filled(cell):
     return True
 
 
-def _met(x, table) -> tuple[dict, dict]:
+def _reach(x, table) -> tuple[dict, dict]:
     """Return the things that ``x`` leads to, by id, and who refers to each; it ends at those in ``table``."""
     things, owners, stack = {id(x): x}, {}, [x]
     while stack:
@@ -94,8 +94,8 @@ def _met(x, table) -> tuple[dict, dict]:
 
 
 def deep_copied(x: Any, memo: dict[int, Any]) -> Any:
-    """Return a deep copy of ``x``, the state of an object, with functions that refer to what was copied."""
-    foreign = [thing for thing in _met(x, memo)[0].values() if _is_foreign(thing)]
+    """Return a deep copy of ``x``, the state of an object, with functions that refer to the copies."""
+    foreign = [thing for thing in _reach(x, memo)[0].values() if _is_foreign(thing)]
     memo.update((id(thing), thing) for thing in foreign)  # Python would copy a half of them
     new = copy.deepcopy(x, memo)
     for thing in foreign:
@@ -105,20 +105,20 @@ def deep_copied(x: Any, memo: dict[int, Any]) -> Any:
 
 def reached(x: Any, table: dict[int, Any]) -> list:
     """Return the things with an id in ``table`` that the function ``x`` refers to."""
-    return [thing for key, thing in _met(x, table)[0].items() if key in table]
+    return [thing for key, thing in _reach(x, table)[0].items() if key in table]
 
 
 def remade(x: Any, table: dict[int, Any]) -> Any:
-    """Return ``x``, a function or what holds some, with the copy in ``table`` for each thing whose id is there.
+    """Return ``x``, a function or a container of some, with the copy in ``table`` for each thing whose id is there.
 
     Raises
     ------
     StateTypeError
         If a ``jax.jit`` or the like leads there: it cannot be made again.
     """
-    things, owners = _met(x, table)
+    things, owners = _reach(x, table)
     stale, stack = set(), [key for key in things if key in table]
-    while stack:  # from what was copied up to those that lead there
+    while stack:  # from the copied things up to those that lead there
         for owner in owners.get(stack.pop(), ()):
             if owner not in stale:
                 stale.add(owner)
@@ -127,7 +127,7 @@ def remade(x: Any, table: dict[int, Any]) -> Any:
 
 
 class _Maker:
-    """One run of `remade`: only what is ``stale`` is made again, each thing once."""
+    """One run of `remade`: only ``stale`` things are made again, each once."""
 
     def __init__(self, table, stale):
         self.table, self.stale, self.made = table, stale, {}
@@ -138,28 +138,28 @@ class _Maker:
         if id(x) not in self.stale:
             return x
         if id(x) not in self.made:
-            new = self._again(x)
+            new = self._copy(x)
             self.made.setdefault(id(x), new)
         return self.made[id(x)]
 
     def _all(self, xs) -> list:
         return [self.make(x) for x in xs]
 
-    def _named(self, xs) -> dict:
+    def _make_values(self, xs) -> dict:
         return {name: self.make(x) for name, x in xs.items()}
 
-    def _again(self, x) -> Any:
+    def _copy(self, x) -> Any:
         match x:
             case MethodType():
                 return MethodType(self.make(x.__func__), self.make(x.__self__))
             case partial():
-                return type(x)(self.make(x.func), *self._all(x.args), **self._named(x.keywords))
+                return type(x)(self.make(x.func), *self._all(x.args), **self._make_values(x.keywords))
             case FunctionType():
                 return self._function(x)
             case Remade() if (recipe := x._recipe()) is not None:
                 return recipe[0](*self._all(recipe[1]))
             case dict():
-                return self._named(x)
+                return self._make_values(x)
             case list() | tuple() | set() | frozenset():
                 return type(x)(*self._all(x)) if hasattr(x, "_fields") else type(x)(self._all(x))
         if _is_ours(x):
@@ -168,7 +168,7 @@ class _Maker:
                 object.__setattr__(new, name, self.make(part))
             return new
         raise StateTypeError(
-            f"{getattr(x, '__name__', x)!r} is a {type(x).__name__} of a function that refers to what is copied, and "
+            f"{getattr(x, '__name__', x)!r} is a {type(x).__name__} of a function that refers to a copied thing, and "
             f"it would go on with the States of the original. Use the transform of the same name of "
             f"brainstate.transform, or take it away before and make it again for the copy."
         )
@@ -179,10 +179,10 @@ class _Maker:
         new.__qualname__, new.__doc__, new.__module__ = x.__qualname__, x.__doc__, x.__module__
         new.__annotations__ = x.__annotations__
         for cell, old in zip(cells, x.__closure__ or (), strict=True):
-            if _filled(old):
+            if _has_contents(old):
                 cell.cell_contents = self.make(old.cell_contents)
         new.__defaults__ = x.__defaults__ and tuple(self._all(x.__defaults__))
-        new.__kwdefaults__ = x.__kwdefaults__ and self._named(x.__kwdefaults__)
+        new.__kwdefaults__ = x.__kwdefaults__ and self._make_values(x.__kwdefaults__)
         new.__dict__.update(x.__dict__)
         if "__wrapped__" in x.__dict__:
             new.__dict__["__wrapped__"] = self.make(x.__dict__["__wrapped__"])

@@ -8,7 +8,7 @@
         ├── StateValueError             (also ValueError)  right kind, unusable value
         ├── TraceContextError           a State met a transform that does not know it
         ├── BatchAxisError              lanes of a map disagree about a State
-        ├── GradientCheckError          (also AssertionError)   a derivative is not what it has to be
+        ├── GradientCheckError          (also AssertionError)   a derivative is wrong
         ├── NonFiniteError              (also RuntimeError)     a derivative holds NaN or infinities
         └── NoSolutionError             (also RuntimeError)     a solver found no solution
     Warning
@@ -43,7 +43,7 @@ def a_type(thing: Any) -> str:
 
 
 def article(name: str) -> str:
-    """Return ``name`` with its article; what begins with a u, as uint8, is said as in ``you``."""
+    """Return ``name`` with its article; a u, as in uint8, is said as in ``you``."""
     return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
@@ -52,7 +52,7 @@ class BrainStateError(Exception):
 
 
 class StateTypeError(BrainStateError, TypeError):
-    """An argument, or what a State holds, is of the wrong kind."""
+    """An argument, or the value of a State, is of the wrong kind."""
 
 
 class StateValueError(BrainStateError, ValueError):
@@ -68,16 +68,16 @@ class BatchAxisError(BrainStateError):
 
 
 class GradientCheckError(BrainStateError, AssertionError):
-    """A derivative, or a differentiated call, does not do what `check_grads` asks of it."""
+    """A derivative, or a differentiated call, fails a test of `check_grads`."""
 
 
 class NonFiniteError(BrainStateError, RuntimeError):
-    """A derivative with ``debug_nan=True`` met NaN or an infinity; what is known of its origin is also here for tools.
+    """A derivative with ``debug_nan=True`` met NaN or an infinity; the attributes have its origin, for tools.
 
     Attributes
     ----------
     kind : str or None
-        ``'NaN'`` or ``'Inf'``: what the first operation made.
+        ``'NaN'`` or ``'Inf'``: the result of the first operation.
     phase : str or None
         ``'forward'``: in computing the value; ``'backward'``: in its derivative; ``'input'``: it was there before.
     file, line, function, source : str, int, str, str, or None

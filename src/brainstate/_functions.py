@@ -1,7 +1,7 @@
 """The boundary to the user's code: errors without the frames of this package, and functions under their own names.
 
 Nothing here is on the path of a call that succeeds. An error that leaves a `boundary` loses our frames, as it loses
-JAX's own when it leaves JAX; the JAX option ``jax_traceback_filtering="off"`` keeps both. What JAX traces is a function
+JAX's own when it leaves JAX; the JAX option ``jax_traceback_filtering="off"`` keeps both. JAX traces a function
 of ours that calls the user's: `named_after` makes JAX write the name, the place and the arguments of the user's.
 """
 
@@ -43,7 +43,7 @@ def _of_others(trace: TracebackType | None) -> TracebackType | None:
     return kept
 
 
-# What JAX says, and what we add to it.
+# Beginnings of JAX's messages, and the remedies that we add.
 _REMEDIES = {
     "Reverse-mode differentiation does not work for lax.while_loop": "brainstate.transform.bounded_while_loop has a "
     "reverse mode: it takes the largest number of iterations, max_steps."
@@ -85,7 +85,7 @@ def boundary(fun: _F) -> _F:
 
 
 def check_function(what: str, fun: Any) -> None:
-    """Refuse what is no function that can be traced; ``what`` says what is done with one."""
+    """Refuse anything but a function that can be traced; ``what`` names its use in the message."""
     if isinstance(fun, staticmethod):
         got = "a staticmethod: put @staticmethod above the transform, not below"
     elif not callable(fun):

@@ -5,10 +5,10 @@ A State holds any pytree (arrays, numbers, nested containers; outside transforms
 line of code works outside and inside every transform. A State has identity: it compares and hashes by ``is``,
 is a leaf for ``jax.tree``, and holds no other State. Where ``.value`` was forgotten, it says so.
 
-A subclass may define ``value`` anew, to show something else than the seam keeps. Copies, snapshots and what loads
-go by the *stored* value, which is also what is differentiated.
+A subclass may override ``value``, to show something else than the seam keeps. Copies, snapshots, loading and
+derivatives go by the *stored* value.
 
-The kinds differ in meaning only, and are what filters select by::
+The kinds differ in meaning only; filters select by them::
 
     State
     ├── LongTermState           kept from one run to the next
@@ -18,7 +18,7 @@ The kinds differ in meaning only, and are what filters select by::
         └── HiddenState         the activity of a recurrent or spiking layer: one array
 
 Nobody but the seam changes a State, there are no hooks, and no source trace is recorded. Tags decide what a filter
-selects, and so what is compiled: a change of them is announced as the replacement of a State is.
+selects, and so the compiled program: a change of them is announced as the replacement of a State is.
 """
 
 import copy as _copy
@@ -43,14 +43,14 @@ __all__ = [
     "ParamState",
     "ShortTermState",
     "State",
-    "fitted",
+    "fit",
     "rebuild",
     "strings",
 ]
 
 
 class _Tags(set):
-    """The tags of a State; what compiled functions have selected by them is looked up again after a change."""
+    """The tags of a State; compiled functions look up again, after a change, the States that they selected by tag."""
 
     __slots__ = ("_state",)
 
@@ -61,7 +61,7 @@ class _Tags(set):
         return set, (list(self),)  # a copy belongs to no State
 
 
-def _announcing(method: Callable) -> Callable:
+def _announce_after(method: Callable) -> Callable:
     @functools.wraps(method)
     def change(self, *others):
         before = set(self)
@@ -81,7 +81,7 @@ def _announcing(method: Callable) -> Callable:
 
 
 def strings(tags: Any) -> list[str]:
-    """Return one tag or several as a list, and refuse what is no string."""
+    """Return one tag or several as a list, and refuse anything but strings."""
     tags = [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
     if not all(isinstance(tag, str) for tag in tags):
         raise StateTypeError(f"the tags of a State are strings; give one, or several in a list, not {tags!r}.")
@@ -95,7 +95,7 @@ def _announce(state) -> None:
 
 _CHANGES = "add clear discard pop remove update difference_update intersection_update symmetric_difference_update"
 for _name in (*_CHANGES.split(), "__iand__", "__ior__", "__isub__", "__ixor__"):
-    setattr(_Tags, _name, _announcing(getattr(set, _name)))
+    setattr(_Tags, _name, _announce_after(getattr(set, _name)))
 
 
 _V = TypeVar("_V")
@@ -164,7 +164,7 @@ class State(_scope.Cell, Generic[_V]):
 
     @property
     def tag(self) -> set[str]:
-        """The marks to select by; changed, or assigned anew, at any time: compiled functions notice."""
+        """The marks to select by; may be changed or assigned at any time: compiled functions notice."""
         return self.__dict__["tag"]
 
     @tag.setter
@@ -185,7 +185,7 @@ class State(_scope.Cell, Generic[_V]):
         StateValueError
             If they differ; the State is unchanged.
         """
-        value, problem = fitted(_scope.glance(self), value)
+        value, problem = fit(_scope.glance(self), value)
         if problem:
             raise StateValueError(f"{self.describe()}: the value to restore is {problem}; they must agree.")
         _scope.write(self, value)
@@ -306,8 +306,8 @@ _NUMBERS = {bool: 0, int: 1, float: 2, complex: 3}
 _ORDER = (np.bool_, np.integer, np.floating, np.complexfloating)
 
 
-def fitted(old: Any, new: Any) -> tuple[Any, str]:
-    """Return ``new`` as what may take the place of ``old``, and in words why it may not, empty if it may.
+def fit(old: Any, new: Any) -> tuple[Any, str]:
+    """Return ``new`` in a form that may replace ``old``, and the reason, in words, if it may not.
 
     Arrays need equal shapes, and equal dtypes as JAX has them: NumPy's float64 is float32 unless 64 bits are enabled. A
     Python number is converted to the dtype of a scalar that can hold it, and an array of one element may take the
@@ -405,7 +405,7 @@ class LongTermState(State[_V]):
 
 
 class ParamState(LongTermState[_V]):
-    """A trained parameter: what ``grad_states=module`` selects; see `State`."""
+    """A trained parameter; ``grad_states=module`` selects these; see `State`."""
 
 
 class BatchState(LongTermState[_V]):
@@ -422,7 +422,7 @@ class HiddenState(ShortTermState[_V]):
     Raises
     ------
     StateTypeError
-        If the value is no array (a pytree with one leaf that has a shape counts as one, so units work).
+        If the value is not one array (a pytree with one leaf that has a shape counts as one, so units work).
     """
 
     def __init__(

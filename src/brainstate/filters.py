@@ -1,16 +1,16 @@
 """Filters: short ways to say which States, snapshots or Modules are meant.
 
-A *filter* is what a user writes; a *predicate* is a function ``(path, x) -> bool``; `to_predicate` turns
+A *filter* is written by a user; a *predicate* is a function ``(path, x) -> bool``; `to_predicate` turns
 the one into the other:
 
 =========================  =====================  ==============================================
 filter                     predicate              selects
 =========================  =====================  ==============================================
 a class                    ``OfType(cls)``        instances, and snapshots of instances
-a string                   ``WithTag(tag)``       what carries the tag
+a string                   ``WithTag(tag)``       States that carry the tag
 ``...`` or ``True``        ``Everything()``       all
 ``None`` or ``False``      ``Nothing()``          none
-a list or tuple            ``Any(*filters)``      what at least one of them selects
+a list or tuple            ``Any(*filters)``      States that at least one of them selects
 a function of (path, x)    itself                 where it returns true
 =========================  =====================  ==============================================
 
@@ -67,7 +67,7 @@ class OfType:
 
 @dataclass(frozen=True)
 class WithTag:
-    """Select what carries a tag.
+    """Select States that carry a tag.
 
     Examples
     --------
@@ -136,7 +136,7 @@ class _Combined:
 
 
 class Any(_Combined):
-    """Select what at least one of the filters selects.
+    """Select States that at least one of the filters selects.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class Any(_Combined):
 
 
 class All(_Combined):
-    """Select what every one of the filters selects.
+    """Select States that every one of the filters selects.
 
     Examples
     --------
@@ -169,7 +169,7 @@ class All(_Combined):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Not:
-    """Select what a filter does not select; see `All` for an example."""
+    """Select States that a filter does not select; see `All` for an example."""
 
     predicate: Predicate
 
@@ -214,7 +214,7 @@ def to_predicate(filter: _Any) -> Predicate:
     if callable(filter):
         return filter  # pyright: ignore[reportReturnType]
     raise StateTypeError(
-        f"{filter!r} is no filter. A filter is a class, a tag (string), `...`, None, a function of "
+        f"{filter!r} is not a filter. A filter is a class, a tag (string), `...`, None, a function of "
         f"(path, x), or a list of filters."
     )
 

@@ -53,7 +53,7 @@ def within(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[Jaxpr | ClosedJaxpr]:
 
 def subprogram(eqn):
     """Return the program that a ``jit`` equation calls, or None for any other equation."""
-    return eqn.params["jaxpr"] if eqn.primitive.name in ("jit", "pjit") else None
+    return eqn.params["jaxpr"] if eqn.primitive.name == "jit" else None
 
 
 def program(fun, leaves):

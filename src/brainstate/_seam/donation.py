@@ -10,7 +10,7 @@ from .._errors import StateValueError
 
 __all__ = ["donors", "is_deleted", "taken"]
 
-#: The names of the functions that were given arrays. While there are none, nobody need look for what they took.
+#: The names of the functions that were given arrays. While there are none, nobody looks for taken arrays.
 donors: dict[str, None] = {}
 
 

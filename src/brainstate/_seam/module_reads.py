@@ -1,9 +1,9 @@
-"""What a trace reads of Modules, so that a change concerns the compiled functions that read it, and no others.
+"""A record of the attributes of Modules that a trace reads: a change retraces the functions that read it, no others.
 
 While a function is traced for ``jit``, each read of an attribute of a `Watched` object (a Module) and of a `Container`
 (the lists and dicts that a Module keeps) is recorded: for this time only, these classes have reading methods of their
-own, so reading costs nothing else. What was read is kept as a `Touched`, with the values that it had when the trace
-ended: what the function itself assigned is not taken for a change. Objects are referred to weakly.
+own, so reading costs nothing at other times. The reads are kept as a `Touched`, with their values at the end of the
+trace: an assignment by the function itself is not taken for a change. Objects are referred to weakly.
 
 A later change of something recorded is announced (`changed`): the generation goes up, a compiled call that sees it asks
 `Touched.changes`, and is traced again only if something differs. An attribute that gets an equal value does not.
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 ALL = "__dict__"  # read in place of one attribute: every attribute of an object, every element of a container
-STRUCTURE = "the States below"  # read by a walk over the graph: what holds States
+STRUCTURE = "the States below"  # read by a walk over the graph: attributes that hold States
 
 
 class Watched:
@@ -70,9 +70,7 @@ _WRAPPERS = (
     str(Path(__file__).parents[1] / "transform/_wrapper.py"),
 )  # they copy the attributes of a function
 _lock, _readers = threading.Lock(), weakref.WeakSet()
-_watched: dict[
-    int, Any
-] = {}  # id -> (weak reference, {name: (when, the last change in words)}) of what a trace has read
+_watched: dict[int, Any] = {}  # id -> (weak reference, {name: (when, the last change in words)}) of reads by a trace
 _containers: list[type] = []
 _READS = "__getitem__ __iter__ __len__ __contains__ __reversed__ get items values keys"
 
@@ -129,7 +127,7 @@ class _Reader:
 
 @contextmanager
 def reading(touched: "Touched") -> Iterator[None]:
-    """Record in ``touched`` what this thread reads in the block; a block around it records the same."""
+    """Record in ``touched`` the reads of this thread in the block; a block around it records the same."""
     before, reader = (_thread.seen, _thread.reader), _Reader()
     outer = before if before[1]() is not None else (None, _nobody)
     seen: dict = {}
@@ -169,13 +167,13 @@ def _forget(key, _):
 
 
 class Touched:
-    """What traces have read, and the values that it had."""
+    """The reads of traces, and the values that were read."""
 
     def __init__(self):
         self._forms: dict[int, tuple[weakref.ref, dict[str, Any]]] = {}
 
     def take(self, seen: dict) -> None:
-        """Keep the present values of what was ``seen``."""
+        """Keep the present values of the reads in ``seen``."""
         for ref, names in seen.values():
             x = ref()
             if x is None:
@@ -197,8 +195,8 @@ class Touched:
                     note(x, name)
 
     def changes(self) -> dict[tuple[str, str], str]:
-        """Return ``{(class, name): the change in words}`` of what is no longer as it was."""
-        told, others = {}, {}  # the change itself; and what it is a part of
+        """Return the reads whose values differ now, as ``{(class, name): the change in words}``."""
+        told, others = {}, {}  # the change itself; and the containers of it
         for key, (ref, forms) in list(self._forms.items()):
             x = ref()
             for name, form in forms.items() if x is not None else ():
@@ -212,7 +210,7 @@ class Touched:
 # ------------------------------------------------------------------------------------------ values, referred to weakly
 
 _ABSENT, _TRACED = object(), object()
-_HOLDERS = (Cell, Watched, list, tuple, dict)  # what States can be in
+_HOLDERS = (Cell, Watched, list, tuple, dict)  # containers of States
 
 
 def _part(x, name):
@@ -234,7 +232,7 @@ class _Parts:
 
 
 def _form(value: Any, depth: int = 0) -> Any:
-    """Return what `_is_still` compares a later value with; `_TRACED` if there is nothing to compare."""
+    """Return a form of ``value`` for `_is_still` to compare with a later one; `_TRACED` if it cannot be compared."""
     if is_tracer(value):
         return _TRACED
     if isinstance(value, list | tuple | dict) and depth < 8:

@@ -1,20 +1,20 @@
-"""The border between States and JAX's caches: what keeps a trace of JAX's own from being used again when it is stale.
+"""Tokens: keys that keep JAX from using a trace of its own again after a State in it has changed.
 
-JAX keeps what it has traced by the identity of the function and the types of its arguments. A State that is read while
+JAX caches a trace by the identity of the function and the types of its arguments. A State that is read while
 ``jax.jit``, ``jax.lax.scan`` or another staging transform of JAX traces a function is not in that key: its value, or
-the tracer that stands for it, lies in what JAX keeps. The key of every cache of JAX also holds the values of *user
+the tracer that stands for it, is part of the cached trace. The key of every cache of JAX also holds the values of *user
 contexts*, and this module owns one of them. Its value is called the *token*::
 
     token, everywhere        None, until a State was met; then one number for all threads outside of scopes
-    token, in a scope        one for each scope that shows other values of States than what is around it
+    token, in a scope        one for each scope that shows other values of States than its surroundings
 
 A State is *met* when such a read happens. From then on
 
 * a change of a State that was met outside of every scope of ours brings a new token for everywhere;
 * a scope in which the value of a State that was met may differ from the value outside has a token of its own, and a
   write to such a State brings it another;
-* what was traced for values of a scope that had no token yet (the first meeting is in it) lies under a token that
-  nobody uses again.
+* a trace with values of a scope that had no token yet (the first meeting is in it) lies under a token that nobody
+  uses again.
 
 So a trace is found again only where the States that it has read have the values that it has seen. A program that never
 meets a State pays for one question to an empty list; for the price of the others see ``docs/explanation/how-it-works``.
@@ -58,19 +58,19 @@ switched: list[bool] = []  # not empty from the first meeting on: asked wherever
 
 _token = jax.make_user_context(None)
 _number = itertools.count(1)
-_TIDY = 512  # so many tokens later JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
+_TIDY = 512  # after this many tokens JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
 _spent = [0]
 _told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
 
 _STEP = str(Path(__file__).with_name("step.py"))
-_RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls there what has a rule
+_RULES = os.sep + "custom_derivatives.py"  # of JAX, which calls functions with rules there
 
 
 _in_rules: Any = weakref.WeakKeyDictionary()  # States that a function or rule of JAX's own has read while traced
 
 
 class _Met:
-    """What is known of a State that was met."""
+    """A State that was met: by which trace, and who was warned."""
 
     __slots__ = ("first", "outside", "told")
 
@@ -100,13 +100,13 @@ def changed(states) -> None:
 
 
 def _everywhere() -> None:
-    """Let nobody outside of a scope find again what was traced so far."""
+    """Let nobody outside of a scope find a present trace again."""
     _token.set_global(next(_number))
     _spend()
 
 
 def replaced(scope) -> None:
-    """Announce that what reads a State may find another one in its place, in ``scope`` too if there is one."""
+    """Announce that an attribute that held a State may hold another one, in ``scope`` too if there is one."""
     _everywhere()
     if scope is not None:
         _renew(scope)
@@ -121,7 +121,7 @@ def _spend():
 
 
 def separate(scope) -> None:
-    """Give ``scope``, which is being opened, a token of its own if it may show other values than what is around it."""
+    """Give ``scope``, which is being opened, a token of its own if it may show other values than its surroundings."""
     if scope.stages or scope.opaque or any(state in _states for state in scope.given):
         _renew(scope)
         if not scope.stages:
@@ -139,7 +139,7 @@ def altered(scope, state) -> None:
 def _renew(scope):
     context = _token(next(_number))
     context.__enter__()
-    if scope.context is None:  # the one that goes back, when the scope is closed, to what is around
+    if scope.context is None:  # restores, when the scope is closed, the token around
         scope.context = context
 
 
@@ -151,7 +151,7 @@ def _differs(scope, state) -> bool:
 def _note(scope, state) -> "_Met | None":
     """Note that a program of JAX's own, traced in ``scope`` or outside of all (None), holds the value of ``state``.
 
-    Returns what is known of the State if the program is one outside: each change of the value will cost a trace.
+    Returns the record of the State if the program is one outside: each change of the value will cost a trace.
     """
     bare = []  # scopes that share the present token, from inside out
     while scope is not None and scope.context is None:
@@ -163,7 +163,7 @@ def _note(scope, state) -> "_Met | None":
     if met is None:
         met = _states[state] = _Met(weakref.ref(current_trace()))
     if bare:
-        # What is being traced will lie under the present token, with a value that is seen in these scopes only.
+        # The trace in progress will lie under the present token, with a value that is seen in these scopes only.
         _everywhere() if scope is None else _renew(scope)
         for inner in reversed(bare):
             _renew(inner)
@@ -174,7 +174,7 @@ def _note(scope, state) -> "_Met | None":
 
 
 def forget(trace) -> None:
-    """Take back what ``trace`` was the first to meet: it ends in an error, and JAX will keep nothing of it."""
+    """Take back the meetings of which ``trace`` was the first: it ends in an error, and JAX will keep nothing of it."""
     for state in [state for state, met in _states.items() if met.first() is trace]:
         del _states[state]
 
@@ -204,7 +204,7 @@ def read_inside(scope, state, value):
     if frame is None or not traced:
         return value
     _in_rules[state] = None
-    # JAX drops the derivative of what a function with a rule closes over: refuse it, where there is one.
+    # JAX drops the derivative of a value that a function with a rule closes over: refuse it, where there is one.
     with set_current_trace(outer):
         return jax.tree.map(lambda leaf: _undifferentiable(state, leaf) if isinstance(leaf, Tracer) else leaf, value)
 
@@ -227,7 +227,7 @@ def refuse_leak(error) -> None:
 
 
 def outside_rule(state) -> TraceContextError:
-    """Return the error for a read of ``state`` by what JAX runs elsewhere than in the transform in progress."""
+    """Return the error for a read of ``state`` in code that JAX runs outside of the transform in progress."""
     return TraceContextError(
         f"{state.describe()} is read in a function or rule of jax.custom_jvp or jax.custom_vjp, or of a library that "
         f"defines an operation with them, which JAX runs outside of the transform in progress: a derivative would be "
@@ -263,7 +263,7 @@ def meet(scope, state) -> None:
     _told[:] = weakref.ref(trace), line
     warnings.warn(
         f"{state.describe()} was read under a raw staging transform (jax.jit, jax.lax.scan, ...): its value is a "
-        f"constant of that program, so after each change JAX traces and compiles anew whatever is called outside of "
+        f"constant of that program, so after each change JAX traces and compiles again whatever is called outside of "
         f"brainstate.transform. Use the transform of the same name from brainstate.transform.",
         FrozenReadWarning,
         stacklevel=level,

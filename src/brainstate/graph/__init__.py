@@ -1,8 +1,8 @@
-"""The object graph: what States and Modules there are below a root, and under which paths.
+"""The object graph: the States and Modules below a root, and the paths to them.
 
 ``states`` and ``nodes`` find them; ``treefy_split`` and ``treefy_merge`` take a graph apart into structure
 and data and back; ``update_states``, ``pop_states`` and ``clone`` change or copy it. `FlattedDict` and
-`NestedDict` are what collections come in, `TreefyState` is a State as plain data. The sources, from the
+`NestedDict` are the two forms of a collection, `TreefyState` is a State as plain data. The sources, from the
 bottom up: ``_paths`` (order), ``_snapshot``, ``_mappings``, ``_parts`` (what has parts), ``_nodes`` (what
 notices changes), ``_walk``, ``_split``.
 """

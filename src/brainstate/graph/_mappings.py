@@ -6,7 +6,7 @@ dict below is a value (a State may hold one), so both forms convert into each ot
 
 Both are dicts, and pytrees whose children are the values in the order of their paths: ``jax.tree.map`` of
 two such mappings pairs equal paths whatever the insertion order, and ``jax.grad`` answers in the same form.
-What the values are is up to the user; methods that speak of States want States (or snapshots).
+The values may be anything; methods that speak of States want States (or snapshots).
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ import jax
 from .._errors import StateTypeError, StateValueError
 from .._seam.packing import Writes
 from .._seam.scope import commit, read
-from .._state import State, fitted
+from .._state import State, fit
 from ..filters import Filter, to_predicates
-from ._paths import Path, dotted, in_order
+from ._paths import Path, in_order, join_path
 from ._snapshot import TreefyState
 
 __all__ = ["FlattedDict", "NestedDict", "assign", "complete", "loadable", "plain", "select", "take_all"]
@@ -28,7 +28,7 @@ __all__ = ["FlattedDict", "NestedDict", "assign", "complete", "loadable", "plain
 def select(flat: Mapping, filters: tuple[Filter, ...], *, rest: bool = False) -> list[dict]:
     """Deal ``{path: x}`` out to ``filters``, each entry to the first that selects it.
 
-    What no filter selects is dropped, or comes as one more dict if ``rest`` is asked for.
+    Entries that no filter selects are dropped, or come as one more dict with ``rest``.
     """
     predicates = to_predicates(filters)
     parts: list[dict] = [{} for _ in range(len(filters) + rest)]
@@ -47,7 +47,7 @@ def take_all(flat: Mapping, filters: tuple[Filter, ...]) -> list[dict]:
     """Deal out as `select` does, and refuse to leave anything over."""
     *parts, left = select(flat, filters, rest=True)
     if left:
-        shown = ", ".join(repr(dotted(path)) for path in left)
+        shown = ", ".join(repr(join_path(path)) for path in left)
         raise StateValueError(
             f"no filter selects {shown}: the filters must cover everything. Add `...` as the last one."
         )
@@ -61,7 +61,7 @@ def complete(name: str, wanted: Mapping, given: Mapping) -> None:
 
 
 def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False) -> dict:
-    """Return ``{path: value}`` of what ``data``, flat or nested, has for ``targets``, to be assigned as it is.
+    """Return the values in ``data``, flat or nested, that can be assigned to ``targets``, as ``{path: value}``.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False)
     problems = {}
     for path, value in found.items():
         if isinstance(targets[path], State | TreefyState):
-            found[path], problem = fitted(plain(targets[path]), value)
+            found[path], problem = fit(plain(targets[path]), value)
             problems |= {path: problem} if problem else {}
     _refuse(name, targets, [path for path in targets if whole and path not in found], unknown, problems)
     return found
@@ -83,7 +83,7 @@ def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False)
 
 def _refuse(name, targets, absent, unknown, problems):
     """Raise if anything is wrong, and name all of it."""
-    quoted = [[repr(dotted(path)) for path in paths] for paths in (absent, unknown, problems)]
+    quoted = [[repr(join_path(path)) for path in paths] for paths in (absent, unknown, problems)]
     quoted[2] = [f"{path} ({problem})" for path, problem in zip(quoted[2], problems.values(), strict=True)]
     verbs = ("lacks", "has unknown", "does not fit at")
     wrong = [f"{verb} {', '.join(paths)}" for verb, paths in zip(verbs, quoted, strict=True) if paths]
@@ -91,7 +91,7 @@ def _refuse(name, targets, absent, unknown, problems):
         return
     rules = [
         "it needs an entry for each path and no other" * bool(absent),
-        f"the paths are: {', '.join(repr(dotted(p)) for p in targets) or 'none'}" * bool(unknown),
+        f"the paths are: {', '.join(repr(join_path(p)) for p in targets) or 'none'}" * bool(unknown),
         "structure, shape and dtype must agree (`jnp.asarray(x, dtype)` converts)" * bool(problems),
     ]
     first = f"{', '.join(wrong[:-1])} and {wrong[-1]}" if len(wrong) > 1 else wrong[0]
@@ -113,12 +113,12 @@ _V = TypeVar("_V")
 
 
 class _PathMapping(dict[_K, _V]):
-    """What the two forms share; everything that looks at paths works on the flat form."""
+    """Common base of the two forms; everything that looks at paths works on the flat form."""
 
     __slots__ = ()
 
     @classmethod
-    def _of(cls, flat: Mapping) -> Self:
+    def _from_paths(cls, flat: Mapping) -> Self:
         raise NotImplementedError
 
     def to_flat(self) -> "FlattedDict":
@@ -127,18 +127,18 @@ class _PathMapping(dict[_K, _V]):
 
     def to_nest(self) -> "NestedDict":
         """Return the nested form."""
-        return NestedDict._of(self.to_flat())
+        return NestedDict._from_paths(self.to_flat())
 
     def filter(self, *filters: Filter) -> Self | tuple[Self, ...]:
-        """Return what the filters select, one mapping for each filter; the rest is dropped."""
-        parts = [self._of(part) for part in select(self.to_flat(), _some(filters))]
+        """Return one mapping for each filter, with the entries that it selects; the rest is dropped."""
+        parts = [self._from_paths(part) for part in select(self.to_flat(), _some(filters))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     subset = filter
 
     def split(self, *filters: Filter) -> Self | tuple[Self, ...]:
         """Return one mapping for each filter; raise `StateValueError` if anything is left over."""
-        parts = [self._of(part) for part in take_all(self.to_flat(), _some(filters))]
+        parts = [self._from_paths(part) for part in take_all(self.to_flat(), _some(filters))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     def merge(self, *others: Mapping) -> Self:
@@ -146,13 +146,13 @@ class _PathMapping(dict[_K, _V]):
         merged: dict = {}
         for mapping in (self, *others):
             merged.update(_flat(mapping))
-        return self._of(merged)
+        return self._from_paths(merged)
 
     def __or__(self, other):
         return self.merge(other) if isinstance(other, Mapping) else NotImplemented
 
     def __ror__(self, other):
-        return self._of(_flat(other)).merge(self) if isinstance(other, Mapping) else NotImplemented
+        return self._from_paths(_flat(other)).merge(self) if isinstance(other, Mapping) else NotImplemented
 
     def __ior__(self, other):
         merged = self.merge(other)
@@ -164,15 +164,17 @@ class _PathMapping(dict[_K, _V]):
         if not isinstance(other, Mapping):
             return NotImplemented
         gone = _flat(other)
-        return self._of({path: x for path, x in self.to_flat().items() if path not in gone})
+        return self._from_paths({path: x for path, x in self.to_flat().items() if path not in gone})
 
     def treefy_state(self) -> Self:
         """Return the mapping with a snapshot in place of each State."""
-        return self._of({p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()})
+        return self._from_paths(
+            {p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()}
+        )
 
     def copy(self) -> Self:
         """Return a copy that shares the values."""
-        return self._of(self.to_flat())
+        return self._from_paths(self.to_flat())
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -221,7 +223,7 @@ class FlattedDict(_PathMapping[Path, _V]):
                 raise StateTypeError(f"a FlattedDict has paths (tuples) as keys, not {path!r}: see NestedDict.")
 
     @classmethod
-    def _of(cls, flat):
+    def _from_paths(cls, flat):
         new = cls.__new__(cls)
         dict.update(new, flat)
         return new
@@ -229,7 +231,7 @@ class FlattedDict(_PathMapping[Path, _V]):
     @classmethod
     def from_nest(cls, nested: Mapping) -> Self:
         """Return the flat form of nested dicts."""
-        return cls._of(NestedDict(nested).to_flat())
+        return cls._from_paths(NestedDict(nested).to_flat())
 
     def to_flat(self) -> "FlattedDict":
         """Return the mapping itself."""
@@ -241,7 +243,7 @@ class FlattedDict(_PathMapping[Path, _V]):
 
     def to_dict_values(self) -> "FlattedDict":
         """Return the values of the States, under the same paths."""
-        return self._of({path: plain(x) for path, x in self.items()})
+        return self._from_paths({path: plain(x) for path, x in self.items()})
 
     def assign_dict_values(self, data: Mapping) -> None:
         """Assign to each State the value that ``data`` has under the same path.
@@ -296,7 +298,7 @@ class NestedDict(_PathMapping[Any, Any]):
         super().__setitem__(key, NestedDict(x) if type(x) is dict else x)
 
     @classmethod
-    def _of(cls, flat):
+    def _from_paths(cls, flat):
         root = cls.__new__(cls)
         for path, x in flat.items():
             level = root
@@ -316,11 +318,11 @@ class NestedDict(_PathMapping[Any, Any]):
     @classmethod
     def from_flat(cls, flat: Mapping) -> Self:
         """Return the nested form of ``{path: x}``."""
-        return cls._of(flat)
+        return cls._from_paths(flat)
 
     def to_flat(self) -> FlattedDict:
         """Return the flat form; empty levels vanish."""
-        return FlattedDict._of(dict(_leaves(self, ())))
+        return FlattedDict._from_paths(dict(_leaves(self, ())))
 
     def to_dict(self) -> dict:
         """Return plain nested dicts."""
@@ -331,7 +333,7 @@ class NestedDict(_PathMapping[Any, Any]):
         return {k: x.to_pure_dict() if isinstance(x, NestedDict) else plain(x) for k, x in self.items()}
 
     def replace_by_pure_dict(self, data: Mapping) -> None:
-        """Take over, in place, the values in plain nested dicts; what ``data`` does not mention stays.
+        """Take over, in place, the values in plain nested dicts; paths that ``data`` does not mention keep theirs.
 
         Raises
         ------
@@ -353,7 +355,7 @@ class NestedDict(_PathMapping[Any, Any]):
 
 
 def _pair(targets, data):
-    """Return ``{path: value}`` of what ``data`` has for the paths of ``targets``, and the other paths of ``data``."""
+    """Return the entries of ``data`` at the paths of ``targets``, as ``{path: value}``, and its other paths."""
     found, others = {}, []
     stack = list(data.items()) if _has_paths(data) else [((), data)]
     while stack:

@@ -1,6 +1,6 @@
 """``Node``: the base of Modules, and the containers that a Node owns.
 
-A compiled function knows what it has read of Modules (``_seam/module_reads``). If something of it changes, the
+A compiled function keeps a record of its reads of Modules (``_seam/module_reads``). If one of these changes, the
 function must look again, and for this it is enough that the change is announced (``module_reads.changed``): a counter
 goes up, which compiled calls compare. So the places where something can enter or leave the graph have to notice:
 
@@ -24,7 +24,7 @@ from .._copies import deep_copied
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .._seam.module_reads import ALL, STRUCTURE, Container, Watched, changed, is_watched, note, register_container
 from .._state import State
-from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, packed, register_kind, unpacked
+from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, pack, register_kind, unpack
 from ._paths import in_order
 
 __all__ = ["NODE", "Node", "NodeDict", "NodeList", "Owned", "adopt", "own"]
@@ -69,24 +69,24 @@ class Node(Watched):
             _refuse_loss(old, value, where)
         object.__setattr__(self, name, value)
         if old is not value:
-            self._changed(name, old, value)
+            self._announce_change(name, old, value)
 
     def __delattr__(self, name: str) -> None:
         old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
         object.__delattr__(self, name)
-        self._changed(name, old, _ABSENT)
+        self._announce_change(name, old, _ABSENT)
 
     def __getstate__(self):
         note(self)
         state: Any = super().__getstate__()
-        return {name: packed(x) for name, x in state.items()} if isinstance(state, dict) else state
+        return {name: pack(x) for name, x in state.items()} if isinstance(state, dict) else state
 
     def __setstate__(self, state):
         attributes, slots = state if isinstance(state, tuple) else (state, {})
         for name, x in {**(attributes or {}), **slots}.items():
-            object.__setattr__(self, name, unpacked(x))
+            object.__setattr__(self, name, unpack(x))
 
-    def _changed(self, name, old, new):
+    def _announce_change(self, name, old, new):
         """Announce a change to compiled functions that have read the attribute."""
         cls = type(self).__name__
         if old is not _ABSENT and holds_state(old):
@@ -101,7 +101,7 @@ class Node(Watched):
 def _no_array(node) -> Exception:
     """Return the answer to whoever asks ``node`` for an array.
 
-    Only what ``jax.typeof`` is told reaches the user: JAX asks by it where it takes nothing but arrays. To all others,
+    Only the answer to ``jax.typeof`` reaches the user: JAX asks by it where it takes nothing but arrays. To all others,
     ``hasattr`` and operators with arrays among them, the answer is that of any object. A TypeError is a no to JAX's
     ``valid_jaxtype`` and would be lost where JAX asks by that one, as ``jax.grad`` does, and then says less.
     """
@@ -110,7 +110,7 @@ def _no_array(node) -> Exception:
         return AttributeError("__jax_array__")
     hidden = asking.f_back.f_code.co_name == "valid_jaxtype" and _is_jax(asking.f_back.f_back)
     return (TraceContextError if hidden else StateTypeError)(
-        f"{a_type(node)} was given to JAX in the place of an array. A Module is not an argument, its arrays are in "
+        f"{a_type(node)} was given to JAX instead of an array. A Module is not an argument, its arrays are in "
         f"States: let the function refer to it by name, and differentiate with respect to it by "
         f"brainstate.transform.grad(fun, grad_states=module), or by another transform from there."
     )
@@ -177,7 +177,7 @@ def adopt(value: Any, where: str, within: tuple[int, ...] = ()) -> Any:
     parts = {key: adopt(part, f"{where}[{key!r}]", within) for key, part in kind.parts(value).items()}
     owned = {list: NodeList, dict: NodeDict}.get(type(value))
     if owned and (not parts or any(holds_state(x) or _is_owned(x) or callable(x) for x in parts.values())):
-        return owned._adopted(value, parts)
+        return owned._adopt_copy(value, parts)
     if isinstance(value, tuple) and any(map(_is_owned, parts.values())):
         return jax.tree.unflatten(kind.spec(value), parts.values())
     return value
@@ -191,11 +191,11 @@ def _is_owned(x):
 
 
 class Owned(Container):
-    """What NodeList and NodeDict share: a look at the original, and pickling that survives cycles."""
+    """Common base of NodeList and NodeDict: a look at the original, and pickling that survives cycles."""
 
     __slots__ = ()
     _kind: Kind
-    _origin: tuple | None  # what this was copied from, and its parts then; None after a change of this one
+    _origin: tuple | None  # the original, and its parts at the time of the copy; None after a change of this one
 
     def __new__(cls, *args, **kwargs):
         new = super().__new__(cls, *args, **kwargs)
@@ -203,7 +203,7 @@ class Owned(Container):
         return new
 
     @classmethod
-    def _adopted(cls, original, parts):
+    def _adopt_copy(cls, original, parts):
         new = cls.__new__(cls)
         cls._kind.fill(new, parts)
         new._origin = original, cls._kind.parts(original).copy()
@@ -221,14 +221,14 @@ class Owned(Container):
 
     def __reduce_ex__(self, protocol):
         parts = self._kind.parts(self).copy()
-        return type(self).__new__, (type(self),), {key: packed(x) for key, x in parts.items()}
+        return type(self).__new__, (type(self),), {key: pack(x) for key, x in parts.items()}
 
     def __setstate__(self, parts):
-        self._kind.fill(self, {key: unpacked(x) for key, x in parts.items()})
+        self._kind.fill(self, {key: unpack(x) for key, x in parts.items()})
 
 
 def _refuse_lost(before, after, entered):
-    """Refuse what entered a container in the very place of a State that left it."""
+    """Refuse a value that took the very place of a State in a container."""
     left, new = set(map(id, before.values())) - set(map(id, after.values())), set(map(id, entered))
     for key in before.keys() & after.keys():
         old, x = before[key], after[key]
@@ -236,8 +236,8 @@ def _refuse_lost(before, after, entered):
             _refuse_loss(old, x, getattr(old, "_owner", None) or f"[{key!r}]")
 
 
-def _noticing(base: type, name: str, kind: Kind) -> Callable:
-    """Return method ``name`` of ``base`` so that what enters is adopted and announced."""
+def _notice_changes(base: type, name: str, kind: Kind) -> Callable:
+    """Return method ``name`` of ``base`` so that new entries are adopted and announced."""
     method = getattr(base, name)
 
     def change(self, *args, **kwargs):
@@ -263,7 +263,7 @@ def _noticing(base: type, name: str, kind: Kind) -> Callable:
         return result
 
     change.__name__ = name
-    change.__doc__ = f"Do what ``{base.__name__}.{name}`` does; announce it if States move."
+    change.__doc__ = f"As ``{base.__name__}.{name}``; announces States that move."
     return change
 
 
@@ -285,7 +285,7 @@ def _prepare(cls, base, mutators):
     """Make the mutating methods notice, and let JAX and the graph know the class."""
     kind, key = cls._kind, jax.tree_util.SequenceKey if base is list else jax.tree_util.DictKey
     for name in mutators.split():
-        setattr(cls, name, _noticing(base, name, kind))
+        setattr(cls, name, _notice_changes(base, name, kind))
 
     def flatten(x):
         parts = kind.parts(x)

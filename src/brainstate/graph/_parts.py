@@ -8,11 +8,11 @@ kind                keys of its parts        things
 ``ATTRIBUTES``      attribute names          Nodes (Modules), instances of dataclasses
 ``LIST``            positions                lists
 ``DICT``            keys                     dicts, OrderedDicts
-``PYTREE``          what JAX calls them      tuples, namedtuples and all other registered pytrees
+``PYTREE``          as JAX names them        tuples, namedtuples and all other registered pytrees
 ==================  =======================  ==========================================================
 
 A State is a leaf, and so is everything else. Things of the first three kinds have identity: they may be
-shared and may contain themselves; a pytree is a value. What else could hold a State unseen (`hides_state`)
+shared and may contain themselves; a pytree is a value. Anything else that could hold a State unseen (`hides_state`)
 is refused where it would enter the graph.
 """
 
@@ -38,9 +38,9 @@ __all__ = [
     "hides_state",
     "holds_state",
     "kind_of",
-    "packed",
+    "pack",
     "register_kind",
-    "unpacked",
+    "unpack",
 ]
 
 
@@ -54,7 +54,7 @@ class Kind:
         raise NotImplementedError
 
     def spec(self, x: Any) -> Any:
-        """Return what is needed besides the class and the parts to make ``x`` again."""
+        """Return the data, beyond class and parts, that it takes to make ``x`` again."""
         return None
 
     def create(self, cls: type) -> Any:
@@ -180,7 +180,7 @@ class _ByName:
         self.module, self.name = module, name
 
 
-def packed(x: Any) -> Any:
+def pack(x: Any) -> Any:
     """Return ``x``, or a reference by name to a function that is known by that in a module."""
     name = getattr(x, "__qualname__", getattr(x, "__name__", None))
     if not callable(x) or isinstance(x, (*_atoms, State)) or not isinstance(name, str):
@@ -191,8 +191,8 @@ def packed(x: Any) -> Any:
     return x
 
 
-def unpacked(x: Any) -> Any:
-    """Undo `packed`."""
+def unpack(x: Any) -> Any:
+    """Undo `pack`."""
     return getattr(importlib.import_module(x.module), x.name) if isinstance(x, _ByName) else x
 
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from numbers import Real
 from typing import Any
 
-__all__ = ["Path", "dotted", "in_order", "rank"]
+__all__ = ["Path", "in_order", "join_path", "rank"]
 
 Path = tuple[Hashable, ...]
 
@@ -16,7 +16,7 @@ _PLAIN = {str, int, tuple}
 
 
 def rank(key: Any) -> tuple:
-    """Return what ``key`` sorts by."""
+    """Return the sort key of ``key``."""
     if isinstance(key, str):
         return 1, key
     if isinstance(key, Real):
@@ -40,6 +40,6 @@ def in_order(keys: Iterable) -> list:
     return sorted(keys, key=rank)
 
 
-def dotted(path: Path) -> str:
+def join_path(path: Path) -> str:
     """Write a path as in ``layers.0.weight``."""
     return ".".join(map(str, path))

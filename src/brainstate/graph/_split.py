@@ -11,7 +11,7 @@ both. The ``GraphDef`` is a tree of five sorts of edges,
 
 Numbers are given in the order of the walk (``_walk``), so equal structures have equal GraphDefs. A GraphDef
 is hashable and a pytree without leaves: it can go in and out of any JAX function. The user-level functions
-differ only in what they put in the mapping: snapshots.
+put snapshots in the mapping, and differ in nothing else.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from ..filters import Filter
 from ._mappings import FlattedDict, assign, complete, loadable, select, take_all
 from ._nodes import Node, Owned, own
 from ._parts import Kind, kind_of
-from ._paths import Path, dotted, in_order
+from ._paths import Path, in_order, join_path
 from ._snapshot import Static, TreefyState
 from ._walk import check_root, snapshots, survey, walk
 
@@ -89,7 +89,7 @@ class GraphDef:
 
     def __repr__(self):
         name = self.root.cls.__name__ if isinstance(self.root, _Made) else type(self.root).__name__
-        return f"GraphDef({name}, paths={[dotted(path) for path in self.paths]})"
+        return f"GraphDef({name}, paths={[join_path(path) for path in self.paths]})"
 
 
 class _Taker:
@@ -140,7 +140,7 @@ def _waits(edge) -> bool:
     return isinstance(edge, _Bound) and bool(edge.refers)
 
 
-def _apart(x) -> bool:
+def _is_separate(x) -> bool:
     return (kind := kind_of(x)) is None or kind.identity
 
 
@@ -150,21 +150,21 @@ class _Builder:
     def __init__(self, states):
         self.states = states
         self.made: dict[int, Any] = {}
-        self.late: list = []  # what holds functions that wait until all else is there
+        self.late: list = []  # containers of functions, which wait until all else is there
 
     def whole(self, root):
-        """Return what ``root`` stands for, with functions that refer to it."""
+        """Return the graph that ``root`` stands for, with functions that refer to it."""
         x = self.build(root, ())
         for kind, owner, parts in self.late:
-            kind.fill(owner, {key: self.bound(part) for key, part in parts.items()})
-        return self.bound(x)
+            kind.fill(owner, {key: self.bind(part) for key, part in parts.items()})
+        return self.bind(x)
 
-    def bound(self, part):
+    def bind(self, part):
         """Return ``part`` with functions in place of edges."""
         if isinstance(part, _Bound):
             table = {id(original): self.made[number] for number, original in part.refers.items()}
             return remade(part.value.value, table)
-        return part if _apart(part) else jax.tree.map(self.bound, part, is_leaf=_apart)
+        return part if _is_separate(part) else jax.tree.map(self.bind, part, is_leaf=_is_separate)
 
     def build(self, edge, path):
         if isinstance(edge, Static):
@@ -261,7 +261,7 @@ def treefy_split(node: Any, *filters: Filter) -> tuple:
 
 
 def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
-    """Make a new graph from what `treefy_split` returned, with new States.
+    """Make a new graph from the parts that `treefy_split` returned, with new States.
 
     Raises
     ------
@@ -279,11 +279,11 @@ def treefy_merge(graphdef: GraphDef, *trees: Mapping) -> Any:
     snapshots = FlattedDict().merge(*trees)
     for path, x in snapshots.items():
         if not isinstance(x, TreefyState):
-            raise StateTypeError(f"{dotted(path)!r} is {a_type(x)}: the trees to merge hold snapshots (TreefyState).")
+            raise StateTypeError(f"{join_path(path)!r} is {a_type(x)}: the trees hold snapshots (TreefyState).")
     complete("the trees to merge", dict.fromkeys(graphdef.paths), snapshots)
     states = {path: x.to_state() for path, x in snapshots.items()}
     for path, state in states.items():
-        own(state, dotted(path))
+        own(state, join_path(path))
     return unflatten(graphdef, states)
 
 
@@ -301,7 +301,7 @@ def clone(node: Any) -> Any:
     structure, states = flatten(node)
     copies = {path: TreefyState.of(state).to_state() for path, state in states.items()}
     for path, state in copies.items():
-        own(state, dotted(path))
+        own(state, join_path(path))
     return unflatten(structure, copies)
 
 
@@ -368,7 +368,7 @@ def pop_states(node: Any, *filters: Filter) -> Any:
     for x, kind, keys, path in places:
         if not kind.mutable(x):
             raise StateTypeError(
-                f"{dotted((*path, keys[0]))!r} cannot be removed from {a_type(x)}, which is "
+                f"{join_path((*path, keys[0]))!r} cannot be removed from {a_type(x)}, which is "
                 f"immutable: keep States that are popped in attributes of Modules, lists or dicts."
             )
     for x, kind, keys, _ in places:

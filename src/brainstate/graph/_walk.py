@@ -73,7 +73,7 @@ def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[P
     """Return the States and the Nodes below ``root`` by path, of the given first to last level."""
     states: dict[Path, State] = {}
     nodes: dict[Path, Node] = {}
-    first, last = _checked(levels)
+    first, last = _check_levels(levels)
     for path, x, kind, above in walk(root, last):
         if kind is NODE and above >= first:
             nodes[path] = x
@@ -82,7 +82,7 @@ def survey(root: Any, levels: tuple[float, float] = _ALL_LEVELS) -> tuple[dict[P
     return states, nodes
 
 
-def _checked(levels):
+def _check_levels(levels):
     try:
         first, last = levels
     except (TypeError, ValueError):
@@ -116,7 +116,7 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] =
     node : Module or pytree
         Where to look.
     *filters : filter
-        What to select, see `brainstate.filters`. With several, a tuple comes back, and a State goes to the
+        The States to select, see `brainstate.filters`. With several, a tuple comes back, and a State goes to the
         first that selects it; a State that none selects is dropped.
     allowed_hierarchy : (int, int)
         The first and last level of Modules to look in. The States of ``node`` itself have level 0.
@@ -137,7 +137,7 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] =
       (1, 'n'): State(0),
     }))
     """
-    return _dealt(survey(node, allowed_hierarchy)[0], filters, FlattedDict._of)
+    return _deal_out(survey(node, allowed_hierarchy)[0], filters, FlattedDict._from_paths)
 
 
 @overload
@@ -163,7 +163,7 @@ def nodes(node: Any, *filters: Filter, allowed_hierarchy: tuple[float, float] = 
     >>> list(graph.nodes(model))
     [('inner',), ()]
     """
-    return _dealt(survey(node, allowed_hierarchy)[1], filters, FlattedDict._of)
+    return _deal_out(survey(node, allowed_hierarchy)[1], filters, FlattedDict._from_paths)
 
 
 def treefy_states(node: Any, *filters: Filter) -> Any:
@@ -180,7 +180,7 @@ def treefy_states(node: Any, *filters: Filter) -> Any:
     >>> graph.treefy_states({"layer": {"w": ParamState(1.0)}}).layer.w
     TreefyState(ParamState, 1.0)
     """
-    return _dealt(survey(node)[0], filters, snapshots)
+    return _deal_out(survey(node)[0], filters, snapshots)
 
 
 def iter_leaf(node: Any) -> Iterator[tuple[Path, State]]:
@@ -195,9 +195,9 @@ def iter_node(node: Any) -> Iterator[tuple[Path, Node]]:
 
 def snapshots(states: dict[Path, State]) -> NestedDict:
     """Return snapshots of States as a tree."""
-    return NestedDict._of({path: TreefyState.of(state) for path, state in states.items()})
+    return NestedDict._from_paths({path: TreefyState.of(state) for path, state in states.items()})
 
 
-def _dealt(flat, filters, form):
+def _deal_out(flat, filters, form):
     parts = tuple(map(form, select(flat, filters) if filters else [flat]))
     return parts[0] if len(parts) == 1 else parts

@@ -146,7 +146,7 @@ class Dropout(Module):
 
 
 class _Taker(NamedTuple):
-    """What a layer of `Sequential` takes: ``places`` and ``names`` are parameters that go by position and by name."""
+    """The parameters of a layer of `Sequential`: ``places`` go by position, ``names`` by name."""
 
     places: tuple[str, ...]
     most: float  # arguments by position
@@ -196,8 +196,8 @@ class Sequential(Module):
     Notes
     -----
     A call hands its first argument to the first layer, and each keyword to all layers whose signature has it. Further
-    positional arguments go to the first layer if it takes so many, and to all others by the names that they have there,
-    or else in the first Module that takes so many. A layer that takes any keyword gets all of them.
+    positional arguments go to the first layer if it takes that many, and to all others by their names there,
+    or else in the first Module that takes that many. A layer that takes any keyword gets all of them.
 
     Examples
     --------
@@ -221,7 +221,7 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the last layer returns, or the argument if there is no layer."""
+        """Return the result of the last layer, or the argument if there is no layer."""
         layers = list(self.layers)
         if len(args) == 1 and not kwargs:
             (x,) = args
@@ -231,18 +231,18 @@ class Sequential(Module):
         if not args and not kwargs:
             raise StateTypeError("Sequential needs an argument, the input of its first layer.")
         takers = list(map(_taker, layers))
-        front = args if takers and takers[0].most >= len(args) else args[:1]  # what the first layer gets by position
-        for i, (layer, given) in enumerate(zip(layers, self._dealt(takers, front, args, kwargs), strict=True)):
+        front = args if takers and takers[0].most >= len(args) else args[:1]  # go to the first layer by position
+        for i, (layer, given) in enumerate(zip(layers, self._deal_keywords(takers, front, args, kwargs), strict=True)):
             front = (layer(*front, **given),) if i == 0 else (layer(front[0], **given),)
         return front[0]
 
-    def _dealt(self, takers, front, args, kwargs):
+    def _deal_keywords(self, takers, front, args, kwargs):
         """Return the keywords for each layer."""
         namers = [t for i, t in enumerate(takers) if (i == 0 or t.names_others) and len(t.places) >= len(args)]
         more = dict(zip(namers[0].places[1:], args[1:], strict=False)) if namers else {}
         if len(more) < len(args[len(front) :]) or more.keys() & kwargs.keys():
             raise StateTypeError(
-                f"Sequential got {len(args)} positional arguments, and no Module in it takes so many, or one of them "
+                f"Sequential got {len(args)} positional arguments, and no Module in it takes that many, or one of them "
                 f"was given by name as well: give all but the first by name."
             )
         by_place = [takers[0].places[: len(front)] if i == 0 else taker.places[:1] for i, taker in enumerate(takers)]

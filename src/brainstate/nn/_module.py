@@ -1,7 +1,7 @@
 """``Module``: the base class of everything that owns States.
 
 A Module is an ordinary object. States, Modules and containers of them become part of it by being assigned
-to attributes; nothing is declared or registered, and what is there is looked up when asked for, through
+to attributes; nothing is declared or registered: States and Modules are looked up when asked for, through
 ``graph``. A Module is called by ``m(x)``, which is ``m.update(x)`` unless the class defines ``__call__``.
 
 Names and order are those of ``graph``: attributes sorted by name, positions counting up, each State and
@@ -42,7 +42,7 @@ class Module(Node):
     -----
     Lists and dicts that are empty or hold States, Modules or functions are kept as equal copies, so change
     ``module.layers`` and not the list that was assigned. A compiled function that has read an attribute, or an
-    element of such a list or dict, is traced again after it has changed; what is inside of other objects, such as
+    element of such a list or dict, is traced again after it has changed; the inside of other objects, such as
     NumPy arrays, is not looked at. An object in which no State can be found
     (an ordinary class that holds one, a set) is refused with a `StateTypeError`.
 
@@ -154,7 +154,7 @@ class Module(Node):
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """Iterate over the Modules directly below, with dotted names."""
-        yield from _named("", self.nodes(allowed_hierarchy=(1, 1)))
+        yield from _dotted_names("", self.nodes(allowed_hierarchy=(1, 1)))
 
     def children(self) -> Iterator["Module"]:
         """Iterate over the Modules directly below."""
@@ -162,7 +162,7 @@ class Module(Node):
 
     def named_modules(self, prefix: str = "", include_self: bool = True) -> Iterator[tuple[str, "Module"]]:
         """Iterate over all Modules with dotted names, children first; this one is named ``prefix``."""
-        yield from _named(prefix, self.nodes(allowed_hierarchy=(0 if include_self else 1, float("inf"))))
+        yield from _dotted_names(prefix, self.nodes(allowed_hierarchy=(0 if include_self else 1, float("inf"))))
 
     def modules(self, include_self: bool = True) -> Iterator["Module"]:
         """Iterate over all Modules, children before parents."""
@@ -177,7 +177,7 @@ class Module(Node):
         >>> [name for name, _ in nn.Linear(2, 3).named_parameters(prefix="head")]
         ['head.bias', 'head.weight']
         """
-        yield from _named(prefix, self.states(ParamState, allowed_hierarchy=_LEVELS if recurse else (0, 0)))
+        yield from _dotted_names(prefix, self.states(ParamState, allowed_hierarchy=_LEVELS if recurse else (0, 0)))
 
     def parameters(self, recurse: bool = True) -> Iterator[ParamState]:
         """Iterate over the ParamStates; without ``recurse`` only over this Module's own."""
@@ -188,7 +188,7 @@ class Module(Node):
         return _show(self, (), {})
 
 
-def _named(prefix, flat):
+def _dotted_names(prefix, flat):
     for path, x in flat.items():
         yield ".".join([*([prefix] if prefix else []), *map(str, path)]), x
 
@@ -214,7 +214,7 @@ def as_shape(size: int | Iterable[int]) -> tuple[int, ...]:
 
 
 class InputError(StateValueError):
-    """A layer was called with what it cannot take; the message names the layer by path, once a Module above is met."""
+    """A layer was called with an unusable argument; the message names the layer by path, once a Module above is met."""
 
     def __init__(self, layer: Module, problem: str):
         self._layer, self._problem = layer, problem
@@ -229,7 +229,7 @@ class InputError(StateValueError):
 
 
 def _show(x, path, seen):
-    """Write ``x``, which is found under ``path``; what was ``seen`` before is only referred to."""
+    """Write ``x``, which is found under ``path``; an object ``seen`` before is only referred to."""
     if isinstance(x, Node | State | list | dict):
         if id(x) in seen:
             return f"<same as {seen[id(x)]}>"
@@ -249,7 +249,7 @@ def _show(x, path, seen):
 
 
 def _label(cls, name, value):
-    """Return the name to show an attribute by, or None for what tells nothing."""
+    """Return the name to show an attribute by, or None for one that tells nothing."""
     if value is None:
         return None
     if not name.startswith("_") or isinstance(value, Node | State):

@@ -3,8 +3,8 @@
 `RandomState` is a State that holds a key and has every sampler as a method; the functions here are those
 methods on the generator `DEFAULT`. How a draw works is in ``_generator``, the table in ``_samplers``.
 
-Each sampler holds its law for all parameters that its docstring allows, rounded to the dtype: what is nearer to 0
-than the dtype's smallest number is 0, what is beyond its largest is infinite. A tail of a probability below the
+Each sampler holds its law for all parameters that its docstring allows, rounded to the dtype: numbers nearer to 0
+than the dtype's smallest are 0, numbers beyond its largest are infinite. A tail of a probability below the
 distance of two uniform numbers (2^-23 in float32, 2^-52 in float64) is lost.
 """
 

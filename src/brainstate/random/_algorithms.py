@@ -1,7 +1,7 @@
 """Samplers of real numbers that ``jax.random`` does not have, or has only for moderate parameters.
 
 Each is a function of a key, parameters of one floating dtype, a shape and a dtype, as in ``jax.random``. It is
-compiled and works under every JAX transform, except that what a loop accepted has no reverse derivative. A parameter
+compiled and works under every JAX transform, but numbers accepted in a loop have no reverse derivative. A parameter
 outside its domain ends every loop at once, most with NaN. For moderate parameters the numbers are those of
 ``jax.random``, where it has the law.
 
@@ -47,7 +47,7 @@ _LARGE = 1e4  # from here on, the logarithm of a gamma variate has too few digit
 
 
 @partial(jax.jit, static_argnames=("near", "other", "shape", "dtype"))
-def _mixed(far, near, other, key, parameters, shape, dtype):
+def _draw_either(far, near, other, key, parameters, shape, dtype):
     def both():
         x = near(key, *parameters, shape, dtype)
         return jnp.where(jnp.broadcast_to(far, x.shape), other(key, *parameters, shape, dtype), x)
@@ -55,7 +55,7 @@ def _mixed(far, near, other, key, parameters, shape, dtype):
     return jax.lax.cond(far.any(), both, lambda: near(key, *parameters, shape, dtype))
 
 
-def _mended(far, near, other, key, parameters, shape, dtype):
+def _draw_with_fallback(far, near, other, key, parameters, shape, dtype):
     """Draw by ``near``, and by ``other`` where ``far``, which is only computed if there is such an element.
 
     Both are functions of a module, so a second call compiles nothing. Known moderate parameters leave no trace of
@@ -65,7 +65,7 @@ def _mended(far, near, other, key, parameters, shape, dtype):
         return near(key, *parameters, shape, dtype)
     if concrete(far) and np.all(far):
         return other(key, *parameters, shape, dtype)
-    return _mixed(jnp.asarray(far), near, other, key, parameters, shape, dtype)
+    return _draw_either(jnp.asarray(far), near, other, key, parameters, shape, dtype)
 
 
 # ------------------------------------------------------------------------------------------- bounded intervals
@@ -89,7 +89,7 @@ def _below(x, low, high):
 def uniform(key, low, high, shape, dtype):
     """``jax.random.uniform`` without its upper end; ends whose distance overflows are halved, the numbers doubled."""
     far = high / 2 - low / 2 > jnp.finfo(dtype).max / 2
-    return _below(_mended(far, _uniform, _halved_uniform, key, (low, high), shape, dtype), low, high)
+    return _below(_draw_with_fallback(far, _uniform, _halved_uniform, key, (low, high), shape, dtype), low, high)
 
 
 @sampler
@@ -106,7 +106,7 @@ def triangular(key, left, mode, right, shape, dtype):
 def truncated_normal(key, lower, upper, loc, scale, shape, dtype):
     """Inversion: ``jax.random.truncated_normal`` in the middle, `_beyond` where all of the interval is far out.
 
-    In the middle an end beyond which erf is 1 counts as that place. What is more than 50 standard deviations from
+    In the middle an end beyond which erf is 1 counts as that place. An end more than 50 standard deviations from
     both the mean and the other end does not matter, so infinite ends become finite.
     """
     edge, end = (5, 8) if dtype == jnp.float64 else (3, 5.2)
@@ -168,7 +168,7 @@ def _common(key, p, shape, dtype):
 
 def bernoulli(key, p, shape):
     """``jax.random.bernoulli``, and for p < 10^-3 with twice the digits, which the comparison with p asks for."""
-    return _mended((p > 0) & (p < 1e-3), _common, _rare, key, (p,), shape, None)
+    return _draw_with_fallback((p > 0) & (p < 1e-3), _common, _rare, key, (p,), shape, None)
 
 
 # ------------------------------------------------------------------------------------- functions of gamma variates
@@ -204,7 +204,7 @@ def _large_gamma(key, a, shape, dtype):
 
 def gamma(key, a, shape, dtype):
     """``jax.random.gamma``, and from 10^6 on the mean plus a deviation."""
-    return _mended(a > 1e6, jr.gamma, _large_gamma, key, (a,), shape, dtype)
+    return _draw_with_fallback(a > 1e6, jr.gamma, _large_gamma, key, (a,), shape, dtype)
 
 
 @sampler
@@ -214,7 +214,7 @@ def _large_chisquare(key, df, shape, dtype):
 
 def chisquare(key, df, shape, dtype):
     """``jax.random.chisquare``, and from 10^4 degrees of freedom on the mean plus a deviation."""
-    return _mended(df > _LARGE, jr.chisquare, _large_chisquare, key, (df,), shape, dtype)
+    return _draw_with_fallback(df > _LARGE, jr.chisquare, _large_chisquare, key, (df,), shape, dtype)
 
 
 @sampler
@@ -226,7 +226,7 @@ def _heavy_t(key, df, shape, dtype):
 
 def t(key, df, shape, dtype):
     """``jax.random.t``, and below one degree of freedom with the logarithm of a gamma variate, which is never 0."""
-    return _mended(df < 1, jr.t, _heavy_t, key, (df,), shape, dtype)
+    return _draw_with_fallback(df < 1, jr.t, _heavy_t, key, (df,), shape, dtype)
 
 
 @sampler
@@ -239,7 +239,7 @@ def _log_f(key, dfnum, dfden, shape, dtype):
 def f(key, dfnum, dfden, shape, dtype):
     """``jax.random.f``, and with few or many degrees of freedom a ratio formed of logarithms."""
     far = (dfnum < 1) | (dfden < 1) | (dfnum > _LARGE) | (dfden > _LARGE)
-    return _mended(far, jr.f, _log_f, key, (dfnum, dfden), shape, dtype)
+    return _draw_with_fallback(far, jr.f, _log_f, key, (dfnum, dfden), shape, dtype)
 
 
 @sampler
@@ -253,7 +253,7 @@ def _large_beta(key, a, b, shape, dtype):
 
 def beta(key, a, b, shape, dtype):
     """``jax.random.beta``, and with a large parameter the mean p = 1 - q plus a deviation."""
-    return _mended((a > _LARGE) | (b > _LARGE), jr.beta, _large_beta, key, (a, b), shape, dtype)
+    return _draw_with_fallback((a > _LARGE) | (b > _LARGE), jr.beta, _large_beta, key, (a, b), shape, dtype)
 
 
 @sampler
@@ -267,7 +267,7 @@ def _large_dirichlet(key, alpha, shape, dtype):
 def dirichlet(key, alpha, shape, dtype):
     """``jax.random.dirichlet``, and with a large concentration the means plus deviations, as in `beta`."""
     far = (alpha > _LARGE).any(-1, keepdims=True)
-    return _mended(far, jr.dirichlet, _large_dirichlet, key, (alpha,), shape, dtype)
+    return _draw_with_fallback(far, jr.dirichlet, _large_dirichlet, key, (alpha,), shape, dtype)
 
 
 @sampler
@@ -311,7 +311,7 @@ def _root_wald(key, mean, scale, shape, dtype):
 def wald(key, mean, scale, shape, dtype):
     """``jax.random.wald`` for 10^-4 < mean/scale < 4, where few digits cancel."""
     far = (mean < 1e-4 * scale) | (mean > 4 * scale)
-    return _mended(far, _moderate_wald, _root_wald, key, (mean, scale), shape, dtype)
+    return _draw_with_fallback(far, _moderate_wald, _root_wald, key, (mean, scale), shape, dtype)
 
 
 @sampler

@@ -1,4 +1,4 @@
-"""What is done to the arguments of a sampler before a key is drawn: look, check, cast, broadcast.
+"""The arguments of a sampler before a key is drawn: they are looked at, checked, cast and broadcast.
 
 Rules are checked where values are known; a tracer is never looked at. Casting and broadcasting are explicit,
 so they hold under ``jax_numpy_dtype_promotion='strict'`` and ``jax_numpy_rank_promotion='raise'``. The
@@ -72,7 +72,7 @@ def to_axis(function, axis, ndim):
 
 
 def to_vectors(function, name, value, axes=1):
-    """Return ``value``, which must have at least so many axes."""
+    """Return ``value``, which must have at least this many axes."""
     if value.ndim < axes:
         raise StateValueError(f"{function}(): {name} must have {axes} axes or more, got the shape {value.shape}.")
     return value
@@ -102,8 +102,8 @@ def check_rule(function, rule, values) -> None:
     for left, order, right in zip(sides, terms[1::2], sides[1:], strict=False):
         holds = _ORDERS[order](left, right)
         if not np.all(holds):
-            found = ", ".join(f"{name}={_offending(values[name], holds)}" for name in names)
-            rounded = any(np.any(_used(values[name]) != values[name]) for name in names)
+            found = ", ".join(f"{name}={_find_offender(values[name], holds)}" for name in names)
+            rounded = any(np.any(_as_jax_value(values[name]) != values[name]) for name in names)
             hint = f" in {default_dtype(float)}" if rounded else ""
             raise StateValueError(f"{function}(): the rule is {rule}{hint}, got {found}.")
 
@@ -117,14 +117,14 @@ def _parse(rule):
 def _evaluate(term, values):
     name, _, inner = term.rstrip(")").partition("(")
     if inner:
-        value = _used(values[inner])
+        value = _as_jax_value(values[inner])
         return np.floor(value) if name == "floor" else getattr(np, name)(value, -1)
     if " + " in term:  # of whole numbers, which could overflow
         return reduce(np.add, [np.asarray(values[part], float) for part in term.split(" + ")])
-    return _used(values[term]) if term in values else float(term)
+    return _as_jax_value(values[term]) if term in values else float(term)
 
 
-def _used(value):
+def _as_jax_value(value):
     """Return a value as JAX uses it: a number next to the end of its range may be rounded to that end."""
     value = np.asarray(value)
     with np.errstate(over="ignore"):
@@ -144,7 +144,7 @@ def check_fits(function, bound, values, dtype) -> None:
         )
 
 
-def _offending(value, holds):
+def _find_offender(value, holds):
     value = np.asarray(value)
     if value.ndim == 0:
         return value.item()
@@ -158,12 +158,12 @@ def _offending(value, holds):
 
 
 def default_dtype(kind):
-    """Return what JAX uses at present for the Python type ``kind``."""
+    """Return the dtype that JAX uses at present for the Python type ``kind``."""
     return jax.dtypes.canonicalize_dtype(kind)
 
 
 def to_dtype(function, dtype, default, kind):
-    """Return ``dtype`` as what JAX really uses for it; it must be of ``kind``."""
+    """Return the dtype that JAX really uses for ``dtype``; it must be of ``kind``."""
     if dtype is None:
         return default_dtype(default)
     wanted = default_dtype(dtype) if dtype in (bool, int, float, complex) else np.dtype(dtype)
@@ -201,7 +201,7 @@ def to_whole(function, name, value, dtype) -> Any:
 def to_ends(function, low, high, dtype, inclusive):
     """Return the ends of a range of integers of ``dtype``, in a type of 32 bits or more.
 
-    The upper end that is not included may be one more than the type holds: what is known is the last number then.
+    The upper end that is not included may be one more than the type holds: then the last number is known instead.
     """
     info = jnp.iinfo(dtype)
     for name, value, most in (("low", low, info.max), ("high", high, info.max + (not inclusive))):
@@ -214,7 +214,7 @@ def to_ends(function, low, high, dtype, inclusive):
 
 
 def to_shape(function, size, shapes):
-    """Return the shape of the result: ``size``, which the ``shapes`` must fit, or what these broadcast to."""
+    """Return the shape of the result: ``size``, which the ``shapes`` must fit, or the shape that these broadcast to."""
     try:
         shape = np.broadcast_shapes(*shapes)
     except ValueError:

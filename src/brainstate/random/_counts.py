@@ -1,7 +1,7 @@
 """Samplers of integers that ``jax.random`` does not have, or has only for moderate parameters.
 
 Each is a function of a key, parameters, a shape and a dtype, as in ``jax.random``. It is compiled and works under
-every JAX transform, except that what a loop accepted has no reverse derivative. Probabilities and means are of one
+every JAX transform, but numbers accepted in a loop have no reverse derivative. Probabilities and means are of one
 floating dtype; numbers of trials are integers, since float32 has no odd number above 2**24. A parameter outside its
 domain ends every loop at once and gives -1.
 
@@ -156,7 +156,7 @@ def multinomial(key, n, p, dtype):
 def hypergeometric(key, ngood, nbad, nsample, shape, dtype):
     """The number of good ones in a sample.
 
-    With good and bad exchanged, and the sample and what is left of the urn, the good are no more than the bad, the
+    With good and bad exchanged, and the sample and the rest of the urn, the good are no more than the bad, the
     sample no more than half, and the mean is no more than four variances. From a mean of 256 on, this is the mode
     plus an offset; else a few steps of inversion.
     """

@@ -1,7 +1,7 @@
 """Generators: a random number generator is a State that holds a key, and a draw reads and replaces it.
 
 A draw is ``key, sub = jax.random.split(key)``: ``sub`` is used, ``key`` is the new value. Since that is an
-ordinary read and write of a State, numbers inside a transform are those outside, a loop draws anew at each
+ordinary read and write of a State, numbers inside a transform are those outside, a loop makes a new draw at each
 iteration, and whatever replays a function replays its draws. Every draw takes its key in ``_advance``, the
 only place where a generator advances; a sampler that is given ``key=`` uses that and leaves the State alone.
 A sampler that raises after it took a key hands it back to ``_withdraw``: the generator is as it was.
@@ -103,7 +103,7 @@ class RandomState(State):
     # ----------------------------------------------------------------------------------------- seeds and keys
 
     def seed(self, seed_or_key: Any = None) -> None:
-        """Start anew from a seed or key; without one the operating system chooses.
+        """Restart from a seed or key; without one the operating system chooses.
 
         Raises
         ------
@@ -269,7 +269,7 @@ def on_default(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def seed(seed_or_key: Any = None) -> None:
-    """Start the default generator, and NumPy's global one, anew from a seed or key.
+    """Restart the default generator, and NumPy's global one, from a seed or key.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """From the checked arguments of a call to those of its function of ``jax.random``, one function a kind of sampler.
 
-What depends on more than one argument, or on a dtype, is checked here: whether a shape fits, whether there are
+Rules on more than one argument, or on a dtype, are checked here: whether a shape fits, whether there are
 elements enough to draw from, whether a matrix is a covariance, whether a type holds the numbers to be expected.
 """
 

@@ -69,7 +69,7 @@ class Sampler:
         try:
             bound = self.signature.bind(None, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name}{self.shown}: {error}.") from None
+            raise TypeError(f"{self.name}{self.public_signature}: {error}.") from None
         bound.apply_defaults()
         values = bound.arguments
         del values["self"]
@@ -85,7 +85,7 @@ class Sampler:
         return key, self.prepare(self.name, **values)
 
     @property
-    def shown(self) -> inspect.Signature:
+    def public_signature(self) -> inspect.Signature:
         """The signature of the function, which has no ``self``."""
         return self.signature.replace(parameters=list(self.signature.parameters.values())[1:])
 
@@ -93,7 +93,7 @@ class Sampler:
     def doc(self) -> str:
         """The docstring, in numpy's style."""
         lines = [f"Sample {self.about}.", "", ".. math:: " + self.formula, "", "Parameters", "----------"]
-        for name, parameter in self.shown.parameters.items():
+        for name, parameter in self.public_signature.parameters.items():
             rules = ", ".join(f"``{rule}``" for rule in self.rules if name in re.split(r"\W+", rule))
             kind, about = _PARAMETERS.get(name, ("number or array", "Broadcast against the others."))
             optional = ", optional" if parameter.default is not parameter.empty else ""
@@ -115,7 +115,7 @@ def _affine(x, loc, scale):
     return x if loc is None else x + loc
 
 
-def _located(draw):
+def _with_location(draw):
     """Give the standard ``draw(key, shape, dtype)`` a location and a scale."""
 
     def located(key, loc, scale, shape, dtype):
@@ -125,7 +125,7 @@ def _located(draw):
     return located
 
 
-def _scaled(draw):
+def _with_scale(draw):
     """Give ``draw(key, *parameters, shape, dtype)`` a scale, the last parameter."""
 
     def scaled(key, *args):
@@ -136,7 +136,7 @@ def _scaled(draw):
     return scaled
 
 
-def _counted(draw, bound):
+def _for_every_dtype(draw, bound):
     """Let a sampler of integers serve every ``dtype``: parameters whose numbers it does not hold give -1.
 
     Without ``bound`` the law itself depends on the numbers that the type holds.
@@ -153,7 +153,7 @@ def _counted(draw, bound):
     return lambda key, *args: counted(key, args[:-2], *args[-2:])
 
 
-def _rounded(draw):
+def _via_float32(draw):
     """Compute floating numbers of 16 bits in float32, and round: with so few bits most methods fail."""
 
     def rounded(key, *args):
@@ -176,7 +176,7 @@ def _weibull(key, a, shape, dtype):
     return jr.weibull_min(key, np.ones((), dtype), a, shape, dtype)
 
 
-# ---------------------------------------------------------------------------------- the table: what rows need
+# ---------------------------------------------------------------------------------- the table: helpers of its rows
 
 _PARAMETERS = {
     "size": (
@@ -204,10 +204,10 @@ _PARAMETERS = {
     ),
     "a": (
         "number or array",
-        "Shape parameter; for ``choice`` what to draw from, an int meaning ``arange(a)``.",
+        "Shape parameter; for ``choice`` the population, an int meaning ``arange(a)``.",
     ),
     "replace": ("bool", "Whether an element may be drawn more than once; else there must be weights above 0 for all."),
-    "x": ("int or array", "What to permute, an int meaning ``arange(x)``."),
+    "x": ("int or array", "The array to permute, an int meaning ``arange(x)``."),
     "independent": ("bool", "Whether each slice along `axis` gets a permutation of its own."),
     "input": ("array", "The array whose shape the result has."),
 }
@@ -239,18 +239,18 @@ def _special(names, parameters, draw, prepare, about, formula, example, *rules):
 
 def _real(names, parameters, draw, about, formula, example, *rules, tail=_TAIL):
     given, signature = (", ".join(filter(None, parts)) for parts in ([example, "size=4, key=0"], [parameters, tail]))
-    draw = draw if draw in (jr.uniform, alg.uniform) else _rounded(draw)
+    draw = draw if draw in (jr.uniform, alg.uniform) else _via_float32(draw)
     _special(names, signature, draw, as_real, about, formula, f"{given} -> (4,)", *rules)
 
 
 def _count(names, parameters, draw, about, formula, example, *rules, tail=_TAIL, bound=None):
     given, signature = f"{example}, size=4, key=0 -> (4,)", f"{parameters}, {tail}"
     prepare = partial(as_count, whole=[rule.split(" == ")[0] for rule in rules if "floor" in rule], bound=bound)
-    _special(names, signature, _counted(draw, bound), prepare, about, formula, given, *rules)
+    _special(names, signature, _for_every_dtype(draw, bound), prepare, about, formula, given, *rules)
 
 
 def _wide(mean):
-    """Return what a Poisson number of this mean, or a narrower one, does not exceed: 10 standard deviations."""
+    """Return a bound of a Poisson number of this mean, or of a narrower one: 10 standard deviations."""
     return mean + 10 * mean**0.5 + 20
 
 
@@ -267,20 +267,20 @@ _real("random random_sample ranf sample", "", jr.uniform, *_U, "")
 _special("rand", "*dn, key=None, dtype=None", jr.uniform, as_shape, *_U, "2, 3, key=0 -> (2, 3)")
 _special("rand_like", _LIKE, jr.uniform, as_like, *_U, "[1.0, 2.0], key=0 -> (2,)")
 _real("standard_normal", "", jr.normal, *_Z, "")
-_special("randn", "*dn, key=None, dtype=None", _rounded(jr.normal), as_shape, *_Z, "2, 3, key=0 -> (2, 3)")
-_special("randn_like", _LIKE, _rounded(jr.normal), as_like, *_Z, "[1.0, 2.0], key=0 -> (2,)")
+_special("randn", "*dn, key=None, dtype=None", _via_float32(jr.normal), as_shape, *_Z, "2, 3, key=0 -> (2, 3)")
+_special("randn_like", _LIKE, _via_float32(jr.normal), as_like, *_Z, "[1.0, 2.0], key=0 -> (2,)")
 _real("standard_exponential", "", jr.exponential, "the exponential distribution of mean 1", r"f(x) = e^{-x}",
     "")
 _real("standard_cauchy", "", jr.cauchy, "the Cauchy distribution", r"f(x) = 1 / (\pi (1 + x^2))", "")
 _real("maxwell", "", jr.maxwell, "the Maxwell distribution of scale 1",
     r"f(x) = \sqrt{2 / \pi} x^2 e^{-x^2/2}", "")
-_real("normal", "loc=None, scale=None", _located(jr.normal), "the normal distribution",
+_real("normal", "loc=None, scale=None", _with_location(jr.normal), "the normal distribution",
     r"f(x) \propto e^{-(x - loc)^2 / (2 scale^2)}", "1.0, 2.0", _LOC, _SCALE)
-_real("gumbel", "loc=None, scale=None", _located(jr.gumbel), "the Gumbel distribution of maxima",
+_real("gumbel", "loc=None, scale=None", _with_location(jr.gumbel), "the Gumbel distribution of maxima",
     r"F(x) = \exp(-e^{-z}), \quad z = (x - loc) / scale", "1.0, 2.0", _LOC, _SCALE)
-_real("laplace", "loc=None, scale=None", _located(jr.laplace), "the Laplace distribution",
+_real("laplace", "loc=None, scale=None", _with_location(jr.laplace), "the Laplace distribution",
     r"f(x) = e^{-|x - loc| / scale} / (2 scale)", "1.0, 2.0", _LOC, _SCALE)
-_real("logistic", "loc=None, scale=None", _located(jr.logistic), "the logistic distribution",
+_real("logistic", "loc=None, scale=None", _with_location(jr.logistic), "the logistic distribution",
     r"F(x) = 1 / (1 + e^{-(x - loc) / scale})", "1.0, 2.0", _LOC, _SCALE)
 _real("lognormal", "mean=None, sigma=None", _lognormal,
     "numbers whose logarithm is normal, with this mean and sigma", r"x = e^{mean + sigma z}", "1.0, 2.0",
@@ -295,7 +295,7 @@ _real("truncated_normal", "lower, upper", alg.truncated_normal,
 _real("triangular", "left=0.0, mode=0.5, right=1.0", alg.triangular, "the triangular distribution",
     r"f(x) \propto \min\left(\frac{x - left}{mode - left}, \frac{right - x}{right - mode}\right)",
     "0.0, 1.0, 2.0", "-inf < left <= mode <= right < inf", "left < right")
-_real("exponential", "scale=None", _scaled(jr.exponential), "the exponential distribution",
+_real("exponential", "scale=None", _with_scale(jr.exponential), "the exponential distribution",
     r"f(x) = e^{-x / scale} / scale", "2.0", _SCALE)
 _real("rayleigh", "scale=1.0", alg.rayleigh, "the Rayleigh distribution",
     r"f(x) = x e^{-x^2 / (2 scale^2)} / scale^2", "2.0", _SCALE)
@@ -305,11 +305,11 @@ _real("power", "a", alg.power, "the power function distribution", r"f(x) = a x^{
     "3.0", "0 < a < inf")
 _real("weibull", "a", _weibull, "the Weibull distribution of scale 1", r"F(x) = 1 - e^{-x^a}", "3.0",
     "0 < a < inf")
-_real("weibull_min", "a, scale=None", _scaled(_weibull), "the Weibull distribution",
+_real("weibull_min", "a, scale=None", _with_scale(_weibull), "the Weibull distribution",
     r"F(x) = 1 - e^{-(x / scale)^a}", "3.0, 2.0", "0 < a < inf", _SCALE)
 _real("standard_gamma", "shape", alg.gamma, "the gamma distribution of scale 1",
     r"f(x) \propto x^{shape - 1} e^{-x}", "3.0", "0 < shape < inf")
-_real("gamma", "shape, scale=None", _scaled(alg.gamma), "the gamma distribution",
+_real("gamma", "shape, scale=None", _with_scale(alg.gamma), "the gamma distribution",
     r"f(x) \propto x^{shape - 1} e^{-x / scale}", "3.0, 2.0", "0 < shape < inf", _SCALE)
 _real("loggamma", "a", jr.loggamma, "logarithms of gamma variates of scale 1", r"f(x) \propto e^{a x - e^x}",
     "3.0", "0 < a < inf")

@@ -8,9 +8,9 @@ are identities for all other purposes: forward mode, second derivatives, loops, 
 Whether somebody listens is decided when a function is traced. It is a *user context* of JAX and so a part of the key
 of every compiled program: one from before is not used while somebody listens, and is used again, not compiled
 again, afterwards. The value of the context are the *slots* of the listeners of this thread, small numbers that are
-free again when a listener has left; so a second one finds what was compiled for the first, and no program keeps a
+free again when a listener has left; so a second one finds the programs compiled for the first, and no program keeps a
 listener alive. A record goes to all that listen in its slots when it arrives. (Making the context, when this module is
-imported, changes the key once: what ``jax.jit`` has compiled before the import is compiled once more.)
+imported, changes the key once: programs that ``jax.jit`` has compiled before the import are compiled once more.)
 
 Under ``vmap`` the record keeps its lanes apart, and there is one call to Python for all of them.
 """
@@ -59,7 +59,7 @@ def listeners() -> int:
     return len(_slots.value)
 
 
-# ------------------------------------------------------------------------------------------ what is recorded
+# ------------------------------------------------------------------------------------------ records
 
 
 def _statistics(ct, lanes):
@@ -131,7 +131,7 @@ mlir.register_lowering(_tap, lambda _, t, **__: [t])
 
 
 # Every reverse pass back through the value is heard, so for a derivative of this derivative the value is tapped again.
-# What goes back through a tangent (reverse over forward mode) is no cotangent of the value, and is not heard.
+# A cotangent of a tangent (reverse over forward mode) is not one of the value, and is not heard.
 _listened = jax.custom_jvp(lambda x, name, slots: x, nondiff_argnums=(1, 2))
 
 
@@ -149,7 +149,7 @@ def tap(name: str, x: Any) -> Any:
     Parameters
     ----------
     name : str
-        What to find the records under, see `taps`. Places of the same name share their records.
+        The key of the records, see `taps`. Places of the same name share their records.
     x : pytree
         Any value. Each floating or complex array is recorded, under its path behind ``name`` if ``x`` is a container.
 
@@ -161,7 +161,7 @@ def tap(name: str, x: Any) -> Any:
     Raises
     ------
     StateTypeError
-        If ``name`` is no string.
+        If ``name`` is not a string.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def tap(name: str, x: Any) -> Any:
 
 
 class taps(Mapping):
-    """Listen to the `tap` calls of this thread: a context manager, and the mapping of what was recorded.
+    """Listen to the `tap` calls of this thread: a context manager, and the mapping of their records.
 
     ``{name: tuple of records}``, in the order in which the cotangents came. A record has ``norm``, ``min``, ``max`` and
     ``mean_abs`` of the entries, the fraction of ``zeros`` and the number of ``nonfinite`` entries. A name is there if a
@@ -199,9 +199,9 @@ class taps(Mapping):
     under ``vmap`` one for each lane, or one for all where they share it; with ``checkpoint`` one. A derivative of a
     derivative has as many passes as it has reverse modes: `hessian` is forward over reverse, and has one.
 
-    Listeners nest, and each hears what is traced while it listens. A compiled function, of `jit` or of ``jax.jit``, has
-    a program of its own for that, and the one from before is used again afterwards. A pullback that was made before
-    anybody listened stays silent.
+    Listeners nest, and each hears the functions that are traced while it listens. A compiled function, of `jit` or of
+    ``jax.jit``, has a program of its own for that, and uses the one from before afterwards. A pullback that was made
+    before anybody listened stays silent.
 
     Examples
     --------
@@ -230,7 +230,7 @@ class taps(Mapping):
             slot = self._slot = next(n for n in itertools.count() if n not in _open)
             _open[slot] = self
             stack.callback(_open.pop, slot)
-            stack.callback(jax.effects_barrier)  # what was started arrives before the slot is free
+            stack.callback(jax.effects_barrier)  # running programs report before the slot is free
             stack.enter_context(_slots((*_slots.value, slot)))
             self._leave = stack.pop_all()
         return self

@@ -1,4 +1,4 @@
-"""The look of what a transform makes of a function: its name, docstring, signature and attributes."""
+"""The look of a transformed function: name, docstring, signature and attributes are those of the user's."""
 
 import functools
 from types import FunctionType, MethodType
@@ -8,7 +8,7 @@ __all__ = ["resemble"]
 
 
 def resemble(wrapper: Any, fun: Any) -> Any:
-    """Do what ``functools.update_wrapper`` does, and return ``wrapper``; an attribute that it has itself stays."""
+    """Do as ``functools.update_wrapper``, and return ``wrapper``; attributes that it has itself stay."""
     functools.update_wrapper(wrapper, fun, updated=())
     for name, value in _attributes(fun).items():
         if not hasattr(wrapper, name):
@@ -17,9 +17,9 @@ def resemble(wrapper: Any, fun: Any) -> Any:
 
 
 def _attributes(fun) -> dict[str, Any]:
-    """Return the attributes that a user gave a function, also through what was made of it by other transforms."""
+    """Return the attributes that a user gave a function, also through other transforms of it."""
     held = getattr(fun, "__dict__", {})
     if isinstance(fun, FunctionType | MethodType | functools.partial):
         return held
-    # What an object holds beside a function is its own: the States of a Module, the programs of a jit.
+    # Other attributes of an object are its own: the States of a Module, the programs of a jit.
     return _attributes(held["__wrapped__"]) if "__wrapped__" in held else {}

@@ -38,10 +38,7 @@ _DETAILED = 32  # iterations of one loop that are looked into; what goes on afte
 _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
 
-_CALLS = (
-    "jit pjit closed_call core_call eval_jaxpr remat remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr"
-)
+_CALLS = "jit closed_call eval_jaxpr remat2 custom_jvp_call custom_vjp_call"
 _ELEMENTWISE = (
     "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 "
     "expm1 integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
@@ -158,7 +155,7 @@ def _inner(eqn):
     """Return the program that a call runs, or None if the operation is no call."""
     if eqn.primitive.name not in _calls:
         return None
-    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr")))
+    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
 
 
 def _needed(jaxpr, wanted) -> tuple[dict, list[bool]]:

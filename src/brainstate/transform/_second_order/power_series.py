@@ -66,7 +66,7 @@ class _Rule:
             return [Series(out) for out in bind(eqn, primals)]
         if (inner := subprogram(eqn)) is not None:
             return self.run(inner, inputs)
-        if name in ("remat2", "checkpoint"):
+        if name == "remat2":
             return interpret(eqn.params["jaxpr"], (), inputs, self, Series)
         if name.startswith("custom_vjp"):
             raise StateTypeError(

@@ -131,7 +131,7 @@ def _expanded(eqn, ins):
 # ------------------------------------------------------------------------------------------------ control flow
 
 # Primitives that run one program within, with the same inputs and outputs.
-_CALLS = "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vmap_call"
+_CALLS = "jit closed_call remat2 custom_jvp_call custom_vjp_call custom_vmap_call"
 
 
 def _call(eqn, ins):

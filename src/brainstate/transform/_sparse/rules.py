@@ -86,7 +86,6 @@ def _broadcast(a, p):
 _MOVES = {
     "reshape": lambda a, p: a.reshape(p["new_sizes"]),
     "squeeze": lambda a, p: np.squeeze(a, tuple(p["dimensions"])),
-    "expand_dims": lambda a, p: np.expand_dims(a, tuple(p["dimensions"])),
     "transpose": lambda a, p: np.transpose(a, p["permutation"]),
     "rev": lambda a, p: np.flip(a, p["dimensions"]),
     "slice": _slice,
@@ -402,7 +401,7 @@ def _dynamic_update_slice(eqn, ins):
 
 _ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+    convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or pow real
     reduce_precision regularized_incomplete_beta rem round rsqrt sharding_constraint sign sin sinh sqrt square
     stop_gradient sub tan tanh xor
