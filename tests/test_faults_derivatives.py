@@ -23,6 +23,7 @@ from brainstate import random as R
 from brainstate import transform as T
 from brainstate._errors import GradientCheckError, NonFiniteError
 from brainstate.transform import check_grads, grad, jit
+from brainstate.transform._diagnosis import check_grads as _check
 from brainstate.transform._sparse import dependence as _dependence
 from transforms import DERIVATIVES
 
@@ -210,7 +211,7 @@ def test_a12_no_direction_misses_a_wrong_gradient():
 
 def _directions(size, seed):
     like = [np.zeros(size, np.float32)]
-    return [T._check.random_like(np.random.default_rng((T._check._OWN, seed, n)), like) for n in range(3)]
+    return [_check.random_like(np.random.default_rng((_check._OWN, seed, n)), like) for n in range(3)]
 
 
 def test_a12_a_small_gradient_beside_a_large_one():
