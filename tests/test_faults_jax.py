@@ -52,12 +52,6 @@ def devices(f, specs=D):
     return T.shard_map(f, mesh=MESH, in_specs=specs, out_specs=specs)
 
 
-def ruled(f):
-    f = T.custom_jvp(f)
-    f.defjvp(lambda p, t: (f(*p), t[0]))
-    return f
-
-
 PATTERNS = ("jacobian_sparsity", "hessian_sparsity")  # which show all frames
 RUNS = {
     name: lambda f, row=row: row.run(f)(1.0)

@@ -772,7 +772,7 @@ def rows(condition, kind=None):
 
 
 ROW = rows(lambda row: True)
-DERIVATIVES = rows(lambda row: row.derive and not row.same_as)  # one of each
-GRADIENTS = rows(lambda row: row.derive, "gradient")  # what shares the signature of `grad`
+DERIVATIVES = rows(lambda row: row.derive and not row.same_as)  # each once
+# Of what has the signature of `grad`: the functions with all of its options, and what returns just the derivative.
 DECORATORS = rows(lambda row: row.takes("return_value") and inspect.isfunction(row.transform), "gradient")
-EXACT = rows(lambda row: row.exact and not row.same_as, "gradient")  # what returns the derivative and nothing else
+EXACT = rows(lambda row: row.exact and not row.same_as, "gradient")
