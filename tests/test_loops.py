@@ -12,6 +12,7 @@ from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State
 from brainstate import random as R
 from brainstate import transform as T
+from transforms import EXACT
 
 XS = jnp.linspace(0.1, 1.0, 5)
 CHEAP = "unsafe_rbg"  # XLA takes a second to compile threefry in some of these nests
@@ -126,16 +127,16 @@ def test_gradients_around_a_loop(loop):
     assert cell.runs == 1
 
 
-@pytest.mark.parametrize("transform", [T.jacrev, T.jacfwd, T.hessian])
-def test_other_derivatives_around_a_scan(transform):
+@pytest.mark.parametrize("row", [row for row in EXACT.values() if row.name != "grad"], ids=str)
+def test_other_derivatives_around_a_scan(row):
     cell = Cell()
     start = cell.values()
 
     def loss(x):
         return T.scan(cell, x, XS)[0]
 
-    got = transform(loss)(0.5)
-    expected = getattr(jax, transform.__name__)(lambda x: twin_scan(jnp.array(0.7), start, x, XS)[0][0])(0.5)
+    got = row.derive(loss)(0.5)
+    expected = row.jax(lambda x: twin_scan(jnp.array(0.7), start, x, XS)[0][0])(0.5)
     close(got, expected, 1e-4)
     assert cell.runs == 1
 
