@@ -9,32 +9,48 @@ import os
 os.environ.setdefault("NPROC", "32")  # see conftest.py
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs each array that was donated in the meantime
 
+import itertools
 import random as python_random
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 
-from brainstate import State, _scope, random
+from brainstate import State, _scope, _tokens, random
 from brainstate.transform import jit, prepare
-from interrupts import SCENARIOS, Trial, other_thread
+from interrupts import SCENARIOS, Trial
 
 ROUND = 10  # seconds
+ENOUGH = 100_000  # placed interrupts
 rounds = python_random.Random(0)
+other_thread = ThreadPoolExecutor(1)
 
 
-def placed(seconds, trials) -> int:
-    """Interrupt calls at places chosen at random."""
-    count, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        trial = rounds.choice(trials)
-        for _ in range(1 if trial.scenario.fresh else 100):  # a first call takes as long as many others
-            trial.interrupt(rounds.randint(1, trial.places))
-            count += 1
-    return count
+class Placed:
+    """Interrupts calls at all of their places, in an order by chance, and begins again."""
+
+    def __init__(self):
+        self.trials = [Trial(scenario) for scenario in SCENARIOS]
+        self.ahead: dict = {}  # (trial, whether JAX's own code has met a State) -> its places that are left
+
+    def run(self, seconds, met) -> int:
+        """Interrupt calls, for as long in each trial, with what a process does that ``met`` a State or without."""
+        _tokens.switched[:] = [True] * met
+        trials = [trial for trial in self.trials if met or not trial.scenario.meets]
+        return sum(self.turn(trial, time.monotonic() + seconds / len(trials), met) for trial in trials)
+
+    def turn(self, trial, end, met) -> int:
+        ahead, count = self.ahead.setdefault((trial, met), []), 0
+        while not count or time.monotonic() < end:
+            if not ahead:
+                ahead += trial.look()
+                rounds.shuffle(ahead)
+            count += trial.interrupt(ahead.pop())
+        return count
 
 
 class Signals:
@@ -153,13 +169,16 @@ def signalled(seconds) -> int:
 
 
 def soak(seconds) -> None:
-    """Run both legs in turn."""
-    trials, end, places, signs = [Trial(scenario) for scenario in SCENARIOS], time.monotonic() + seconds, 0, 0
-    while (left := end - time.monotonic()) > 0:
-        places += placed(min(left, ROUND) / 2, trials)
+    """Run both legs in turn, until the time is over and enough interrupts were placed."""
+    began, placed, places, signs = time.monotonic(), Placed(), 0, 0
+    for turn in itertools.count():
+        places += placed.run(ROUND / 2, met=turn % 2 == 1)
         with Company():
-            signs += signalled(min(left, ROUND) / 2)
-        print(f"{places} placed interrupts, {signs} signals", flush=True)
+            signs += signalled(ROUND / 2)
+        passed = time.monotonic() - began
+        print(f"{places} placed interrupts of {ENOUGH}, {signs} signals, {passed:.0f} s of {seconds:.0f}", flush=True)
+        if passed >= seconds and places >= ENOUGH:
+            break
 
 
 if __name__ == "__main__":

@@ -186,10 +186,13 @@ class Launcher:
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
                         # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
-                        if type(value) not in _plain:
-                            if not eager():
-                                raise _raw_transform(written[0])
-                            break
+                        # `continue`, as CPython 3.13 leaves the jump of a plain `if` here out of the `with` block:
+                        # an interrupt at that jump would leave the lock held.
+                        if type(value) in _plain:
+                            continue
+                        if not eager():
+                            raise _raw_transform(written[0])
+                        break
                     with _commit_lock:
                         try:
                             for value in values:  # `written` may have grown in the meantime
