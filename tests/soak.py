@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("NPROC", "32")  # see conftest.py
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs each array that was donated in the meantime
 
-import itertools
 import random as python_random
 import signal
 import sys
@@ -20,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 
-from brainstate import State, _scope, _tokens, random
+from brainstate import State, _scope, random
 from brainstate.transform import jit, prepare
 from interrupts import SCENARIOS, Trial
 
@@ -34,17 +33,21 @@ class Placed:
     """Interrupts calls at all of their places, in an order by chance, and begins again."""
 
     def __init__(self):
-        self.trials = [Trial(scenario) for scenario in SCENARIOS]
-        self.ahead: dict = {}  # (trial, whether JAX's own code has met a State) -> its places that are left
+        self.trials = [Trial(scenario) for scenario in SCENARIOS if not scenario.meets]
+        self.ahead: dict = {}  # trial -> its places that are left
+        self.met = False
 
-    def run(self, seconds, met) -> int:
-        """Interrupt calls, for as long in each trial, with what a process does that ``met`` a State or without."""
-        _tokens.switched[:] = [True] * met
-        trials = [trial for trial in self.trials if met or not trial.scenario.meets]
-        return sum(self.turn(trial, time.monotonic() + seconds / len(trials), met) for trial in trials)
+    def meet(self) -> None:
+        """Let JAX's own code meet a State: from then on calls do more, and come by other places."""
+        self.trials += [Trial(scenario) for scenario in SCENARIOS if scenario.meets]
+        self.ahead, self.met = {}, True
 
-    def turn(self, trial, end, met) -> int:
-        ahead, count = self.ahead.setdefault((trial, met), []), 0
+    def run(self, seconds) -> int:
+        """Interrupt calls, for as long in each trial."""
+        return sum(self.turn(trial, time.monotonic() + seconds / len(self.trials)) for trial in self.trials)
+
+    def turn(self, trial, end) -> int:
+        ahead, count = self.ahead.setdefault(trial, []), 0
         while not count or time.monotonic() < end:
             if not ahead:
                 ahead += trial.look()
@@ -170,15 +173,15 @@ def signalled(seconds) -> int:
 
 def soak(seconds) -> None:
     """Run both legs in turn, until the time is over and enough interrupts were placed."""
-    began, placed, places, signs = time.monotonic(), Placed(), 0, 0
-    for turn in itertools.count():
-        places += placed.run(ROUND / 2, met=turn % 2 == 1)
+    began, placed, places, signs, passed = time.monotonic(), Placed(), 0, 0, 0.0
+    while passed < seconds or places < ENOUGH:
+        places += placed.run(ROUND / 2)
         with Company():
             signs += signalled(ROUND / 2)
         passed = time.monotonic() - began
         print(f"{places} placed interrupts of {ENOUGH}, {signs} signals, {passed:.0f} s of {seconds:.0f}", flush=True)
-        if passed >= seconds and places >= ENOUGH:
-            break
+        if not placed.met and places >= ENOUGH / 2:
+            placed.meet()
 
 
 if __name__ == "__main__":
