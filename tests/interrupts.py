@@ -170,13 +170,19 @@ def interrupted(call, place) -> bool:
 class Scenario:
     """``make()`` returns States and a function that changes them.
 
-    ``fresh``: each call is to be a first one. ``meets``: a function that JAX itself has compiled reads a State.
+    ``fresh``: each call is to be a first one. ``traces``: each is one for JAX. ``meets``: a function that JAX itself
+    has compiled reads a State.
     """
 
     name: str
     make: Callable
     fresh: bool = False
+    traces: bool = False
     meets: bool = False
+
+    @property
+    def long(self):
+        return self.fresh or self.traces
 
 
 def seen(tree) -> list:
@@ -490,9 +496,9 @@ SCENARIOS = [
     Scenario("checkpoint", repeated),
     Scenario("scopes", scoped),
     Scenario("grad", derivative),
-    Scenario("cond", branched),
-    Scenario("for_loop", looped),
-    Scenario("vmap", mapped),
+    Scenario("cond", branched, traces=True),
+    Scenario("for_loop", looped, traces=True),
+    Scenario("vmap", mapped, traces=True),
     Scenario("jit of JAX's jit", met, meets=True),
     Scenario("first jit", jitted, fresh=True),
     Scenario("first jit that donates", functools.partial(jitted, donate_states=True), fresh=True),

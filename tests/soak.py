@@ -23,7 +23,8 @@ from brainstate import State, _scope, random
 from brainstate.transform import jit, prepare
 from interrupts import SCENARIOS, Trial
 
-ROUND = 10  # seconds
+ROUND = 10  # seconds, of which signals have a third
+FEW = 5
 ENOUGH = 100_000  # placed interrupts
 rounds = python_random.Random(0)
 other_thread = ThreadPoolExecutor(1)
@@ -43,17 +44,23 @@ class Placed:
         self.ahead, self.met = {}, True
 
     def run(self, seconds) -> int:
-        """Interrupt calls, for as long in each trial."""
-        return sum(self.turn(trial, time.monotonic() + seconds / len(self.trials)) for trial in self.trials)
-
-    def turn(self, trial, end) -> int:
-        ahead, count = self.ahead.setdefault(trial, []), 0
-        while not count or time.monotonic() < end:
-            if not ahead:
-                ahead += trial.look()
-                rounds.shuffle(ahead)
-            count += trial.interrupt(ahead.pop())
+        """Interrupt each call that takes long a few times, and the others for as long each."""
+        long = [trial for trial in self.trials if trial.scenario.long]
+        begun = time.monotonic()
+        count = sum(self.one(trial) for trial in long for _ in range(FEW))
+        left = seconds - (time.monotonic() - begun)
+        for trial in set(self.trials) - set(long):
+            end = time.monotonic() + left / (len(self.trials) - len(long))
+            while time.monotonic() < end:
+                count += self.one(trial)
         return count
+
+    def one(self, trial) -> bool:
+        ahead = self.ahead.setdefault(trial, [])
+        if not ahead:
+            ahead += trial.look()
+            rounds.shuffle(ahead)
+        return trial.interrupt(ahead.pop())
 
 
 class Signals:
@@ -175,9 +182,9 @@ def soak(seconds) -> None:
     """Run both legs in turn, until the time is over and enough interrupts were placed."""
     began, placed, places, signs, passed = time.monotonic(), Placed(), 0, 0, 0.0
     while passed < seconds or places < ENOUGH:
-        places += placed.run(ROUND / 2)
+        places += placed.run(ROUND * 2 / 3)
         with Company():
-            signs += signalled(ROUND / 2)
+            signs += signalled(ROUND / 3)
         passed = time.monotonic() - began
         print(f"{places} placed interrupts of {ENOUGH}, {signs} signals, {passed:.0f} s of {seconds:.0f}", flush=True)
         if not placed.met and places >= ENOUGH / 2:

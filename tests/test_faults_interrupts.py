@@ -27,7 +27,7 @@ MANY, FEW = 200, 10  # places of a longer one, and of one that takes long
 def test_b1_an_interrupt_leaves_all_or_nothing(scenario):
     trial = Trial(scenario)
     places = trial.look()
-    sample = FEW if scenario.fresh or len(places) > 3000 else MANY
+    sample = FEW if scenario.long else MANY
     chosen = places if len(places) <= WHOLE else places[:: -(-len(places) // sample)]
     came = [trial.interrupt(place) for place in chosen]
     assert len(places) > 100 and sum(came) >= 0.9 * len(came)  # a generator that is being closed loses an exception
