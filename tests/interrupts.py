@@ -2,8 +2,7 @@
 
 ``KeyboardInterrupt`` is raised before a bytecode that runs in a frame of the package. That is more than
 signals do: CPython looks for them only after calls, at the beginning of a function and at jumps back. Left out are the
-few bytecodes between the end of a ``with`` block and its exit, and those that do nothing: before none of them CPython
-looks for a signal.
+few bytecodes between the end of a block and its exit (`exits`): before none of them CPython looks for a signal.
 
 One call with all bytecodes traced finds the places. An interrupted call traces the bytecodes of one function only, so a
 place on the steady path of a compiled call costs about 0.1 ms, with all that is checked after it.
@@ -33,8 +32,11 @@ LOCKS = _scope._step_lock, _scope._commit_lock, _scope.claim_lock
 
 @functools.cache
 def exits(code) -> frozenset[int]:
-    """Return the offsets of the bytecodes that leave a ``with`` block, before its exit is called."""
-    found, nones = set(), []
+    """Return the offsets of the bytecodes that leave a ``with`` block, before its exit is called, or begin ``finally``.
+
+    CPython looks for no signal before these: an interrupt comes at the end of the last call in the block.
+    """
+    found, nones = _finally(code), []
     for instruction in dis.get_instructions(code):
         if instruction.opname == "SWAP" or (instruction.opname == "LOAD_CONST" and instruction.argval is None):
             nones.append(instruction.offset)
@@ -47,6 +49,20 @@ def exits(code) -> frozenset[int]:
     return frozenset(found)
 
 
+def _finally(code) -> set[int]:
+    """Return the offsets of the bytecodes of a ``finally`` block, where nothing was raised, up to its first call."""
+    instructions, found = list(dis.get_instructions(code)), set()
+    places = {i.offset: n for n, i in enumerate(instructions)}
+    for entry in dis.Bytecode(code).exception_entries:
+        handler = instructions[places[entry.target] :][:4]
+        after = instructions[places[entry.end] :] if entry.end in places else []
+        # The block stands twice in the code, and begins in the same way.
+        same = [(i.opname, i.arg) for i in after[:2]] == [(i.opname, i.arg) for i in handler[1:3]]
+        if handler[0].opname == "PUSH_EXC_INFO" and same:
+            found |= {i.offset for i in itertools.takewhile(lambda i: not i.opname.startswith("CALL"), after[:6])}
+    return found
+
+
 def uncovered(code) -> list[int]:
     """Return the lines in ``with`` blocks where an interrupt may come and passes the end of the block by.
 
@@ -57,7 +73,7 @@ def uncovered(code) -> list[int]:
     for before, after in itertools.pairwise(dis.Bytecode(code).exception_entries):
         if before.target == after.target and instructions[before.target + 2].opname == "WITH_EXCEPT_START":
             gap = [i for i in instructions.values() if before.end <= i.offset < after.start]
-            inside = itertools.takewhile(lambda i: i.offset not in exits(code), gap)
+            inside = itertools.takewhile(lambda i: not i.opname.startswith("CALL"), gap)  # that of the exit
             found += [i.positions.lineno for i in inside if i.opname == "JUMP_BACKWARD"]
     return found + [line for part in code.co_consts if isinstance(part, CodeType) for line in uncovered(part)]
 
@@ -243,6 +259,8 @@ class Trial:
             "a program that may fail": _carry._thread.may_fail,
             "what a trace is given": _marker.thread.given is not None,
         }
+        for lock in filter(held, LOCKS):  # or all that comes after this hangs
+            lock.release()
         assert not any(left.values()), f"{[name for name in left if left[name]]} left: {self.scenario.name}, {place}"
         now = self.now()
         done = now == self.values[1]

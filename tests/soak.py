@@ -24,7 +24,6 @@ from brainstate.transform import jit, prepare
 from interrupts import SCENARIOS, Trial
 
 ROUND = 10  # seconds, of which signals have a third
-FEW = 5
 ENOUGH = 100_000  # placed interrupts
 rounds = python_random.Random(0)
 other_thread = ThreadPoolExecutor(1)
@@ -44,13 +43,13 @@ class Placed:
         self.ahead, self.met = {}, True
 
     def run(self, seconds) -> int:
-        """Interrupt each call that takes long a few times, and the others for as long each."""
-        long = [trial for trial in self.trials if trial.scenario.long]
-        begun = time.monotonic()
-        count = sum(self.one(trial) for trial in long for _ in range(FEW))
-        left = seconds - (time.monotonic() - begun)
-        for trial in set(self.trials) - set(long):
-            end = time.monotonic() + left / (len(self.trials) - len(long))
+        """Interrupt calls: those that take long for a quarter of the time, all of the others for as long each."""
+        begun, count = time.monotonic(), 0
+        while time.monotonic() < begun + seconds / 4:
+            count += self.one(rounds.choice([trial for trial in self.trials if trial.scenario.long]))
+        others = [trial for trial in self.trials if not trial.scenario.long]
+        for trial in others:
+            end = time.monotonic() + seconds * 3 / 4 / len(others)
             while time.monotonic() < end:
                 count += self.one(trial)
         return count
