@@ -202,9 +202,8 @@ class Launcher:
                         except BaseException:  # an interrupt between two of them
                             _assign_all(written, values)
                             raise
-            if not program.newborn:
-                return out
-            program.adopt()
+            if program.newborn:
+                program.adopt()
             return out
         except Restart as restart:
             staged = restart.staged
