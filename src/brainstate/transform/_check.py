@@ -477,8 +477,8 @@ def _in_double(f, args, chosen, options, order, plain) -> None:
 def _is_double(subject) -> bool:
     """Tell whether the function computes all that is no integer in double precision."""
     jaxpr = jax.make_jaxpr(lambda leaves: subject.call(leaves)[0])(subject.leaves)
-    avals = [v.aval for part in within(jaxpr) for eqn in opened(part).eqns for v in eqn.outvars]
-    types = {aval.dtype for aval in avals if hasattr(aval, "dtype")}
+    found = (v.aval for part in within(jaxpr) for eqn in opened(part).eqns for v in eqn.outvars)
+    types = {getattr(aval, "dtype", None) for aval in found} - {None}
     return all(jnp.finfo(t).bits == 64 for t in types if jnp.issubdtype(t, jnp.inexact))
 
 
