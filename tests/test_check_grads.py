@@ -53,6 +53,7 @@ def tilted(fun, factor):
     return wrong
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("factor", [1.0, 1.01], ids=["right", "wrong"])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_agrees_with_jax_on_the_twin(scenario, factor):
@@ -82,6 +83,7 @@ def test_agrees_with_jax_on_the_twin(scenario, factor):
                         check()
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("column", ["vmap", "scan", "while", "cond", "checkpoint"])
 @pytest.mark.parametrize("name", ["noise", "pytree"])
 def test_nested_scenarios(name, column):
@@ -293,6 +295,7 @@ def test_noise_of_a_generator_is_frozen(w):
         check_grads(fun, 0.7, grad_states=w, argnums=0, order=2)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("kink", [jax.nn.relu, jnp.abs, lambda x: jnp.maximum(x, -x), lambda x: jnp.clip(x, 0, 1)])

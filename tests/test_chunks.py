@@ -48,6 +48,7 @@ def twin(flat, unravel):
     return {"h": h, "all": (h**2).sum() * x}
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("size", [4, 100])
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_same_in_chunks(name, size, double):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import brainstate
+from _covering import few
 from _numbers import numbers
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, nn
@@ -206,6 +207,7 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------ the products
 
 
+@pytest.mark.crossing
 # All that goes through a model's output is one piece of code, so States and an argument together will do for most.
 @pytest.mark.parametrize(
     ("name", "wrt"), [(name, wrt) for name in PRODUCTS for wrt in WRT if name in ("hvp", "ggn") or wrt == "both"]
@@ -588,7 +590,7 @@ def _inside(name, world):
     return product, by_twin
 
 
-@pytest.mark.parametrize("name", ["hvp", "ggn"])
+@pytest.mark.parametrize("name", few(["hvp", "ggn"]))
 def test_inside_other_transforms(name):
     world = World()
     ours, by_twin = _inside(name, world)

@@ -474,7 +474,7 @@ def test_the_first_operation_is_named(row):
 
 def _nested(row):
     marks = (
-        [] if row.fun.__name__.startswith(("inside", "second", "backward", "scan", "masked")) else [pytest.mark.slow]
+        [] if row.fun.__name__.startswith(("inside", "second", "backward", "scan", "masked")) else [pytest.mark.long]
     )
     return pytest.param(row, marks=marks, id=row.fun.__name__)
 
@@ -631,7 +631,6 @@ TRANSFORMS: dict[str, Any] = {
 }
 
 
-SLOW = ("hessian", "jacfwd in chunks", "jacobian", "fwd_grad", "laplacian")
 ALONG = ("jvp", "taylor", "linearize")  # whose derivative is none with respect to something
 NO_DERIVATIVE = {"check_grads", "explain", "jacobian_sparsity", "hessian_sparsity"}
 
@@ -643,7 +642,7 @@ def test_no_transform_is_left_out():
     assert watched <= set(TRANSFORMS)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TRANSFORMS])
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_takes_it(name):
     make = TRANSFORMS[name]
     fine = jnp.ones(2)
@@ -972,7 +971,6 @@ print(mapped(w.value))
 """
 
 
-@pytest.mark.slow
 def test_several_devices():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SEVERAL], env=env, capture_output=True, text=True, timeout=120)
