@@ -55,7 +55,9 @@ def tilted(fun, factor):
 
 @pytest.mark.crossing
 @pytest.mark.parametrize("factor", [1.0, 1.01], ids=["right", "wrong"])
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(s, marks=[pytest.mark.long] * (s in BOTH), id=str(s)) for s in SCENARIOS]
+)
 def test_agrees_with_jax_on_the_twin(scenario, factor):
     with jax.enable_x64(True):
         states, args = scenario.prepare("float64")

@@ -202,6 +202,7 @@ def planted(fun, spoil):
     return f
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 30, 1000])
 def test_a12_planted_errors_are_found(size, float64):
@@ -253,6 +254,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("case", RIGHT)
 def test_a12_no_false_alarm(case, float64):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from _covering import few
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State
 from brainstate import random as R
@@ -218,6 +219,7 @@ def test_a_state_that_is_only_written(first):
     assert len(runs) == 1
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 15, 16, 17, 26, 27, 28, 40])
 @pytest.mark.parametrize("base", [2, 3])
 def test_checkpointed_lengths(count, base):
@@ -711,6 +713,7 @@ def _possible(names):
     return not any(a in REVERSE and "while_loop" in names[i:] for i, a in enumerate(names))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outer", KINDS)
 def test_pairs(outer):
     for inner in KINDS:
@@ -726,7 +729,7 @@ def test_one_run_of_each_pair():
             assert len(runs) == 1, names
 
 
-@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("shift", few(range(4)))
 def test_depth_six(shift):
     order = list(itertools.islice(itertools.cycle(NESTS), 3 * shift, 3 * shift + 11))
     names = [name for name in order if name not in ("while_loop", "jacrev")][:6]

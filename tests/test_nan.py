@@ -472,14 +472,8 @@ def test_the_first_operation_is_named(row):
     judge(row, raised(derivative))
 
 
-def _nested(row):
-    marks = (
-        [] if row.fun.__name__.startswith(("inside", "second", "backward", "scan", "masked")) else [pytest.mark.long]
-    )
-    return pytest.param(row, marks=marks, id=row.fun.__name__)
-
-
-@pytest.mark.parametrize("row", [_nested(row) for row in ROWS])
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fun.__name__)
 def test_under_jit(row):
     judge(row, raised(T.jit(T.grad(row.fun, row.states, check_states=False, debug_nan=True))))
 
@@ -520,6 +514,7 @@ def infinite_best():
 HARMLESS = [masked_softmax, masked_by_logarithm, harmless_nan_forward, stopped_nan, infinite_best]
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("compiled", [False, True], ids=["at once", "jit"])
 @pytest.mark.parametrize("fun", HARMLESS, ids=lambda fun: fun.__name__)
 def test_harmless_infinities_raise_nothing(fun, compiled):

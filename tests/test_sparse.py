@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from _covering import few
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, StateTypeError, StateValueError
 from brainstate import transform as T
@@ -280,12 +279,14 @@ def drawn(first, count, **options):
     return {(seed, *names): run for seed, (run, names) in programs(first, count, **options)}
 
 
-@pytest.mark.parametrize("batch", few(range(3)))
+@pytest.mark.long
+@pytest.mark.parametrize("batch", range(3))
 def test_patterns_of_random_programs_miss_nothing(batch, double):
     compare(drawn(25 * batch, 25), values=3)
 
 
-@pytest.mark.parametrize("batch", few(range(2)))
+@pytest.mark.long
+@pytest.mark.parametrize("batch", range(2))
 def test_hessian_patterns_of_random_programs_miss_nothing(batch, double):
     compare(drawn(1000 + 15 * batch, 15, length=2, without=FORWARD_ONLY), hessian=True, values=4)
 
