@@ -38,13 +38,13 @@ test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --ignore=tests/test_formalities.py
 minutes:
-	@echo 'make test takes about MMM minutes on two cores, the first time with its environment NNN.'
+	@echo 'make test takes about three minutes on two cores, and six the first time: it makes its environment and compiles.'
 test: minutes $(VENV)/.test  ## formalities first, then the tests, docstrings and documents, without the long ones
 	$(BIN)/python -m pytest -q tests/test_formalities.py
 	$(PYTEST) -m 'not long' $(ARGS)
 
 test-all: $(VENV)/.test  ## the long tests after it: thousands of random programs, all cells of the tables
-	@echo 'make test-all takes about LLL minutes on two cores.'
+	@echo 'make test-all takes about eight minutes on two cores.'
 	$(PYTEST) -m long $(ARGS)
 
 SECONDS := 120

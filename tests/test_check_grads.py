@@ -85,7 +85,7 @@ def test_agrees_with_jax_on_the_twin(scenario, factor):
                         check()
 
 
-@pytest.mark.crossing
+@pytest.mark.long
 @pytest.mark.parametrize("column", ["vmap", "scan", "while", "cond", "checkpoint"])
 @pytest.mark.parametrize("name", ["noise", "pytree"])
 def test_nested_scenarios(name, column):

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import brainstate
-from _covering import few
 from _numbers import numbers
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, nn
@@ -277,6 +276,7 @@ def test_gradient_value_and_aux_come_from_the_same_pass(name):
         assert aux["note"] == aux2["note"] == "text" and aux["x"] is world.x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("law", LABELS)
 def test_sampled_fisher_is_unbiased_and_fixed_by_its_key(law):
     """Twenty independent estimates: their mean is within five of its standard errors, in each of 100 entries."""
@@ -590,7 +590,8 @@ def _inside(name, world):
     return product, by_twin
 
 
-@pytest.mark.parametrize("name", few(["hvp", "ggn"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["hvp", "ggn"])
 def test_inside_other_transforms(name):
     world = World()
     ours, by_twin = _inside(name, world)
@@ -635,6 +636,7 @@ def test_linearize_inside_other_transforms():
     close(T.grad(lambda x: ours(x)[1].sum())(world.x), jax.grad(lambda x: by_twin(x)[1].sum())(world.x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_inside_vmap(name):
     world = World()
@@ -654,6 +656,7 @@ def test_the_hessian_of_a_product_is_the_fourth_derivative():
     assert float(T.grad(lambda: inner(jnp.array(1.0)), w)()) == 2.0
 
 
+@pytest.mark.long
 def test_loops_and_checkpoints_inside_the_model():
     w, h = ParamState(jnp.array([0.5, -0.3]), name="w"), State(jnp.zeros(2), name="h")
 
@@ -971,6 +974,7 @@ def test_a_label_that_is_no_class_is_not_silent():
     assert np.isnan(product.operator(world.x).dense()).all()
 
 
+@pytest.mark.long
 def test_a_raw_jit_warns_of_frozen_states():
     world = World()
     v = Reference(world, "one state").vector()

@@ -216,6 +216,7 @@ def test_a12_planted_errors_are_found(size, float64):
             check_grads(lambda f=f, w=w: f(w.value), grad_states=w, modes="rev", seed=seed, float64=float64)
 
 
+@pytest.mark.long
 def test_a12_no_direction_misses_a_wrong_gradient():
     """For 200 seeds and each size: what `check_grads` compares is off by more than it allows, without running it."""
     for size in (1, 2, 3, 10, 100, 1000):
@@ -254,7 +255,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.crossing
+@pytest.mark.long
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("case", RIGHT)
 def test_a12_no_false_alarm(case, float64):
@@ -264,6 +265,7 @@ def test_a12_no_false_alarm(case, float64):
         check_grads(lambda w=w: RIGHT[case](w.value), grad_states=w, seed=seed, float64=float64)
 
 
+@pytest.mark.long
 def test_a12_where_the_derivative_vanishes():
     for f in (lambda x: x**3, lambda x: x**2, lambda x: jnp.sum(0.0 * x)):
         check_grads(f, jnp.zeros(3))

@@ -458,6 +458,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPERATORS)
 def test_c_operators_leave_and_enter_a_jit(w, name):
     make = functools.partial(OPERATORS[name], w)

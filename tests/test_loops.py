@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from _covering import few
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State
 from brainstate import random as R
@@ -729,7 +728,8 @@ def test_one_run_of_each_pair():
             assert len(runs) == 1, names
 
 
-@pytest.mark.parametrize("shift", few(range(4)))
+@pytest.mark.long
+@pytest.mark.parametrize("shift", range(4))
 def test_depth_six(shift):
     order = list(itertools.islice(itertools.cycle(NESTS), 3 * shift, 3 * shift + 11))
     names = [name for name in order if name not in ("while_loop", "jacrev")][:6]
@@ -737,5 +737,6 @@ def test_depth_six(shift):
     nest(names)
 
 
+@pytest.mark.long
 def test_depth_six_with_a_while_loop():
     nest(("jit", "while_loop", "vmap", "cond", "scan", "grad"))

@@ -1141,6 +1141,7 @@ def test_the_search_is_not_heard():
     assert len(called) <= 2 and len(seen["h"]) == 1
 
 
+@pytest.mark.long
 def test_beside_the_check_of_jax():
     with jax.debug_nans(True):
         error = raised(T.jit(T.grad(lambda x: jnp.sqrt(x).sum(), debug_nan=True)), jnp.zeros(2))

@@ -94,7 +94,7 @@ def expected(row, way):
     return row.line, row.phase
 
 
-@pytest.mark.crossing
+@pytest.mark.long
 @pytest.mark.parametrize("compiled", [False, True], ids=["at once", "jit"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fun.__name__)
 def test_a_pullback_names_the_first_operation(row, compiled):

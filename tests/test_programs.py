@@ -1,6 +1,6 @@
 """Random programs with States agree with the same programs in pure JAX; see ``programs``.
 
-`make test` runs a hundred of them without XLA. `make test-all` runs 3000, or as many as the environment variable
+`make test` runs fifty of them without XLA. `make test-all` runs 3000, or as many as the environment variable
 ``BRAINSTATE_PROGRAMS`` says, which takes about five minutes on one core. One for every fifty is run compiled as well.
 """
 
@@ -20,7 +20,7 @@ from programs import compare, generate
 
 # Programs read States in functions of JAX's own as well; each of these says so once.
 pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")
-COUNTS = [100, pytest.param(int(os.environ.get("BRAINSTATE_PROGRAMS", "3000")), marks=pytest.mark.long)]
+COUNTS = [50, pytest.param(int(os.environ.get("BRAINSTATE_PROGRAMS", "3000")), marks=pytest.mark.long)]
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 turn = itertools.count(1)
 

@@ -208,6 +208,7 @@ def names(cases):
 # --- distributions ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "args", "dist"), CONTINUOUS, ids=names(CONTINUOUS))
 def test_continuous(name, args, dist):
     x = getattr(R, name)(*args, size=N, key=1)
@@ -215,6 +216,7 @@ def test_continuous(name, args, dist):
     assert stats.kstest(np.asarray(x, float), dist.cdf).pvalue > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "args", "dist"), DISCRETE, ids=names(DISCRETE))
 def test_discrete(name, args, dist):
     x = np.asarray(getattr(R, name)(*args, size=N, key=1))

@@ -270,6 +270,7 @@ def test_pattern_of_each_operation(i, double):
     compare(portion(i, 4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("i", range(6))
 def test_hessian_pattern_of_each_operation(i, double):
     compare(portion(i, 6, FORWARD_ONLY), hessian=True, values=5)
