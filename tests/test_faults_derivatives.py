@@ -330,6 +330,7 @@ def test_a15_a_carry_of_one_step_is_exact_and_linear(length):
     np.testing.assert_array_equal(pattern.rows * length + pattern.cols, wanted)
 
 
+@pytest.mark.long
 def test_a15_the_matrix_of_a_long_scan():
     matrix = T.sparse_jacobian(_neighbours)(jnp.zeros(3000))
     assert matrix.nse == 5999
@@ -360,6 +361,7 @@ LONG = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("case", LONG)
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_a15_all_steps_at_once_are_what_one_after_the_other_is(monkeypatch, case, mode):
@@ -414,6 +416,7 @@ def test_b5_no_state_is_kept(name, how):
     assert reference() is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [1.0, 40.0, 44.7, 44.72136, 2000.0])
 def test_b5_single_precision_far_from_one(start):
     for scale in (1.0, 1e-3, 1e4):
@@ -439,6 +442,7 @@ def test_b5_what_has_no_root_is_not_found(fun):
             T.root(fun, start, max_steps=50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["plain", "jit", "jit inside", "grad", "twice"])
 def test_b5_lanes_that_fail_are_counted(how):
     written, x = State(jnp.array(0.0)), jnp.array([1.0, -1.0, 4.0, -9.0])
@@ -487,6 +491,7 @@ def test_d_a_missing_library_is_named_with_its_remedy(monkeypatch, module, call,
 # ------------------------------------------------------------------------------------------ C: Poisson, explain
 
 
+@pytest.mark.long
 def test_c_fisher_of_a_poisson():
     """The exact matrix is the expectation of outer products of scores, and the Hessian of the loss at its mean."""
     with jax.enable_x64(True):
@@ -559,6 +564,7 @@ def test_d_an_overflow_that_meets_a_zero_is_not_a_mask():
         grad(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0), debug_nan=True)(0.0)
 
 
+@pytest.mark.long
 def test_d_a_checkpointed_loop_says_that_it_counts_within_a_part():
     def run(loop, x):
         return loop(lambda c, i: (c + jnp.where(i == 13, jnp.log(c - c), 0.0), None), x, jnp.arange(20))[0]
