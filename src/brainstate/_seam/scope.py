@@ -179,8 +179,8 @@ class Scope:
     def __enter__(self):
         self.parent, self.trace = innermost(), current_trace()
         _open[get_ident()] = self
-        if switched:
-            separate(self)
+        if switched or len(_open) > 1:
+            separate(self, len(_open) > 1)
         return self
 
     def read(self, state):

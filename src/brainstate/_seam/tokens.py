@@ -6,7 +6,8 @@ the tracer that stands for it, is part of the cached trace. The key of every cac
 contexts*, and this module owns one of them. Its value is called the *token*::
 
     token, everywhere        None, until a State was met; then one number for all threads outside of scopes
-    token, in a scope        one for each scope that shows other values of States than its surroundings
+    token, in a scope        one for each scope that shows other values of States than its surroundings, or is opened
+                             while a scope of another thread is open
 
 A State is *met* when such a read happens. From then on
 
@@ -28,6 +29,7 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import jax
@@ -58,6 +60,7 @@ switched: list[bool] = []  # not empty from the first meeting on: asked wherever
 
 _token = jax.make_user_context(None)
 _number = itertools.count(1)
+_slots: dict[int, int] = {}  # {number: thread} of scopes that are open in several threads at once
 _TIDY = 512  # after this many tokens JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
 _spent = [0]
 _told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
@@ -90,7 +93,7 @@ def token() -> int | None:
 
 def apart() -> Any:
     """Return a context manager in which JAX looks for programs that hold no value of a State."""
-    return _token(None) if switched else contextlib.nullcontext()
+    return contextlib.nullcontext() if _token.value is None else _token(None)
 
 
 def changed(states) -> None:
@@ -120,9 +123,37 @@ def _spend():
         jax.clear_caches()
 
 
-def separate(scope) -> None:
-    """Give ``scope``, which is being opened, a token of its own if it may show other values than its surroundings."""
-    if scope.stages or scope.opaque or any(state in _states for state in scope.given):
+class _Slot:
+    """A token that no other thread has while a scope is open; it is used again, as long as no State was met."""
+
+    def __init__(self, number):
+        self.number, self.context = number, _token(-number)
+        self.context.__enter__()
+
+    def __exit__(self, *error):
+        self.context.__exit__(*error)
+        _slots.pop(self.number, None)
+
+
+def _part_threads(scope):
+    # JAX lets a thread wait for the trace of another one under the same key, and gives it the values read there.
+    if switched:
+        _renew(scope)
+        _spend()
+        return
+    thread = get_ident()
+    number = next(n for n in itertools.count(1) if _slots.setdefault(n, thread) == thread)
+    scope.context = _Slot(number)
+
+
+def separate(scope, threads: bool) -> None:
+    """Give ``scope``, which is being opened, a token of its own if it may show other values than its surroundings.
+
+    So it does if ``threads``: then scopes of other threads are open.
+    """
+    if threads and scope.parent is None:
+        _part_threads(scope)
+    elif switched and (scope.stages or scope.opaque or any(state in _states for state in scope.given)):
         _renew(scope)
         if not scope.stages:
             _spend()
