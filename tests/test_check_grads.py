@@ -404,7 +404,7 @@ def test_a_model_that_makes_states_in_each_call_is_refused():
         kept.append(State(x, name="new"))
         return x
 
-    with pytest.raises(StateValueError, match="makes State 'new' anew in each call"):
+    with pytest.raises(StateValueError, match="creates a new State 'new' in each call"):
         check_grads(fun, 1.0)
     assert kept[-1].value == 1.0
 

@@ -487,7 +487,7 @@ def test_d28_values_that_are_no_arrays(value):
     assert vjp(f, 1.0)[0] == 2.0
     assert jvp(f, (1.0,), (1.0,)) == (2.0, 2.0)
     if jax.tree.leaves(value):
-        with unchanged(s), pytest.raises(TypeError, match=r"State 's' holds a .*no JAX type.*plain attribute"):
+        with unchanged(s), pytest.raises(TypeError, match=r"State 's' holds a .*not a JAX type.*plain attribute"):
             jit(f)(1.0)
     else:
         jit(f)(1.0)

@@ -130,12 +130,12 @@ TABLE = {
     "text written in a loop": (
         lambda a: T.for_loop(lambda x: put(a.s, "text") and x, XS),
         StateTypeError,
-        r"State 's' was given a str, which is no JAX type.*plain attribute",
+        r"State 's' was given a str, which is not a JAX type.*plain attribute",
     ),
     "text read in a loop": (
         lambda a: T.for_loop(lambda x: x * len(a.text.value), XS),
         StateTypeError,
-        r"State 'text' holds a str, which is no JAX type",
+        r"State 'text' holds a str, which is not a JAX type",
     ),
     "a carry that changes its type": (
         lambda a: T.scan(lambda c, x: (put(a.s, x) * jnp.ones(2), None), 0.0, XS),
@@ -258,7 +258,7 @@ TABLE = {
     "a branch that writes where there was text": (
         lambda a: T.cond(True, lambda: put(a.text, 1.0), lambda: 1.0),
         StateTypeError,
-        r"State 'text' (is float32\[\] after branch 0 and str where no|holds a str, which is no JAX type)",
+        r"State 'text' (is float32\[\] after branch 0 and str where no|holds a str, which is not a JAX type)",
     ),
     "a state made in a branch": (
         lambda a: T.switch(0, [lambda x: born(put(a.s, x)), lambda x: x], 1.0),

@@ -6,7 +6,7 @@ therefore three beats::
 
     with Scope(...) as scope:            # open:   reads and writes of this thread now go to the scope
         out = fun(*args)                 #         (inside the function that JAX traces)
-        writes = scope.close()           #         what was written leaves as an ordinary pytree
+        writes = scope.close()           #         the written values leave as an ordinary pytree
     ...                                  # call:   JAX returns `out` and `writes`
     commit(writes)                       # commit: the values reach the States, or the enclosing scope
 
@@ -23,7 +23,7 @@ Vocabulary
 Invariants
     Only ``commit`` and a write with no scope open change a State, and neither ever stores a tracer: an
     exception anywhere leaves every State as it was, and no other thread sees half a step.
-    A container that a State holds is lent out as a copy; what the user changes in place in it is a write.
+    A container that a State holds is lent out as a copy; a change in place of this copy is a write.
     Only this module, ``_state``, and ``step`` on the path of a compiled call touch ``State._value``.
 """
 
@@ -81,8 +81,8 @@ _commit_lock = threading.Lock()  # held while values are gathered or committed, 
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
 claim_lock = threading.RLock()  # held while a generator is claimed or drawn from at once; nobody waits within
 
-# Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
-# hold on to a State that is no longer reachable, and is traced again.
+# Counts the replacements of States and Modules in the object graph. A program compiled for an older count may
+# hold on to a State that is no longer reachable, so it is traced again.
 _generation, _retagged = [0], [0]
 _replaced = deque(maxlen=16)  # the last of these changes, in words
 
@@ -101,7 +101,7 @@ def invalidate(what: str) -> None:
 
 
 def retag(what: str) -> None:
-    """Announce that the tags of a State changed: whatever has selected by tags looks again."""
+    """Announce that the tags of a State changed: selections by tag are made again."""
     _retagged[0] += 1
     invalidate(what)
 
@@ -117,13 +117,15 @@ def replaced_since(count: int) -> list[str]:
 
 
 class Cell:
-    """What the seam knows of a State: its value, empty until it is concrete, and if it was made under a raw transform
-    of JAX a weak reference to that trace, and the value if that is traced.
+    """The seam's part of a State.
+
+    ``_value`` is its value, unset until that is concrete; ``_local``, for a State made under a raw JAX transform, is a
+    weak reference to that trace with the value there.
     """
 
     __slots__ = ("__weakref__", "_local", "_value")
 
-    branch: Any = None  # of a generator, no value of which two threads may use: the method that makes another value
+    branch: Any = None  # for a generator, whose values no two threads may share: the method that derives another value
 
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
@@ -134,7 +136,7 @@ _assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _assign_all(states, values) -> None:
-    """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
+    """Assign all ``values`` but ``ABSENT``, in one call of C code, which no signal interrupts."""
     given = [value is not ABSENT for value in values]
     any(map(_assign, compress(states, given), compress(values, given)))
 
@@ -143,13 +145,13 @@ def _assign_all(states, values) -> None:
 
 
 class Scope:
-    """One transformed call in progress. ``values`` are the States whose value the transform provides.
+    """One transformed call in progress. ``values`` maps States to the values that the transform provides.
 
-    ``frozen`` says that a program which JAX itself traces around this call keeps what is read from outside; it is what
-    `frozen_here` says, and given only where the scope is made inside another function that JAX traces.
+    ``frozen``: JAX itself is tracing a program around this call, which would keep the values that are read from
+    outside. By default it is `frozen_here`; it is given where the scope is opened in another function that JAX traces.
     """
 
-    opaque = False  # whether States may have other values inside though none is provided
+    opaque = False  # whether States may have other values inside than outside, even without an entry in `values`
 
     def __init__(self, name, values=(), *, stages=False, frozen=None):
         self.name, self.stages = name, stages
@@ -160,7 +162,7 @@ class Scope:
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
-        self.firsts: Any = None  # {State: the value it was made with}, where that is asked for
+        self.firsts: Any = None  # {State: its initial value} of each State created inside; kept for debug_nan only
         self.launches = 0  # compiled functions that are being called in this very scope
         self.context: Any = None  # what goes back, at the end, to the token around; see `tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
@@ -169,8 +171,8 @@ class Scope:
 
     @property
     def __exit__(self):
-        # `with` asks for this before all else, and nothing but `with` keeps it: when it is gone the block has been
-        # left, even where an interrupt came before the first line of `_leave`.
+        # `with` looks this up first, and holds the only reference to it: once it is gone, the block has been left,
+        # even where an interrupt came before the first line of `_leave`.
         leave = partial(_leave, self)
         self.inside = weakref.ref(leave)
         return leave
@@ -188,7 +190,7 @@ class Scope:
         try:
             return self.values[state]
         except KeyError:
-            if local_trace(state, self.trace) is not None:
+            if local_trace(state, self.trace) is not None:  # made under a raw transform inside: not ours to keep
                 return _stored(state)
             value = self.values[state] = self._inherit(state)
             return value
@@ -209,7 +211,7 @@ class Scope:
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
-        if state in self.unused:  # nobody has seen the value that it came with
+        if state in self.unused:  # overwritten before its value was read
             self.unused.discard(state)
             self.overwritten.add(state)
         self.lent.pop(state, None)
@@ -217,7 +219,7 @@ class Scope:
             altered(self, state)
 
     def close(self) -> Writes:
-        """Return what was written: by assignment, in place, and to States born inside that outlive the call."""
+        """Return all writes: by assignment, in place, and to States born inside that outlive the call."""
         for state, (leaves, treedef) in self.lent.items():
             now, tree = jax.tree.flatten(self.values[state])
             if tree != treedef or any(a is not b for a, b in zip(now, leaves, strict=True)):
@@ -235,6 +237,7 @@ class Scope:
         return scope is not None
 
     def _inherit(self, state):
+        # Each scope on the way keeps the value: later reads agree, even if another thread commits meanwhile.
         outer = self.parent.read(state) if self.parent is not None else _stored(state)
         if self.frozen:
             meet(self.parent, state)
@@ -269,7 +272,7 @@ class Scope:
         for state in self.born:
             self.lent.pop(state, None)
         self.born, state = [], None
-        for young in (1, 2):  # a dead cycle is no survivor; it is young, unless the trace was long
+        for young in (1, 2):  # a dead reference cycle does not survive; it is young, unless the trace was long
             if any(ref() is not None for ref, *_ in kept):
                 gc.collect(young)
         return {ref(): value for ref, value, _ in kept if ref() is not None}
@@ -331,7 +334,7 @@ def read(state):
 
 
 def glance(state) -> Any:
-    """Return the value of ``state`` to look at its structure: unlike a `read`, this uses nothing of it."""
+    """Return the value of ``state`` for a look at its structure: unlike a `read`, this does not count as a use."""
     scope = innermost()
     while scope is not None and state not in scope.values:
         scope = scope.parent
@@ -431,7 +434,7 @@ def commit(writes: Writes) -> None:
     awaited(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
-    with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
+    with _step_lock, _commit_lock:  # never between the gathering and the committing of another call
         _assign_all(states, writes.values)
     if switched:
         changed(states)
@@ -484,7 +487,7 @@ _plain = {bool, int, float, complex, str, type(None), Absent}
 def _admit(state, value, traced=False) -> bool:
     """Refuse a value that holds a State, or that holds a tracer while no scope is open, and tell whether it does.
 
-    ``traced`` says that it may.
+    ``traced`` allows the tracer.
     """
     if type(value) in _plain:
         return False
@@ -503,8 +506,8 @@ def _admit(state, value, traced=False) -> bool:
     return bool(tracers)
 
 
-# A State that is made under a raw transform belongs to that trace: it is read there and in what is traced inside,
-# and written there only. Scopes around the transform know nothing of it.
+# A State that is made under a raw transform belongs to that trace: it is read there and in traces inside it, and
+# written there only. Scopes around the transform do not know it.
 
 
 def _keep_local(state, value) -> None:
@@ -526,7 +529,7 @@ def _flatten(state, value):
         return jax.tree.flatten(value)
     except (TypeError, ValueError) as error:
         raise StateValueError(
-            f"the value of {state.describe()} is no pytree: {error} The keys of a dict must be of one sortable kind."
+            f"the value of {state.describe()} is not a pytree: {error} The keys of a dict must be of one sortable kind."
         ) from None
 
 
@@ -535,12 +538,12 @@ def _opaque(leaf) -> bool:
 
 
 def refuse_foreign(state, value, verb, name) -> None:
-    """Refuse a ``value`` of ``state`` that holds what is no JAX type, where a transform needs arrays."""
+    """Refuse a ``value`` of ``state`` with a leaf that is not a JAX type, where a transform needs arrays."""
     for path, leaf in jax.tree.leaves_with_path(value):
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is no JAX type: "
+                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is not a JAX type: "
                 f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
                 f"attribute, or pass it as a static argument."
             )
@@ -551,7 +554,7 @@ def refuse_states(tree, what) -> None:
     try:
         found = any(isinstance(leaf, Cell) for leaf in jax.tree.leaves(tree, is_leaf=_opaque))
     except (TypeError, ValueError):
-        return  # no pytree for JAX, such as a dict with unsortable keys: what is not traced may be anything
+        return  # not a pytree for JAX, such as a dict with unsortable keys: values that are not traced may be anything
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_opaque) if found else ():
         if isinstance(leaf, Cell):
             where = jax.tree_util.keystr(path)
@@ -576,7 +579,7 @@ def is_tracer(leaf) -> bool:
 
 
 def traced_part(arg, dynamic):
-    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
+    """Return the traced leaves of one argument; the argument itself if all are, for its names in messages."""
     leaves = jax.tree.leaves(arg)
     traced = [leaf for leaf in leaves if dynamic(leaf)]
     return arg if len(traced) == len(leaves) else traced

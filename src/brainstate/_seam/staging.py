@@ -18,7 +18,7 @@ __all__ = ["Restart", "Staged", "caught", "stage"]
 
 
 def caught(call, fun) -> "Staged":
-    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
+    """Return the `Staged` that ``fun`` raised as `Restart` when JAX called it in ``call(fun)``."""
     try:
         call(fun)
     except Restart as restart:
@@ -27,9 +27,9 @@ def caught(call, fun) -> "Staged":
 
 
 class Restart(BaseException):
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time.
+    """Ends a trace whose function met States that are not inputs yet, or writes for the first time.
 
-    It is no Exception: JAX looks at the whole stack for each of these that passes, and traces took half as long again.
+    It is not an `Exception`: for each of these JAX walks the whole stack, which made traces half as long again.
     """
 
     def __init__(self, staged):
@@ -53,6 +53,7 @@ class Staged:
         Returns ``(out, Writes)``. No Python code of the user runs.
         """
         leaves = jax.tree.leaves((args, kwargs))
+        # Evaluating a marker asks this thread for the value; an evaluation may run inside that of another program.
         outer = _thread.given
         try:
             _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
@@ -61,9 +62,10 @@ class Staged:
             _thread.given = outer
 
     def replaces(self, state) -> bool:
-        """Tell whether what is written to ``state`` does not come from the value that was read."""
+        """Tell whether the value written to ``state`` does not depend on the value read."""
         _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
         wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
+        # Backwards, collecting the variables that the written value depends on.
         for eqn in reversed(self.closed.eqns):
             if wanted.isdisjoint(map(id, eqn.outvars)):
                 continue
@@ -74,13 +76,13 @@ class Staged:
 
 
 def _refuse_results(out, fun, name) -> None:
-    """Refuse results that are no JAX types."""
+    """Refuse results that are not of JAX types."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
                 f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
-                f"{where and ' at ' + where}, which is no JAX type: a function under brainstate.transform.{name} "
+                f"{where and ' at ' + where}, which is not a JAX type: a function under brainstate.transform.{name} "
                 f"returns arrays and numbers, in containers that JAX knows."
             )
 

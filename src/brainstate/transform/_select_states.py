@@ -1,8 +1,7 @@
-"""Which States a declaration means: States by identity, Modules by what they hold, all else as a filter.
+"""The States that a declaration stands for: States by identity, Modules by their States, anything else as a filter.
 
-A pair ``(Module, filter)`` is narrower than the Module alone, wherever that may stand: those of its States that the
-filter selects. What follows the Module is no filter if it is a State, a Module, or holds one: then the tuple is a
-container of both.
+A pair ``(Module, filter)`` may stand wherever a Module may, and means those States of the Module that the filter
+selects. A tuple whose second entry is a State or a Module, or holds one, is a container of both.
 """
 
 from collections.abc import Callable, Iterator, ValuesView
@@ -21,7 +20,7 @@ __all__ = ["Selection", "chooser", "draws", "is_live", "is_pair", "listed", "nar
 
 
 def owns_states(leaf: Any) -> bool:
-    """Tell whether ``leaf`` is a Module: what holds States offers them by a method ``states``."""
+    """Tell whether ``leaf`` is a Module: an object whose class has a method ``states``."""
     return callable(getattr(type(leaf), "states", None))
 
 
@@ -66,7 +65,7 @@ def draws(state: State) -> bool:
 
 
 def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
-    """Return the States that a declaration lists itself, and the filter that stands for all others it means."""
+    """Return the States that a declaration names one by one, and a predicate for those that it selects by filter."""
     exact, filters = set(), []
     for leaf in jax.tree.leaves(states, is_leaf=lambda x: owns_states(x) or is_pair(x)):
         if isinstance(leaf, State):
@@ -92,12 +91,12 @@ def chooser(what: str, states: Any) -> Callable[[State], bool]:
     return lambda state: state in exact or matches(state)
 
 
-# ------------------------------------------------------------------------------------------ what is differentiated
+# ------------------------------------------------------------------------------------------ States to differentiate
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The States of a container: ``treedef`` of the container, each State once, and where each one is."""
+    """The States of a container: the ``treedef`` of the container, each State once, and its path."""
 
     treedef: Any
     states: tuple[State, ...]
@@ -113,7 +112,7 @@ def _is_snapshot(leaf) -> bool:
 
 
 def _is_leaf(leaf) -> bool:
-    """Tell whether `select` judges ``leaf`` as a whole, whatever JAX would make of it."""
+    """Tell whether `select` takes ``leaf`` as a whole, even if JAX would flatten it."""
     return owns_states(leaf) or is_pair(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
 
 
@@ -123,7 +122,7 @@ def _walk(states, what="grad_states") -> tuple[list, Any]:
         return jax.tree_util.tree_flatten_with_path(states, is_leaf=_is_leaf)
     except (TypeError, ValueError) as error:
         raise StateTypeError(
-            f"{what} is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
+            f"{what} is not a container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
         ) from error
 
 
@@ -133,14 +132,14 @@ def is_live(grad_states) -> bool:
 
 
 def _looked_up(what, leaf, kind):
-    """Return the States of a kind that a Module, alone or with a filter, stands for; anything else as it is."""
+    """Return the States of a kind that a Module, alone or with a filter, stands for; anything else unchanged."""
     if is_pair(leaf):
         return narrowed(what, leaf, kind)
     return leaf.states(kind) if owns_states(leaf) else leaf
 
 
 def _meant(leaf) -> str:
-    """Say how to write what was probably meant by a ``leaf`` that is not a State."""
+    """Return the likely fix for a ``leaf`` that is not a State, in words."""
     if isinstance(leaf, bool):
         return ""
     if isinstance(leaf, int | np.integer):
@@ -166,6 +165,7 @@ def select(states, what: str = "grad_states", kind: type[State] = ParamState) ->
     """
     outer, treedef = _walk(states, what)
     found = [_looked_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
+    # The second walk goes into the mappings of States that replaced the Modules, and keeps their structure.
     found, treedef = _walk(treedef.unflatten(found), what)
     paths = {}
     for path, state in found:
@@ -173,12 +173,12 @@ def select(states, what: str = "grad_states", kind: type[State] = ParamState) ->
         if _is_snapshot(state):
             raise StateTypeError(
                 f"{what}{where} is a snapshot, which no function reads: differentiate the States themselves, "
-                f"model.states(...) in place of treefy_states(model, ...)."
+                f"model.states(...) instead of treefy_states(model, ...)."
             )
         if not isinstance(state, State):
             raise StateTypeError(
                 f"{what}{where} is {a_type(state)}, not a State. {_meant(state)}Pass a State, a list, "
-                f"tuple or dict of States (a set or an iterator is none), a Module, (Module, filter), or "
+                f"tuple or dict of States (not a set or an iterator), a Module, (Module, filter), or "
                 f"model.states(...)."
             )
         if state in paths:

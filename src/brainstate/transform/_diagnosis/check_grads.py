@@ -1,26 +1,26 @@
-"""``check_grads``: derivatives against central differences, and all else that a derivative must keep.
+"""``check_grads``: compares derivatives with central differences, and differentiated calls with plain ones.
 
-Nothing is put back afterwards, because nothing is changed: every evaluation runs in a scope that is never
-committed. So each begins with the same States and the same keys, which freezes randomness; a State is moved, or
-cast to float64, by what the scope says that its value is.
+Nothing has to be restored afterwards: every evaluation runs in a scope that is never committed. So each begins with the
+same States and the same keys, which freezes randomness. To move a State, or to cast it to float64, the scope provides
+another value.
 
-From there on there is a pure function of a flat list of arrays, a `Subject`, and no State any more. Its
-derivatives are subjects too, which is how higher orders are checked.
+The checks see no States, only a `Subject`: a pure function of a flat list of arrays. The derivatives of a subject are
+subjects too, and are checked in the same way for higher orders.
 
 Step and tolerance are one number, the cube root of the precision ``u`` of the coarsest type that takes part: the
 error of a central difference with step ``h`` is about ``h² + u / h``, least near ``h = u^(1/3)``, where it is
-``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. What is farther off is judged once more, with
-twice the distance to the differences of other steps on top, which is how far the difference itself is to be trusted.
+``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. A derivative outside of it is judged once
+more: the spread of the differences with other steps estimates the error of the difference, and twice that is added to
+the tolerance.
 
 A derivative along one direction says little of a gradient that is nearly orthogonal to it. So there are several, the
-tolerance is relative to the norm over all of them, and no entry of a direction is near zero: what one wrong entry of a
-gradient adds is as large in all directions. After that each array moves alone, so that a small gradient does not pass
-beside a large one.
+tolerance is relative to the norm over all of them, and no entry of a direction is near zero: one wrong entry of a
+gradient is about as visible in every direction. After that each array moves alone, so that a wrong small gradient is
+not hidden by a large one.
 
-Whether there is a kink is seen from the differences to both sides: for a smooth function they differ by
-``h f''``, which shrinks with the step; at a kink what is left is the difference of the slopes, whatever the step.
-A kink nearby is no fault of a function, and a network of many relus has one within any step: in double precision a
-smaller step passes it by.
+One-sided differences show a kink: for a smooth function the right and the left one differ by ``h f''``, which shrinks
+with the step; at a kink they differ by the jump of the slope, whatever the step. A kink nearby is not a fault of the
+function, and a network of many relus has one within any step: in double precision a smaller step avoids it.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ from .flat_function import call_plainly, is_python, pulled, random_like, settled
 __all__ = ["check_grads"]
 
 _MODES = ("fwd", "rev")
-_CLOSER = 64  # how much smaller the step is that looks whether there is a kink at the point, or only nearby
-_OWN = 1974  # without it the directions of seed 0 are what a user's default_rng(0) has drawn for the parameters
-_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step, to see how much a difference depends on it
+_CLOSER = 64  # divides the step, to tell a kink at the point from one nearby
+_OWN = 1974  # keeps the directions of seed 0 apart from parameters that a user draws with default_rng(0)
+_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step; the spread of their differences estimates the error
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
 
 
 class _Double(Scope):
-    """A scope in which every State has its value in double precision."""
+    """A scope that provides the value of every State in double precision."""
 
     opaque = True
 
@@ -59,7 +59,7 @@ class _Double(Scope):
 
 
 def _double(tree):
-    """Return ``tree`` with its arrays in double precision; a Python number has no other."""
+    """Return ``tree`` with its arrays in double precision; a Python number has it already."""
 
     def cast(leaf):
         if not differentiable(leaf) or is_python(leaf):
@@ -107,12 +107,12 @@ def _short(value) -> str:
     return np.array2string(np.asarray(value), precision=6, threshold=6, edgeitems=3).replace("\n", "")
 
 
-# ------------------------------------------------------------------------------------------ what a call does
+# ------------------------------------------------------------------------------------------ settings
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is compared, and how."""
+    """Modes, step, tolerances and directions of one check."""
 
     modes: tuple[str, ...]
     step: float
@@ -128,7 +128,7 @@ class _Settings:
         return self.unit < 1e-12
 
     def allowed(self, a, b, value, norm=0.0):
-        """Return how far derivative ``a`` and difference ``b`` of ``value`` may be apart, where such have this norm."""
+        """Return the allowed distance of derivative ``a`` and difference ``b``; ``norm`` is the size of its kind."""
         rounding = _NOISE * self.unit * np.abs(value) / self.step
         return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + rounding
 
@@ -144,7 +144,7 @@ def _inner(xs, ys) -> np.ndarray:
     return np.concatenate([np.real(np.conj(wide(x)) * wide(y)).ravel() for x, y in zip(xs, ys, strict=True)])
 
 
-# ------------------------------------------------------------------------------------------ what a call does
+# ------------------------------------------------------------------------------------------ results and writes
 
 
 def _check_effects(subject, plain, settings) -> None:
@@ -200,8 +200,8 @@ def _cause_of_write(start, wanted, got) -> str:
         if _difference(twice, jax.tree.map(wide, got)) is None:
             return "the write happens twice"
     except (TypeError, ValueError):
-        pass  # no numbers, or of other shapes than before
-    return "a custom transform or rule does not pass on what the function writes, or code asks whether it is traced"
+        pass  # not numbers, or of other shapes than before
+    return "a custom transform or rule does not pass on the writes of the function, or code asks whether it is traced"
 
 
 def _same_derivative(mode, names, first, second) -> None:
@@ -209,7 +209,7 @@ def _same_derivative(mode, names, first, second) -> None:
         if found := _difference(a, b):
             raise GradientCheckError(
                 f"the {mode} derivative ({name}) is another one when computed again, although calls agree:{found}.\n"
-                f"likely cause: fresh noise in the backward pass or in a replay (a rematerialised function, a custom "
+                f"likely cause: fresh noise in the backward pass or in a replay (a rematerialized function, a custom "
                 f"rule), from outside of brainstate.random."
             )
 
@@ -245,7 +245,7 @@ _EDGE = "a value that is not finite, or a step that leaves the domain of the fun
 
 @dataclass(frozen=True)
 class _Finding:
-    """Two numbers that do not agree, and what that suggests."""
+    """Two numbers that do not agree, and the likely cause."""
 
     kind: str
     output: str
@@ -257,7 +257,7 @@ class _Finding:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A direction and a cotangent, the gradient for the latter, and what was measured along the former."""
+    """A direction with the slopes and bends measured along it, and a cotangent with its gradient."""
 
     direction: list
     cotangent: list
@@ -267,7 +267,7 @@ class _Probe:
 
     @classmethod
     def measured(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
-        """Return the probe with its gradient, where it is not known, and its differences."""
+        """Return a probe with its differences, and with its gradient, computed unless given."""
         if gradient is None and "rev" in settings.modes:
             gradient = subject.reverse(cotangent)[1][0]
         return cls(direction, cotangent, gradient, *_slopes(subject, here, direction, settings.step))
@@ -286,7 +286,7 @@ def _norms(probes) -> list[float]:
 
 
 def _judge(subject, settings, here, probe, norms) -> _Finding | None:
-    """Compare the derivatives of ``probe`` with differences; return what is wrong first."""
+    """Compare the derivatives of ``probe`` with differences; return the first finding."""
     h, slopes, bends, direction = settings.step, probe.slopes, probe.bends, probe.direction
     if not all(np.isfinite(s).all() for s in slopes):
         return _worst("value", subject, [~np.isfinite(s) for s in slopes], here, slopes, _EDGE)
@@ -318,16 +318,17 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
 
 
 def _slopes(subject, here, direction, h) -> tuple[list, list]:
-    """Return the central difference, and by how much the slopes to the right and to the left differ."""
+    """Return the slopes, as central differences, and the bends: by how much right and left slope differ."""
     up, down = subject.at(h, direction), subject.at(-h, direction)
     with np.errstate(invalid="ignore"):
         slopes = [(u - d) / (2 * h) for u, d in zip(up, down, strict=True)]
+        # (f(x+h) - f(x)) / h - (f(x) - f(x-h)) / h, which is h f'' for a smooth function.
         bends = [(u - 2 * x + d) / h for u, x, d in zip(up, here, down, strict=True)]
     return slopes, bends
 
 
 def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[tuple[str, _Finding]]":
-    """Yield ``(mode, finding)`` for each mode that does not agree with differences that are ``unsure`` by so much."""
+    """Yield ``(mode, finding)`` for each mode that disagrees with the differences, whose error is ``unsure``."""
     slopes, cotangent = probe.slopes, probe.cotangent
     given = list(zip(slopes, here, norms, unsure, strict=True))
     if "fwd" in settings.modes:
@@ -338,6 +339,7 @@ def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[t
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
     if "rev" in settings.modes:
         terms = _inner(cotangent, slopes)
+        # <Jᵀ c, v> = <c, J v>: the gradient along the direction against the slopes weighted by the cotangent.
         product, slope = _inner(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
         limits = [settings.allowed(s, s, x, n) + u for s, x, n, u in given]
@@ -358,7 +360,7 @@ def _worst(kind, subject, wrong, derivatives, differences, cause, limits=None) -
 
 
 def _cause(mode, wrong, finding, settings) -> str:
-    """Guess what makes a derivative wrong from which modes are, and how."""
+    """Guess the cause of a wrong derivative from the modes that are wrong, and from the numbers."""
     if not settings.double and abs(finding.derivative - finding.difference) < 10 * finding.allowed:
         return "rounding, perhaps, since the numbers are close: float64=True tells"
     if set(settings.modes) == set(_MODES) and len(wrong) == 1:
@@ -370,7 +372,7 @@ def _cause(mode, wrong, finding, settings) -> str:
 
 
 def _report(subject, settings, finding, direction, number, guilty) -> GradientCheckError:
-    """Write the whole story of a failure."""
+    """Return the error with the full report of a failure."""
     first, second = ("left slope", "right slope") if finding.kind == "kink" else ("derivative", "differences")
     what = {
         "value": f"the value{subject.label} is not finite near the point",
@@ -407,12 +409,14 @@ def _check(subject, settings, order) -> None:
 
     together = probes(range(settings.directions))
     norms = _norms(together)
+    # All arrays together first: each then is moved alone only to find the ones at fault.
     for number, probe in enumerate(together):
         finding = _judge(subject, settings, here, probe, norms)
         if finding is not None:
             found = [(i, alone(probe, i)) for i in inputs]
             guilty = [(i, own) for i, own in found if own is not None and own.kind == finding.kind]
             raise _report(subject, settings, finding, probe.direction, number, guilty)
+    # One more direction, array by array: a wrong small gradient is lost in the sum with a large one.
     for probe in probes([settings.directions]) if len(inputs) > 1 else ():
         for i in inputs:
             finding = alone(probe, i)
@@ -451,9 +455,9 @@ def check_grads(
 ) -> None:
     """Check derivatives against central differences: ``jax.test_util.check_grads`` that knows States.
 
-    Besides, calls from the same States and keys must agree; a differentiated call must return and write what a
-    plain one does; a derivative computed twice must agree; the pullback must work under ``vmap``; and there must be
-    no kink. Random numbers are the same in all evaluations, and no State changes, whatever happens.
+    It also checks that two calls from the same States and keys agree; that a differentiated call has the result and
+    the writes of a plain one; that a derivative computed twice agrees; that the pullback works under ``vmap``; and that
+    there is no kink. Random numbers are the same in all evaluations, and no State changes, whatever happens.
 
     Parameters
     ----------
@@ -473,9 +477,9 @@ def check_grads(
     eps : float, optional
         The step; by default likewise.
     directions : int
-        How many random directions to try, in which all arrays move. Then each array moves alone.
+        Number of random directions to try, along which all arrays move. Then each array moves alone.
     seed : int
-        Where the directions come from.
+        The seed of the directions.
     float64 : bool
         Check in double precision (recommended): floating arguments and the States that are read are cast for the time
         of the check, and ``jax.enable_x64`` is set. Arrays that the function holds itself stay as they are.
@@ -485,7 +489,7 @@ def check_grads(
     GradientCheckError
         If anything is wrong; the message names the State or argument, both numbers and the likely cause.
     StateTypeError, StateValueError
-        If the function or what is to be differentiated cannot be used, as in `GradientTransform`.
+        If the function or the selection of differentiated values cannot be used, as in `GradientTransform`.
 
     Notes
     -----

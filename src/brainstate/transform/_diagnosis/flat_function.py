@@ -1,7 +1,7 @@
-"""A function with States as a pure function of a flat list of arrays, for tools that look at derivatives.
+"""A function with States as a pure function of a flat list of arrays, for tools that examine derivatives.
 
-`settled` calls the function as a user does and commits nothing; `subject_of` packs it. A derivative of a `Subject`
-is a subject again. What it does to States comes out as ``effects`` (`Carried`), and is not committed either.
+`settled` calls the function as a user does and commits only the States that it creates; `subject_of` packs it. A
+derivative of a `Subject` is a subject again. Its writes are a result, ``effects`` (`Carried`), and are not committed.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def wide(leaf) -> np.ndarray:
 
 
 def random_like(rng: np.random.Generator, leaves: list) -> list:
-    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``, as both parts of complex ones."""
+    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``; for both parts of complex ones."""
 
     def like(leaf):
         numbers = (rng.choice((-1, 1), jnp.shape(leaf)) * rng.uniform(2 / 3, 4 / 3, jnp.shape(leaf)) for _ in "xy")
@@ -57,7 +57,7 @@ def call_plainly(name, fun, args) -> tuple[Any, Writes, int]:
 
 
 def settled(name, fun, args) -> tuple[Any, Writes]:
-    """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
+    """Call ``fun`` until it creates no more States, and return the last call; only created States get their values."""
     out, writes, born = call_plainly(name, fun, args)
     if not born:
         return out, writes
@@ -67,8 +67,8 @@ def settled(name, fun, args) -> tuple[Any, Writes]:
         return out, writes
     commit(Writes(writes.states[-born:], writes.values[-born:]))
     raise StateValueError(
-        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: there are no two "
-        f"calls with the same States for {name}. Make the State outside of the function."
+        f"the function creates a new {writes.states[-1].describe()} in each call, and keeps it: no two calls have the "
+        f"same States, which {name} needs. Create the State outside of the function."
     )
 
 
@@ -134,8 +134,8 @@ def _refuse_states(name, args) -> None:
             if isinstance(leaf, Cell) or owns_states(leaf):
                 what = leaf.describe() if isinstance(leaf, Cell) else f"a {type(leaf).__name__}, which has States"
                 raise StateValueError(
-                    f"{name}: argument {i} is or holds {what}, and what follows the function are its arguments. Name "
-                    f"what is differentiated: {name}(f, ..., grad_states=...)."
+                    f"{name}: argument {i} is or holds {what}, and States are not arguments. Name the States "
+                    f"to differentiate: {name}(f, ..., grad_states=...)."
                 )
 
 
@@ -158,7 +158,7 @@ def _positions(name, args, grad_states, argnums):
 
 
 def subject_of(name, fun, args, grad_states, argnums) -> Subject:
-    """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
+    """Return ``fun``, called with ``args``, as a function of the differentiated leaves."""
     _refuse_states(name, args)
     target = PureFunction(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
     diff, call, rest = target.open(args, {})

@@ -1,8 +1,8 @@
-"""Matrices of derivatives in chunks: so many rows (reverse mode) or columns (forward mode) at once.
+"""Jacobians in chunks: a fixed number of rows (reverse mode) or columns (forward mode) at once.
 
-The function itself runs once, outside the loop: reverse mode keeps its pullback, forward mode its linearisation, and
-a loop applies this linear map to one chunk of unit vectors after the other. What lives at the same time is the
-result, what the linear map keeps, and the intermediate values of one chunk.
+The function itself runs once, outside the loop: reverse mode keeps its pullback, forward mode its linearization. A
+loop applies this linear map to one chunk of unit vectors after the other. Memory holds the result, the residuals of
+the linear map, and the intermediate values of one chunk.
 """
 
 from typing import Any
@@ -33,9 +33,9 @@ def count(leaves) -> int:
 
 
 def unit(leaves, i) -> list:
-    """Return arrays like ``leaves`` that are zero but for a one in entry ``i``, counted through all of them.
+    """Return unit vector ``i`` in the shapes of ``leaves``: zeros, and a one in entry ``i`` counted across all leaves.
 
-    There is no such entry from `count` up: all are zero then.
+    For ``i`` from `count` up, all entries are zero.
     """
     parts, begin = [], 0
     for leaf in leaves:
@@ -61,7 +61,7 @@ def _cut(lines, like):
 
 
 def _last(lines, like):
-    """As `_cut`, with what was cut at the end of the shape."""
+    """Cut as `_cut` does, and move the axes of each leaf to the end of its shape."""
     return [
         jnp.moveaxis(part, range(jnp.ndim(leaf)), range(-jnp.ndim(leaf), 0))
         for leaf, part in zip(like, _cut(lines, like), strict=True)
@@ -84,10 +84,11 @@ def _check_kind(name, what, leaves, wanted):
 
 def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
     """Return ``jax.jacrev(fun, has_aux=True)`` that pulls back ``chunk_size`` unit cotangents at once."""
-    del allow_int  # what is selected was checked; the derivative by an integer is a zero of its type, as in JAX
+    del allow_int  # the selection was checked; the derivative by an integer is a zero of its type, as in JAX
 
     def wrapped(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
+        # Integer leaves have no cotangent to stack: they stay fixed, and their blocks are filled with zeros.
         moving = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
 
         def of_moving(values):
@@ -124,6 +125,7 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
         outs, out_tree = jax.tree.flatten(value)
         if holomorphic:
             _check_kind(name, "outputs", outs, jnp.complexfloating)
+        # The tangent of an integer output is of dtype float0, which no loop can stack.
         moved = [k for k, out in enumerate(outs) if differentiable(out)]
 
         def line(column):

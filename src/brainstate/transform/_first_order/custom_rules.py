@@ -1,9 +1,9 @@
-"""Custom derivative rules, and no derivative at all, for functions that read States.
+"""Custom derivative rules for functions that read States.
 
-A rule cannot see what a function closes over, so the States that take part are declared. Their values come to the
-rule as its first argument, in the container in which they were declared, and their cotangents or tangents go back
-in the same place: what JAX sees is ``jax.custom_vjp`` of a function of ``(values, *args)``. Where none is declared it
-is one of ``args``, and a rule that was written for JAX is right as it is.
+A rule cannot see the closure of its function, so the States that take part are declared. Their values are the first
+argument of the rule, in the container in which they were declared, and their cotangents or tangents have the same
+place: JAX sees ``jax.custom_vjp`` of a function of ``(values, *args)``. Without declared States it sees a function of
+``args``, and a rule that was written for JAX works unchanged.
 """
 
 import functools
@@ -27,7 +27,7 @@ __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp"]
 
 
 class _Ruled(Scope):
-    """A scope that refuses to read a State for which the rule would have to give a derivative and cannot."""
+    """A scope that refuses to read a differentiated State that is not declared: the rule cannot give its derivative."""
 
     opaque = True
 
@@ -44,7 +44,7 @@ class _Ruled(Scope):
 
 
 class _Custom(Remade):
-    """What `custom_vjp` and `custom_jvp` share: a JAX function, with the declared States as its first argument."""
+    """Common base of `custom_vjp` and `custom_jvp`: a JAX function whose first argument holds the declared values."""
 
     name: str
     rule_method: str
@@ -55,7 +55,7 @@ class _Custom(Remade):
         self.fun, self.states = fun, states
         if states is not None:
             select(states)
-            numbers = tuple(n + 1 for n in numbers)
+            numbers = tuple(n + 1 for n in numbers)  # JAX counts the declared values as argument 0
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
@@ -67,7 +67,7 @@ class _Custom(Remade):
         return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 
     def _guarded(self, fun, values=None):
-        """Return ``fun`` in a scope with these values of the declared States, refusing what no rule can handle."""
+        """Return ``fun`` in a scope with these values of the declared States; reads of others and writes are errors."""
 
         @functools.wraps(fun, updated=())
         def run(*args, **kwargs):
@@ -84,7 +84,7 @@ class _Custom(Remade):
 
     @boundary
     def __call__(self, *args, **kwargs):
-        """Call the function; its derivative is the rule's."""
+        """Call the function; its derivative comes from the rule."""
         if not self._has_rule:
             raise StateValueError(f"no rule is defined yet: call {self.rule_method} of the function first.")
         if self.states is None:
@@ -109,11 +109,11 @@ def _places(name, numbers, fun) -> tuple[int, ...]:
 
 
 def _with_values(fun, pure):
-    """Return ``pure`` with the signature of ``fun`` behind its first argument, by which JAX resolves keywords."""
+    """Return ``pure`` with a signature, by which JAX resolves keywords: its first argument, then those of ``fun``."""
     run: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
     if signature is not None:
-        longest = max(map(len, signature.parameters), default=0)
+        longest = max(map(len, signature.parameters), default=0)  # a longer name collides with no parameter
         first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
         run.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
     return run
@@ -171,7 +171,7 @@ def custom_vjp(
     nondiff_argnums, nondiff_argnames
         As in ``jax.custom_vjp``: the arguments of ``fun`` that have no derivative.
     states : State, Module, (Module, filter), or pytree of these, optional
-        The States that the rule is about.
+        The States whose values the rule receives, and whose derivatives it gives.
 
     Returns
     -------

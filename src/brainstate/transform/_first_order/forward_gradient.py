@@ -1,9 +1,9 @@
 """``fwd_grad``: an unbiased estimate of a gradient from directional derivatives, with no reverse pass.
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
-backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with
-``v = a + ib`` the mean of ``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, what ``jax.grad`` returns.
+backpropagation"). Averaged over ``n`` directions, entry ``i`` has the variance ``(|∇f|² + (∂ᵢf)²) / n``: the estimate
+suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with ``v = a + ib`` the mean of
+``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, as ``jax.grad`` returns it.
 """
 
 import math
@@ -36,6 +36,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 raise StateValueError(f"fwd_grad needs a real scalar output of a floating type, the output is {kind}.")
             if drct_der_clip is not None:
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
+            # One sample of the estimate, (∇f·v) conj(v).
             return [jnp.asarray(slope, t.dtype) * jnp.conj(t) for t in tangents], aux
 
         def averaged(key):
@@ -52,7 +53,7 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
 
 
 def _normal(key, leaf):
-    """Return standard normal numbers like ``leaf``; of complex ones both parts are, where JAX's have half of it."""
+    """Return standard normal numbers like ``leaf``; if complex, each part has variance 1 (JAX gives each 1/2)."""
     normal = jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
     return normal * jnp.asarray(math.sqrt(2), normal.dtype) if jnp.iscomplexobj(normal) else normal
 
@@ -96,7 +97,7 @@ def fwd_grad(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``tangent_size`` is no positive int, or the output no scalar.
+        If ``tangent_size`` is not a positive int, or the output is not a real scalar.
 
     Examples
     --------

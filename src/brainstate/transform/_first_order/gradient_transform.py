@@ -1,15 +1,15 @@
 """One class does the state handling of every derivative; the derivative itself is an argument.
 
 ``GradientTransform`` turns a function that reads and writes States into a pure one, hands it to a JAX transform
-and gives the result the structure of the table in `GradientTransform`. It needs no table of cases for that: what
-is differentiated is packed into *one* pytree that already has the wanted structure ``G``, and JAX, asked for
+and gives the result the structure of the table in `GradientTransform`. The code has no such table of cases: the
+differentiated values are packed into *one* pytree that already has the wanted structure ``G``, and JAX, asked for
 ``argnums=0``, returns its derivative in that structure, whatever the transform (a Hessian gives ``G`` of ``G``).
 
-The three beats: `PureFunction.open` reads the States and packs ``G``; `PureFunction.pure` is what JAX traces; the
+The three beats: `PureFunction.open` reads the States and packs ``G``; JAX differentiates `PureFunction.pure`; the
 written values come back beside the derivative and are committed once.
 
-Only the inexact leaves of a State are differentiated. In the place of another leaf (an integer, a key) the
-packed tree, and so the gradient, holds ``None``.
+Only the inexact leaves of a State are differentiated. For another leaf (an integer, a key) the packed tree, and so
+the gradient, holds ``None``.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,6 @@ from .._wrapper import resemble
 from .pure_function import PureFunction, check_argnums
 
 __all__ = ["GradientTransform"]
-
-
-# ------------------------------------------------------------------------------------------ which States
-
-
-# ------------------------------------------------------------------------------------------ which arguments
-
-
-# ------------------------------------------------------------------------------------------ the pure function
-
-
-# ------------------------------------------------------------------------------------------ the class
 
 
 class GradientTransform(Remade):
@@ -65,9 +53,9 @@ class GradientTransform(Remade):
         Called once as ``transform(fun, argnums=0, has_aux=True, **transform_params)`` with a pure function. It
         returns a function of the same arguments that returns ``(derivative, aux)``, aux passed on untouched.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
-        What to differentiate. A Module stands for its ParamStates at the time of the call, a pair for those of them
-        that the filter selects then: ``(model, Not("frozen"))`` leaves out what is tagged so, which has no entry in
-        the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
+        The States to differentiate. A Module stands for its ParamStates at the time of the call, a pair for those of
+        them that the filter selects then: ``(model, Not("frozen"))`` leaves out States with this tag, which have no
+        entry in the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
     argnums : int or sequence of int, optional
         Positions of the arguments to differentiate; -1 is the last positional argument of the call. On a method they
         count the arguments after ``self``.
@@ -78,10 +66,10 @@ class GradientTransform(Remade):
     check_states : bool
         Refuse States that the function never reads, or writes before it reads them (their gradient would be zero).
     debug_nan : bool
-        Raise an error if the derivative, or a value that is one number, holds NaN or infinities, or anything else that
-        comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches
-        too, by its line. Outside of other transforms the function runs a second time for that; inside, it is traced,
-        without Python control flow on values, and the check is made at run time. Costs nothing if False.
+        Raise an error if the derivative or a scalar value holds NaN or infinities, or any other result holds NaN. The
+        error names the line of the first operation that made it, forward or backward, in loops and branches too.
+        Outside of other transforms the function runs a second time to find it; inside, it is traced, without Python
+        control flow on values, and the check is made at run time. Costs nothing if False.
 
     Raises
     ------
@@ -89,7 +77,7 @@ class GradientTransform(Remade):
         With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops, maps and other
         derivatives that are not compiled, JAX raises an error of its own that ends in the same text.
     StateTypeError, StateValueError
-        When built, for unusable arguments; when called, for what the call shows. No State has changed then.
+        When built, for unusable arguments; when called, for faults that only a call shows. No State has changed then.
 
     Examples
     --------
@@ -143,24 +131,24 @@ class GradientTransform(Remade):
             allow_int=self.transform_params.get("allow_int", False),
         )
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
-        # What runs in place of this one: its value is part of the result, and so says what is forward and what not.
+        # Runs instead of this one: with the value in the result, forward faults can be told from backward ones.
         self._watched = self._like(target, return_value=True) if debug_nan else None
         resemble(self, target)
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return the derivative in the structure of the table; commit what the function wrote."""
+        """Return the derivative in the structure of the table; commit the writes of the function."""
         return self.arranged(*self.parts(*args, **kwargs))
 
     def parts(self, /, *args: Any, **kwargs: Any) -> tuple:
-        """Return ``(derivative, value, aux)``, with None for what is not asked for; commit what the function wrote."""
+        """Return ``(derivative, value, aux)``, None for each not asked for; commit the writes of the function."""
         if self._watched is not None:
             return watched(Watch(repr(self), self._watched.parts, self._pure.inputs), args, kwargs)
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
             raise StateTypeError(
-                f"the transform {self._pure.name} returned {type(out).__name__} in place of (derivative, aux): it is "
+                f"the transform {self._pure.name} returned {type(out).__name__} instead of (derivative, aux): it is "
                 f"called with has_aux=True and has to pass the aux that its function returns on untouched."
             )
         value, aux, writes = out[1].tree()
@@ -168,7 +156,7 @@ class GradientTransform(Remade):
         return out[0], value, aux
 
     def arranged(self, derivative: Any, value: Any, aux: Any) -> Any:
-        """Return what a call returns, from its parts."""
+        """Return the result of a call, from its parts."""
         result = (derivative, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else derivative
 

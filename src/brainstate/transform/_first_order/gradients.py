@@ -1,4 +1,4 @@
-"""grad, vector_grad and the matrices of derivatives: `GradientTransform` with another JAX function each.
+"""`grad`, `vector_grad`, Jacobians and the Hessian: `GradientTransform`, each with another JAX transform.
 
 All share one signature: the function, ``grad_states`` and ``argnums`` by position or name, then options by name.
 Without a function they return a decorator. Called outside ``jit`` they compile nothing: Python control flow on
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def derivative(transform, fun, grad_states, argnums, params=None, *, kind=GradientTransform, **options) -> Any:
-    """Build the `GradientTransform`, or the decorator that will."""
+    """Return the `GradientTransform` of ``fun``, or a decorator if ``fun`` is None."""
     if fun is None:
         return functools.partial(
             derivative, transform, grad_states=grad_states, argnums=argnums, params=params, kind=kind, **options
@@ -48,7 +48,7 @@ def is_scalar(value) -> bool:
 
 
 def shapes_of(value):
-    """Return ``value`` with the shape of each array, or the type of what is none, for a message."""
+    """Return ``value`` with each leaf replaced by its shape, or by its type if it is not an array; for messages."""
     return jax.tree.map(lambda leaf: jnp.shape(leaf) if valid_jaxtype(leaf) else type(leaf).__name__, value)
 
 
@@ -73,7 +73,7 @@ def _vector_grad_transform(fun, *, argnums, has_aux):
                 f"vector_grad sums over outputs of a floating or complex type, and there is none among the outputs "
                 f"(shapes {shapes_of(value)}): the gradient would be zero."
             )
-        return pull(jax.tree.map(_one, value))[0], aux
+        return pull(jax.tree.map(_one, value))[0], aux  # ∇ Σᵢ yᵢ = Jᵀ 1
 
     return wrapped
 
@@ -134,7 +134,7 @@ def grad(
     Raises
     ------
     StateTypeError
-        At the call, if the output is no scalar; and as `GradientTransform`.
+        At the call, if the output is not a scalar; and as `GradientTransform`.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def grad(
 
 
 class _ValueFirst(GradientTransform):
-    """A gradient whose value comes first, with the aux beside it."""
+    """A gradient that returns ``(value, G)`` or ``((value, aux), G)``, as ``jax.value_and_grad`` does."""
 
     def arranged(self, derivative, value, aux):
         return ((value, aux) if self.has_aux else value), derivative
@@ -186,7 +186,7 @@ def value_and_grad(
     Raises
     ------
     StateTypeError
-        At the call, if the output is no scalar; and as `GradientTransform`.
+        At the call, if the output is not a scalar; and as `GradientTransform`.
 
     Examples
     --------
@@ -259,8 +259,8 @@ def jacrev(
     holomorphic, allow_int : bool
         As in ``jax.jacrev``.
     chunk_size : int, optional
-        Evaluate so many rows (one for each entry of the output) at once, one chunk after the other, to bound memory.
-        Without it, all at once.
+        Number of rows (output entries) to evaluate at once, one chunk after the other, to bound memory. Without it,
+        all at once.
 
     Returns
     -------
@@ -303,8 +303,8 @@ def jacfwd(
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
-        Evaluate so many columns (one for each entry of what is differentiated) at once, one chunk after the other.
-        The linearised function is kept meanwhile, as for reverse mode.
+        Number of columns (entries of the differentiated values) to evaluate at once, one chunk after the other. The
+        linearized function is kept meanwhile, as for reverse mode.
 
     Returns
     -------
@@ -342,12 +342,12 @@ def hessian(
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
-        As in `jacfwd`: so many columns, products of the Hessian with unit vectors, at once.
+        As in `jacfwd`; a column is the product of the Hessian with a unit vector.
 
     Returns
     -------
     GradientTransform
-        A function of the arguments of ``fun``. Its result is a ``G`` that holds a ``G`` in the place of each leaf:
+        A function of the arguments of ``fun``. Its result is a ``G`` that holds a ``G`` instead of each leaf:
         ``H[a][b]`` has shape ``v_a + v_b``. With States and an argument, ``((H_ss, H_sa), (H_as, H_aa))``.
 
     Examples

@@ -1,9 +1,9 @@
-"""A matrix of derivatives at one point as an object: products with it, its diagonal, trace, blocks, and all of it.
+"""A matrix of derivatives at one point as an object: its products with vectors, diagonal, trace, blocks and entries.
 
 The object holds one linear map, evaluated once, and the `Space` of its rows and of its columns, which for a curvature
-are the same. Whatever is asked for is made of products with vectors: ``n`` of them for the exact diagonal, with at
-most ``chunk_size`` vectors in memory at a time; a few random ones for an estimate. No matrix is made unless ``dense``,
-``tree`` or a block is asked for, and then by products from the side that has fewer.
+are the same. Everything is computed from products with vectors: ``n`` of them for the exact diagonal, with at most
+``chunk_size`` vectors in memory at a time; a few random ones for an estimate. Only ``dense``, ``tree`` and blocks build
+the matrix, or a part of it, by products from the side that needs fewer.
 
 The estimates probe with signs ``z``, +1 or -1 with equal chance: ``E[z zᵀ] = I``, so ``E[zᵀ H z] = tr H`` (Hutchinson
 1990, "A stochastic estimator of the trace of the influence matrix") and ``E[z * H z] = diag H`` (Bekas, Kokiopoulou and
@@ -38,18 +38,18 @@ _CHUNK = 32
 class LinearOperator:
     """A Jacobian or a curvature at one point; made by `linearize`, and by ``operator`` of `hvp`, `ggn` and `fisher`.
 
-    A vector ``v`` is a pytree in the structure of what is differentiated (``G`` of the table in `GradientTransform`),
-    and the product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of
-    length ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States
-    do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for each operator. With
-    ``debug_nan``, each product that is not finite is a `NonFiniteError`, whoever asks for it: ``H @ v``, ``H.trace()``.
+    A vector ``v`` is a pytree in the structure of the gradient (``G`` of the table in `GradientTransform`), and the
+    product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of length
+    ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States do. It is
+    a pytree, so it may be passed to a compiled function, which is compiled again for each operator. With ``debug_nan``,
+    each product that is not finite is a `NonFiniteError`, in ``H @ v`` as in ``H.trace()``.
 
     Attributes
     ----------
     shape : tuple
         ``(m, n)``, with m numbers in the output and n in a vector.
     dtype : dtype
-        The dtype of the matrix: that to which the dtypes of all leaves promote.
+        The dtype of the matrix, to which the dtypes of all leaves promote.
     structure : pytree
         The structure of a vector, with a ``jax.ShapeDtypeStruct`` for each array; of the output: ``J.T.structure``.
     T : LinearOperator
@@ -79,7 +79,7 @@ class LinearOperator:
         self._guards = guards  # with debug_nan: of products, and of those with the transpose
 
     def tree_flatten(self) -> tuple:
-        """Return the linear map and its guards, which JAX goes through, and what is static."""
+        """Return the children, the linear map and its guards, and the static spaces."""
         return (self._linear, self._guards), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
@@ -120,7 +120,7 @@ class LinearOperator:
     def matvec(self, v: Any) -> Any:
         """Return the product with ``v``: a pytree for a pytree, a flat vector for a flat one.
 
-        A ``v`` in the structure of what is differentiated is never taken for a flat one, even if it is one array.
+        A ``v`` in the structure of the gradient is never taken for a flat one, even if it is one array.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class LinearOperator:
 
     @boundary
     def __call__(self, v: Any) -> Any:
-        """Return ``matvec(v)``: an operator is a function, as what ``jax.linearize`` returns."""
+        """Return ``matvec(v)``: an operator is a function, like the result of ``jax.linearize``."""
         return self.matvec(v)
 
     def __matmul__(self, v: Any) -> Any:
@@ -145,12 +145,12 @@ class LinearOperator:
         return self.matvec(v)
 
     def ravel(self, tree: Any) -> jax.Array:
-        """Return a vector that is a pytree as a flat one, in the order of the columns of `dense`."""
+        """Return a pytree vector as a flat one, in the order of the columns of `dense`."""
         self._columns.check("the vector given to ravel", tree)
         return self._columns.ravel(tree)
 
     def unravel(self, vector: jax.Array) -> Any:
-        """Return a flat vector as a pytree in the structure of what is differentiated."""
+        """Return a flat vector as a pytree in the structure of the gradient."""
         if jnp.shape(vector) != self.shape[1:]:
             raise StateValueError(
                 f"unravel takes a flat vector of {self.shape[1]} numbers, the shape given is {jnp.shape(vector)}."
@@ -165,7 +165,7 @@ class LinearOperator:
         return self._guards[0](v, self._linear(v)) if self._guards else self._linear(v)
 
     def _done(self, compute):
-        """Return ``compute()``, a program of many products; only when it has ended if one of them may raise."""
+        """Return ``compute()``, a program of many products; wait for its end if one of them may raise."""
         return waiting(compute)() if self._guards else compute()
 
     def _require_real(self):
@@ -179,7 +179,7 @@ class LinearOperator:
         return self._entries(slice(0, self.shape[0]), slice(0, self.shape[1]), chunk_size)
 
     def tree(self, *, chunk_size: int | None = None) -> Any:
-        """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` in the place of each row leaf."""
+        """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` for each row leaf."""
         return self._blocks(self._rows.numbered, self._columns.numbered, chunk_size)
 
     def __getitem__(self, paths: tuple[str | int, str | int]) -> Any:
@@ -193,7 +193,7 @@ class LinearOperator:
         Raises
         ------
         StateValueError
-            If a path names nothing; the message lists what there is.
+            If a path names nothing; the message lists the paths that exist.
         """
         if not isinstance(paths, tuple) or len(paths) != 2:
             raise StateTypeError(
@@ -203,6 +203,7 @@ class LinearOperator:
 
     def _blocks(self, rows, columns, chunk_size):
         """Return the entries at ``rows`` and ``columns``, two pytrees of numbers of leaves, nested."""
+        # The arrays that a path names lie side by side: one rectangle is computed, and cut into the blocks.
         down, along = self._rows.span(rows), self._columns.span(columns)
         entries = self._entries(down, along, chunk_size)
 
@@ -231,7 +232,7 @@ class LinearOperator:
         count = span.stop - span.start
         chunks = max(1, math.ceil(count / (chunk_size or _CHUNK)))
         size = math.ceil(count / chunks)
-        # Chunks of one size, a few numbers past the end among them: a remainder would be a program of its own.
+        # Chunks of one size, with a few numbers past the end: a smaller last chunk would be compiled separately.
         numbers = span.start + jnp.arange(chunks * size)
         return self._done(lambda: jax.lax.map(entry, numbers, batch_size=size)[:count])
 
@@ -246,7 +247,7 @@ class LinearOperator:
         Parameters
         ----------
         chunk_size : int, optional
-            How many of the n products of the exact diagonal to compute at a time; 32 if not given.
+            Number of products, of the n for the exact diagonal, to compute at a time; 32 if not given.
         samples : int, optional
             Estimate the diagonal from this many random products instead.
         key : int or key, optional
@@ -341,7 +342,7 @@ def watched_operator(name, run: Callable, inputs: Callable, args: tuple, kwargs:
 
 
 def _like(leaf):
-    """Return what stands for an array of a vector; that of an integer is known, it holds nothing."""
+    """Return a stand-in for an array of a vector; a float0 array, which holds nothing, stands for itself."""
     return np.zeros(leaf.shape, leaf.dtype) if leaf.dtype == jax.dtypes.float0 else leaf
 
 

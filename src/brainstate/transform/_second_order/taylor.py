@@ -35,8 +35,8 @@ def taylor(
     ``fun(x + t v) = value + c[0] t + c[1] t² + …``: coefficient ``k`` is the ``k``-th derivative divided by ``k!``.
 
     A power series is pushed through the function, once (Griewank and Walther 2008, chapter 13): by the rules of
-    ``jax.experimental.jet``, through loops and branches, and by nested derivatives of what has no rule, where the
-    order is 8 at most. The function is traced: Python cannot branch on values in it.
+    ``jax.experimental.jet``, through loops and branches, and by nested derivatives for primitives without a rule, up to
+    order 8. The function is traced: Python cannot branch on values in it.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def taylor(
     order : int
         The number of coefficients, from 1 up.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
-        The States that move; see `GradientTransform`. All others are constant, and written as ``fun`` does.
+        The States that move; see `GradientTransform`. All others are constants; writes are committed as in a call of
+        ``fun``.
     state_directions : pytree, optional
         A direction for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
     has_aux : bool
@@ -59,12 +60,12 @@ def taylor(
     -------
     tuple
         ``(value, coefficients)`` or ``(value, coefficients, aux)``: a list with the structure of the output for each
-        power from 1 to ``order``; None in the place of what is not differentiable.
+        power from 1 to ``order``; None for a leaf that is not differentiable.
 
     Raises
     ------
     StateTypeError, StateValueError
-        If ``order`` is no positive int, a primitive has no rule and the order is too high for nested derivatives, or
+        If ``order`` is not a positive int, a primitive has no rule and the order is too high for nested derivatives, or
         ``fun`` has a derivative for reverse mode only; and as `jvp`.
 
     Examples
@@ -87,6 +88,7 @@ def taylor(
     leaves, treedef = jax.tree.flatten(diff)
     closed, tree = program(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
     rest_terms = order - 1
+    # The series of x + t v has one term, v; the others are zero.
     inputs = [
         Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
         for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
@@ -100,7 +102,7 @@ def taylor(
 
 
 def _coefficient(tree, out, k):
-    """Return coefficient ``k`` of the value, of the series of all results."""
+    """Return coefficient ``k`` of the value, from the series of all outputs."""
 
     def term(x):
         if not differentiable(x.primal):
