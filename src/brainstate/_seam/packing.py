@@ -20,7 +20,7 @@ class Writes:
 
 
 class Absent:
-    """Stands for the value of a State that one trace of a compiled function writes and another does not."""
+    """A placeholder for the value of a State that one trace of a compiled function writes and another does not."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ jax.tree_util.register_pytree_node(Absent, lambda _: ((), None), lambda *_: ABSE
 
 
 class Carried:
-    """A pytree of anything, which JAX sees as its arrays only: text and the like travel in the static part."""
+    """A pytree of any objects, of which JAX sees the arrays only: text and the like travel in the static part."""
 
     __slots__ = ("leaves", "rest", "treedef")
 

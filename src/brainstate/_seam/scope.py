@@ -164,7 +164,7 @@ class Scope:
         self.born = []
         self.firsts: Any = None  # {State: its initial value} of each State created inside; kept for debug_nan only
         self.launches = 0  # compiled functions that are being called in this very scope
-        self.context: Any = None  # what goes back, at the end, to the token around; see `tokens`
+        self.context: Any = None  # restores the token around this scope when it is left; see `tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
@@ -220,6 +220,7 @@ class Scope:
 
     def close(self) -> Writes:
         """Return all writes: by assignment, in place, and to States born inside that outlive the call."""
+        # A container changed in place has another structure, or other objects as leaves, than was handed out.
         for state, (leaves, treedef) in self.lent.items():
             now, tree = jax.tree.flatten(self.values[state])
             if tree != treedef or any(a is not b for a, b in zip(now, leaves, strict=True)):
@@ -259,7 +260,7 @@ class Scope:
         refuse_foreign(state, treedef.unflatten(leaves), "holds", self.name)
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
-        with set_current_trace(self.trace):
+        with set_current_trace(self.trace):  # the read may be inside a raw transform; its marker belongs out here
             return [state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
 
     def _types(self, state, leaves):
@@ -397,7 +398,7 @@ def claim(state):
     """Return the value of a generator for this thread, which computes with it and will then write another one.
 
     If another thread does so now, or did and failed, the generator goes on with a branch of that value. So nobody
-    waits, and what both write in the end leads to different numbers.
+    waits, and the two threads draw different numbers.
     """
     with claim_lock:
         value, thread = state._value, get_ident()
@@ -421,6 +422,7 @@ def commit(writes: Writes) -> None:
     if not states:
         return
     if scope is None and current_trace() is not AT_ONCE:
+        # Under a raw transform only States that belong to its trace, or are new, can take values.
         for state in states:
             if not (is_local(state) or _is_new(state)):
                 raise _raw_transform(state)
@@ -501,6 +503,7 @@ def _admit(state, value, traced=False) -> bool:
     tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
     if tracers and not traced and innermost() is None:
         raise _raw_transform(state)
+    # A bare array: the next value of this type is admitted without a look inside.
     if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
         _plain.add(type(value))
     return bool(tracers)

@@ -1,4 +1,4 @@
-"""The path of a compiled call: gather the values, call the program, commit what it writes.
+"""The path of a compiled call: gather the values, call the program, commit its writes.
 
 This is where Python adds to the price of a call, so it belongs to the seam and reads and assigns
 ``State._value`` without a function in between. A call that writes holds one lock from reading to committing; a call
@@ -44,7 +44,7 @@ from .tokens import apart, changed, refuse_leak, switched, token
 
 __all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
 
-# What comes of a State without a value, or of one among the arguments, among others.
+# Errors that a State without a value, or one among the arguments, may cause; they have other causes, too.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
 
 
@@ -89,10 +89,10 @@ def _new(written, values) -> Writes:
 
 
 def launch(jitted, states, generators, written, args, kwargs):
-    """Call ``jitted`` with the values of ``states`` and the arguments, and commit what it returns.
+    """Call ``jitted`` with the values of ``states`` and the arguments, commit the new values, and return the result.
 
-    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. ``generators`` are
-    the positions of random generators among the States.
+    ``jitted`` returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
+    ``generators`` are the positions of random generators among the States.
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
@@ -175,7 +175,7 @@ class Launcher:
             if program.donates or not program.written or switched or (_open and innermost() is not None):
                 out = program.launch(args, kwargs)
             else:
-                # What `launch` does, in this frame, with loops that cost least for few States.
+                # The steps of `launch`, in this frame, with the loops that cost least for few States.
                 written, values, i = program.written, [], 0
                 with _step_lock:
                     for state in program.states:
@@ -185,7 +185,7 @@ class Launcher:
                     # The shorter call is cheaper.
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
-                        # A plain array is no tracer, whatever is around; only otherwise ask which trace is on.
+                        # A plain array is not a tracer, whatever is around; only otherwise ask which trace is on.
                         if type(value) not in _plain:
                             if not eager():
                                 raise _raw_transform(written[0])
@@ -229,7 +229,7 @@ class Sealed(Exception):
 
 
 class Ready:
-    """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
+    """A program compiled ahead of time: a call gathers, computes and commits, and leaves the checks of inputs to JAX.
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
     ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
@@ -313,7 +313,7 @@ class Ready:
             self._refused(args, kwargs)
 
     def _call_within(self, args, kwargs):
-        """Do a call inside a transform: right as long as nothing that goes in is traced."""
+        """Do a call inside a transform, which is right as long as no input is traced."""
         values = gather(self._states)
         try:
             if any(map(is_tracer, jax.tree.leaves((values, args, kwargs)))):

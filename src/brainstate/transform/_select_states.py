@@ -51,6 +51,7 @@ def narrowed(what: str, pair: tuple, kind: type[State] = State) -> Any:
         return found
     every, kinds = list(module.states(kind)), f"{kind.__name__}s" if kind is not State else "States"
     names = ", ".join(".".join(map(str, path)) for path in every[:8]) + (", ..." if len(every) > 8 else "")
+    # The message shows the paths to select from, and the way to States of other kinds.
     other = "" if kind is State else f" The filter narrows the {kinds}: for others give module.states(SomeKind)."
     raise StateValueError(
         f"{what}: the filter {to_predicate(filter)!r} selects none of the {len(every)} {kinds} of "

@@ -53,6 +53,7 @@ def _in_chunks(lane, in_axes, out_axes, count, size, *inputs):
     """Return ``jax.vmap(lane, in_axes, out_axes)(*inputs)``, where ``out_axes`` is 0 and a list of int or None."""
     leaves, treedef = jax.tree.flatten(inputs)
     axes = jax.tree.leaves(jax.tree.broadcast(in_axes, inputs, is_leaf=_is_none), is_leaf=_is_none)
+    # Mapped leaves get their axis of lanes in front; all others are shared.
     mapped = {i: jnp.moveaxis(leaves[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
 
     def run(parts):

@@ -291,6 +291,7 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     if not all(np.isfinite(s).all() for s in slopes):
         return _worst("value", subject, [~np.isfinite(s) for s in slopes], here, slopes, _EDGE)
     limits = [settings.allowed(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
+    # A bend beyond the tolerance may be a kink. It is one if it does not shrink with the step.
     bent = [np.abs(b) > limit for b, limit in zip(bends, limits, strict=True)]
     if any(b.any() for b in bent):
         _, nearer = _slopes(subject, here, direction, h / (_CLOSER if settings.double else 2))
@@ -303,11 +304,13 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     wrong = dict(_disagreements(subject, settings, here, probe, norms, exact))
     if not wrong:
         return None
+    # A disagreement counts only beyond the error of the differences, which other steps show.
     others = [_slopes(subject, here, direction, h * part)[0] for part in _OTHERS]
     unsure = [2 * np.max([np.abs(s - t) for t in column], axis=0) for s, *column in zip(slopes, *others, strict=True)]
     if not any(_disagreements(subject, settings, here, probe, norms, unsure)):
         return None
     if any(b.any() for b in bent):
+        # A kink within the step spoils the difference; a smaller step avoids it.
         near = replace(settings, step=h / _CLOSER)
         closer = replace(probe, slopes=_slopes(subject, here, direction, near.step)[0])
         if not any(_disagreements(subject, near, here, closer, norms, exact)):

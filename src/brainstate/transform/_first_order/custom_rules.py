@@ -56,6 +56,7 @@ class _Custom(Remade):
         if states is not None:
             select(states)
             numbers = tuple(n + 1 for n in numbers)  # JAX counts the declared values as argument 0
+        # Without declared States, JAX sees the signature of `fun` itself.
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
@@ -69,7 +70,7 @@ class _Custom(Remade):
     def _guarded(self, fun, values=None):
         """Return ``fun`` in a scope with these values of the declared States; reads of others and writes are errors."""
 
-        @functools.wraps(fun, updated=())
+        @functools.wraps(fun, updated=())  # without `updated=()` it would have the attributes of a callable Module
         def run(*args, **kwargs):
             with _Ruled(self.name, values or {}, frozen=False) as scope:
                 out, writes = fun(*args, **kwargs), scope.close()

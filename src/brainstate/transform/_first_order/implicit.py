@@ -81,12 +81,14 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
         )
     check(staged.result_types, jax.tree.map(jax.typeof, y0))
     pure, inputs = _pure(staged, y0, args)
+    # The precision of the dtype bounds the accuracy of the solution; 2/3 of its digits leave room for rounding.
     tolerance = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(y0))).eps) ** (2 / 3)
     call, default = _problem(optimistix, name)
     solver = default(rtol=tolerance, atol=tolerance) if solver is None else solver
     solution = call(pure, solver, y0, inputs, max_steps=max_steps, throw=False)
     may_fail()
     failed = _solved.bind(solution.result != optimistix.RESULTS.successful, name=name, max_steps=max_steps)
+    # The result depends on the check, so that no compiler drops it.
     return jax.tree.map(lambda y: jnp.where(failed, jnp.asarray(jnp.nan, y.dtype), y), solution.value)
 
 
@@ -107,6 +109,7 @@ def _pure(staged, y0, args):
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
     closed, out_tree = program(run, [*unknowns, *arrays])
+    # Constants become inputs of the solver: optimistix differentiates with respect to inputs, not to closures.
     jaxpr = closed.jaxpr
     compute = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]), ()))
 

@@ -171,7 +171,7 @@ class PureFunction:
         refuse_states((args, kwargs), f"arguments of {self.name}")
         selection = self._selection
         if selection is None and self.grad_states is not None:
-            selection = select(self.grad_states)
+            selection = select(self.grad_states)  # the States that a Module has now
         numbers = from_front(self.argnums, len(args))
         picked, rest = (None, args) if numbers is None else pick(args, numbers)
         if numbers is not None:
@@ -214,6 +214,7 @@ class PureFunction:
             writes = scope.close()
         if self.check_states and (scope.unused or scope.overwritten):
             raise self._unused(call.selection, scope.unused, scope.overwritten)
+        # JAX differentiates the first output. It returns no value beside the derivative, so that travels as aux.
         value, aux = self._parts(out)
         if not jax.tree.leaves(value):
             raise StateTypeError(
