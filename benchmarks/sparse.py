@@ -2,7 +2,7 @@
 
     python benchmarks/sparse.py
 
-Both are compiled and called over and over; what is found once, pattern and colours, is timed by itself. A dense
+Both are compiled and called over and over; what is found once, pattern and colors, is timed by itself. A dense
 matrix of 10,000 rows is computed in part: 100 of its columns, whose time is then multiplied by 100.
 """
 
@@ -19,9 +19,9 @@ GRID = {100: 10, 1000: 25, 10_000: 100}  # rows of the grid
 WHOLE = 1000  # up to here the dense matrix is computed as a whole
 SAMPLE = 100
 TARGET = 100  # times faster, for the tridiagonal Jacobian at the largest size
-HEAD = ("", "n", "non-zeros", "products", "pattern and colours", "dense", "sparse", "dense / sparse", "target", "")
+HEAD = ("", "n", "non-zeros", "products", "pattern and colors", "dense", "sparse", "dense / sparse", "target", "")
 NOTES = f"""\
-`products`: how many Jacobian-vector or Hessian-vector products the compressed matrix takes. `pattern and colours`:
+`products`: how many Jacobian-vector or Hessian-vector products the compressed matrix takes. `pattern and colors`:
 what the first call pays once for finding them. Durations of `dense` and `sparse` are those of the fastest round, the
 ratio is the median of the ratios within a round. Dense at n above {WHOLE:,} is {SAMPLE} columns, times n / {SAMPLE}."""
 

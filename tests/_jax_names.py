@@ -176,7 +176,10 @@ def dead_primitives(modules: Iterable[Module]) -> dict[str, list[str]]:
 
 def _primitives() -> dict[str, Primitive]:
     """Return all primitives that a module of JAX or of this package holds, by name."""
-    for name in ("brainstate", *(f"jax.experimental.{part}" for part in ("sparse", "checkify", "jet", "pallas"))):
+    for name in (
+        "brainstate",
+        *(f"jax.experimental.{part}" for part in ("sparse", "checkify", "compute_on", "jet", "pallas")),
+    ):
         importlib.import_module(name)
     modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in ("jax", "brainstate")]
     return {thing.name: thing for module in modules for thing in vars(module).values() if isinstance(thing, Primitive)}

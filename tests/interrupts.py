@@ -21,7 +21,7 @@ import numpy as np
 import brainstate
 from brainstate import ParamState, State, random
 from brainstate._seam import marker as _marker
-from brainstate._seam import packing as _carry
+from brainstate._seam import run_time_errors as _errors
 from brainstate._seam import scope as _scope
 from brainstate.transform import cond, for_loop, grad, jit, prepare, vmap
 
@@ -135,7 +135,7 @@ class Trial:
         where = f"{self.scenario.name}, {interrupter.place}"
         assert _scope.innermost() is None, f"a scope is open: {where}"
         assert not _scope._open and _marker.thread.given is None, f"something is left: {where}"
-        assert not _carry._thread.may_fail, f"may fail: {where}"
+        assert not _errors._thread.announced, f"an error is announced: {where}"
         assert _scope.eager(), f"JAX is still tracing: {where}"
         assert other_thread.submit(free_locks).result(), f"a lock is held: {where}"
         now = self.now()

@@ -193,7 +193,7 @@ def broken_transform(change):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda aux: type(aux).of((None, None, type(aux.tree()[2])((), []))), "dropped"),
+        (lambda aux: type(aux).pack((None, None, type(aux.tree()[2])((), []))), "dropped"),
         (lambda aux: jax.tree.map(lambda a: a + 2.0, aux), "twice"),
         (lambda aux: jax.tree.map(lambda a: a * 7.0, aux), "custom transform or rule does not pass on"),
     ],
@@ -427,7 +427,7 @@ def test_under_a_transform_it_is_refused(w):
     ("options", "error", "match"),
     [
         ({"order": 0}, StateValueError, "order=0"),
-        ({"order": 1.0}, StateValueError, "order=1.0"),
+        ({"order": 1.0}, StateTypeError, "order=1.0"),
         ({"directions": 0}, StateValueError, "directions=0"),
         ({"modes": "reverse"}, StateValueError, "'fwd', 'rev', or both"),
         ({"modes": ()}, StateValueError, "'fwd', 'rev', or both"),

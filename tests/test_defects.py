@@ -495,9 +495,9 @@ def test_d28_values_that_are_no_arrays(value):
 
 
 def test_d28_arguments_that_are_no_arrays_are_named():
-    with pytest.raises(TypeError, match=r"argument 0\['k'\] is function: grad differentiates"):
+    with pytest.raises(TypeError, match=r"argument 0\['k'\] is a function: grad differentiates"):
         grad(lambda d: 1.0)({"k": lambda: 1})
-    with pytest.raises(TypeError, match="argument 1 is str"):
+    with pytest.raises(TypeError, match="argument 1 is a str"):
         grad(lambda x, m: x, argnums=(0, 1))(1.0, "a")
 
 

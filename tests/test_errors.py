@@ -77,6 +77,10 @@ def _jvp(fun, grad_states=None, **options):
     return lambda *args: jvp(fun, args, args, **options)
 
 
+def my_transform(fun, **params):
+    return jax.grad(fun, **params)
+
+
 def _custom(fun, **options):
     return GradientTransform(fun, jax.grad, **options)
 
@@ -315,7 +319,7 @@ ROWS = [
         WITH_STATES,
         lambda t: t(loss)("two"),
         TypeError,
-        ("argument 0 is str", "floating or complex"),
+        ("argument 0 is a str", "floating or complex"),
     ),
     # --- the function and its results
     Row(
@@ -504,6 +508,13 @@ ROWS = [
         lambda t: GradientTransform(loss, jax.value_and_grad)(2.0),
         TypeError,
         ("value_and_grad", r"\(derivative, aux\)", "untouched"),
+    ),
+    Row(
+        "a result that is a State, under the full name of the user's transform",
+        ("GradientTransform",),
+        lambda t: GradientTransform(lambda x: b, my_transform)(2.0),
+        ValueError,
+        ("ParamState 'b' is among the results of a function under my_transform: ", r"state\.value"),
     ),
     Row(
         "a transform that cannot be called",

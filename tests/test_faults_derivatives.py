@@ -23,6 +23,7 @@ from brainstate import random as R
 from brainstate import transform as T
 from brainstate._errors import GradientCheckError, NonFiniteError
 from brainstate.transform import check_grads, grad, jit
+from brainstate.transform._diagnosis import check_grads as _check_grads
 from brainstate.transform._sparse import dependence as _dependence
 
 # ------------------------------------------------------------------------------------------ A2: complex estimates
@@ -230,7 +231,7 @@ def test_a12_no_direction_misses_a_wrong_gradient():
 
 def _directions(size, seed):
     like = [np.zeros(size, np.float32)]
-    return [T._check.random_like(np.random.default_rng((T._check._OWN, seed, n)), like) for n in range(3)]
+    return [_check_grads.random_like(np.random.default_rng((_check_grads._OWN, seed, n)), like) for n in range(3)]
 
 
 def test_a12_a_small_gradient_beside_a_large_one():
@@ -351,6 +352,9 @@ LONG = {
     )[1],
     "integers of integers": lambda x: jax.lax.scan(
         lambda c, t: (((c[0] * 5 + 3) % N, c[2], c[0]), x[c[2]] * t), (1, 2, 0), x
+    )[1],
+    "a counter in a call": lambda x: jax.lax.scan(
+        lambda c, t: ((jax.jit(lambda n: n + 1)(c[0]), t), c[1] * x[c[0]]), (0, x[0]), x
     )[1],
     "indices": lambda x: jax.lax.scan(lambda c, i: (x[i], c * x[i]), x[0], jnp.arange(N)[::-1])[1],
     "a sum beside": lambda x: jax.lax.scan(lambda c, t: ((t, c[1] + t**2), c[0] * t), (x[0], 0.0), x)[1],

@@ -225,17 +225,17 @@ REFUSED = {
     "a generator in a list": (
         lambda: T.vmap(lambda x: [x, generators(x)])(XS),
         StateTypeError,
-        r"returned a generator at \[1\], which is not a JAX type: a function under brainstate.transform.vmap returns",
+        r"returned a generator at \[1\], which is not a JAX type: brainstate.transform.vmap takes and returns",
     ),
     "text returned by a body": (
         lambda: T.scan(lambda c, x: (c, "a"), 0.0, XS),
         StateTypeError,
-        r"returned a str at \[1\], which is not a JAX type: a function under brainstate.transform.scan",
+        r"returned a str at \[1\], which is not a JAX type: brainstate.transform.scan",
     ),
     "eval_shape": (lambda: T.eval_shape(3), StateTypeError, r"eval_shape takes a function; got int"),
     "make_jaxpr": (lambda: T.make_jaxpr(3), StateTypeError, r"make_jaxpr takes a function; got int"),
     "checkify": (lambda: T.checkify(3), StateTypeError, r"checkify takes a function; got int"),
-    "for_loop": (lambda: T.for_loop(None, XS), StateTypeError, r"scan takes functions; got NoneType"),
+    "for_loop": (lambda: T.for_loop(None, XS), StateTypeError, r"for_loop takes functions; got NoneType"),
     "switch over None": (
         lambda: T.switch(1, None),
         StateTypeError,

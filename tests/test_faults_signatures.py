@@ -280,7 +280,7 @@ def test_c_what_integers_still_are_not(w):
             use()
     with pytest.raises(StateTypeError, match="argument 1 is int"):
         T.grad(lambda x, n: x * n, argnums=1)(X, 3)
-    with pytest.raises(StateTypeError, match="argument 0 is str"):
+    with pytest.raises(StateTypeError, match="argument 0 is a str"):
         T.vjp(lambda s: X, "s")
     kept = ParamState({"w": jnp.ones(2), "n": jnp.int32(3)})
     assert T.vjp(lambda: 2 * kept.value["w"], grad_states=kept)[1](jnp.ones(2))["n"] is None

@@ -187,8 +187,8 @@ def test_an_operation_has_the_effects_of_a_callback():
 
 def test_the_parts_of_a_scan():
     (eqn,) = equations(lambda a, c, xs: jax.lax.scan(lambda c, x: (c * a, (x, x)), c, xs), 1.0, 2.0, X)
-    assert [len(part) for part in _compat.scan_inputs(eqn.params, eqn.invars)] == [1, 1, 1]
-    assert [v.aval.shape for part in _compat.scan_inputs(eqn.params, eqn.invars) for v in part] == [(), (), (3,)]
+    assert _compat.scan_counts(eqn.params, len(eqn.invars)) == (1, 1)
+    assert [v.aval.shape for v in eqn.invars] == [(), (), (3,)]
 
 
 def test_a_callback_is_called_so_in_the_text_of_a_program():

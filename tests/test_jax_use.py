@@ -43,7 +43,9 @@ def test_names_of_one_version_are_alive_on_it_alone():
 def test_the_names_are_found():
     """What everybody knows to be in the source is: the rule is not blind to how it is written."""
     named = primitives_named(MODULES)
-    known = "scan while cond jit custom_jvp_call custom_vjp state_read stop_gradient add dot_general scatter-add sqrt"
+    known = (
+        "scan while cond jit custom_jvp_call custom_vjp_call state_read stop_gradient add dot_general scatter-add sqrt"
+    )
     assert len(named) > 100 and not set(known.split()) - named.keys()
     assert (
         not {"jaxpr", "branches", "body_nconsts", "num_consts", "reverse", "strides"} - parameters_named(MODULES).keys()

@@ -4,6 +4,7 @@ A row is a misuse of one or several of the States of ``Around``, the class of th
 Each runs on its own, inside a compiled function and inside a gradient.
 """
 
+import contextlib
 import re
 
 import jax
@@ -16,6 +17,7 @@ from brainstate import (
     BatchAxisError,
     BrainStateError,
     HiddenState,
+    NoSolutionError,
     ParamState,
     State,
     StateTypeError,
@@ -24,8 +26,16 @@ from brainstate import (
 )
 from brainstate import random as R
 from brainstate import transform as T
+from brainstate.nn import Module
 
 XS = jnp.array([1.0, 2.0, 3.0])
+
+
+class Holder(Module):
+    """A Module whose State has a path."""
+
+    def __init__(self):
+        self.weight = ParamState(jnp.ones(2))
 
 
 class Around:
@@ -84,7 +94,7 @@ TABLE = {
     "raw scan in a loop of ours": (
         lambda a: T.for_loop(lambda x: jax.lax.scan(lambda c, y: (c, put(a.s, y)), x, XS), XS),
         TraceContextError,
-        r"State 's' was written inside a raw JAX transform within brainstate.transform.scan",
+        r"State 's' was written inside a raw JAX transform within brainstate.transform.for_loop",
     ),
     "raw vmap in a branch of ours": (
         lambda a: T.cond(True, lambda: jax.vmap(lambda x: put(a.s, x))(XS), lambda: XS),
@@ -100,7 +110,7 @@ TABLE = {
     "a state that changes its dtype": (
         lambda a: T.for_loop(lambda x: put(a.n, a.n.value.astype(jnp.float32) + x), XS),
         StateTypeError,
-        r"State 'n' is int32\[\] before an iteration of scan and float32\[\] after it.*Cast",
+        r"State 'n' is int32\[\] before an iteration of for_loop and float32\[\] after it.*Cast",
     ),
     "a state that changes its shape": (
         lambda a: T.scan(lambda c, x: (c, put(a.h, jnp.append(a.h.value, x))), 0.0, XS),
@@ -115,7 +125,7 @@ TABLE = {
     "a container that grows in place": (
         lambda a: T.for_loop(lambda x: a.m.value.update(c=x), XS),
         StateTypeError,
-        r"State 'm' is .* before an iteration of scan and .*'c'",
+        r"State 'm' is .* before an iteration of for_loop and .*'c'",
     ),
     "a state that changes in a while loop": (
         lambda a: T.while_loop(lambda x: x < 2.0, lambda x: (put(a.h, a.h.value[:2]), x + 1.0)[1], 0.0),
@@ -125,7 +135,7 @@ TABLE = {
     "a state that changes in a checkpointed loop": (
         lambda a: T.checkpointed_for_loop(lambda x: put(a.h, a.h.value[:2]), XS),
         StateTypeError,
-        r"HiddenState 'h' .* of checkpointed_scan",
+        r"HiddenState 'h' .* of checkpointed_for_loop",
     ),
     "text written in a loop": (
         lambda a: T.for_loop(lambda x: put(a.s, "text") and x, XS),
@@ -155,7 +165,7 @@ TABLE = {
     "no length": (
         lambda a: T.for_loop(lambda: put(a.s, a.s.value + 1.0)),
         StateValueError,
-        r"scan: nothing says how long the loop is.*or length",
+        r"for_loop: nothing says how long the loop is.*or length",
     ),
     "no length and a progress bar": (
         lambda a: T.scan(lambda c, _: (put(a.s, c), None), 0.0, pbar=T.ProgressBar()),
@@ -165,12 +175,12 @@ TABLE = {
     "two lengths": (
         lambda a: T.for_loop(lambda x, y: put(a.s, x), XS, jnp.ones(4)),
         StateValueError,
-        r"scan: the lengths \[3, 4\] disagree",
+        r"for_loop: the lengths \[3, 4\] disagree",
     ),
     "another length": (
         lambda a: T.checkpointed_for_loop(lambda x: put(a.s, x), XS, length=5),
         StateValueError,
-        r"checkpointed_scan: the lengths \[3, 5\] disagree",
+        r"checkpointed_for_loop: the lengths \[3, 5\] disagree",
     ),
     "a condition that writes": (
         lambda a: T.while_loop(lambda c: put(a.s, c) < 3.0, lambda c: c + 1.0, 0.0),
@@ -190,7 +200,7 @@ TABLE = {
     "a state made in a loop": (
         lambda a: T.for_loop(lambda x: born(put(a.s, x)), XS),
         StateValueError,
-        r"State 'born' is created inside scan and outlives it.*Create it before",
+        r"State 'born' is created inside for_loop and outlives it.*Create it before",
     ),
     "a state made in a while loop": (
         lambda a: T.while_loop(lambda x: x < 3.0, lambda x: born(put(a.s, x + 1.0)), 0.0),
@@ -227,7 +237,7 @@ TABLE = {
     "a state from a loop": (
         lambda a: T.for_loop(lambda x: (put(a.s, x), a.s), XS),
         StateValueError,
-        r"State 's' is among the results of a function under scan",
+        r"State 's' is among the results of a function under for_loop",
     ),
     "reverse mode through a while loop": (
         lambda a: T.grad(lambda x: T.while_loop(lambda c: c < 9.0, lambda c: put(a.s, 2 * c), x))(1.0),
@@ -506,6 +516,165 @@ def test_misuse(name, where):
 
 def test_the_table_is_large_enough():
     assert len(TABLE) >= 40
+
+
+# ------------------------------------------------------------------------------------------ a State in a result
+
+
+def custom(make, rule):
+    def call(f):
+        ruled = make(lambda x: f())
+        getattr(ruled, rule)(*[lambda *_: None] * (2 if rule == "defvjp" else 1))
+        return ruled(1.0)
+
+    return call
+
+
+def mapped_over_a_mesh(f):
+    spec = jax.sharding.PartitionSpec()
+    return T.shard_map(lambda x: f(), mesh=jax.make_mesh((1,), ("d",)), in_specs=spec, out_specs=spec)(1.0)
+
+
+AROUND = Around()
+# {transform: (call it with a function of no arguments, the name in the message if it is another one)}
+RETURNING = {
+    "accumulate": (lambda f: T.accumulate(T.grad(lambda x: f(), AROUND.w), 1)(XS), "grad"),
+    "argmin": (lambda f: T.argmin(lambda y: f(), 1.0),),
+    "associative_scan": (lambda f: T.associative_scan(lambda a, b: f(), XS),),
+    "bounded_while_loop": (lambda f: T.bounded_while_loop(lambda c: c < 1.0, lambda c: f(), 0.0, max_steps=2),),
+    "check_grads": (lambda f: T.check_grads(lambda x: f(), 1.0),),
+    "checkify": (lambda f: T.checkify(f)(),),
+    "checkpoint": (lambda f: T.checkpoint(f)(),),
+    "checkpointed_for_loop": (lambda f: T.checkpointed_for_loop(f, length=2),),
+    "checkpointed_scan": (lambda f: T.checkpointed_scan(lambda c, x: (c, f()), 0.0, XS),),
+    "cond": (lambda f: T.cond(True, f, f),),
+    "custom_jvp": (custom(T.custom_jvp, "defjvp"),),
+    "custom_vjp": (custom(T.custom_vjp, "defvjp"),),
+    "eval_shape": (lambda f: T.eval_shape(f),),
+    "explain": (lambda f: T.explain(lambda x: f(), 1.0),),
+    "fisher": (lambda f: T.fisher(lambda x: f(), "gaussian", argnums=0)(1.0, 1.0),),
+    "fixed_point": (lambda f: T.fixed_point(lambda y: f(), 1.0),),
+    "for_loop": (lambda f: T.for_loop(f, length=2),),
+    "fori_loop": (lambda f: T.fori_loop(0, 2, lambda i, x: f(), 1.0),),
+    "functional": (lambda f: T.functional(f)[0]({}),),
+    "fwd_grad": (lambda f: T.fwd_grad(lambda x: f())(1.0),),
+    "ggn": (lambda f: T.ggn(lambda x: x, lambda out, x: f(), argnums=0)(1.0, 1.0),),
+    "grad": (lambda f: T.grad(lambda x: f())(1.0),),
+    "hessian": (lambda f: T.hessian(lambda x: f())(1.0),),
+    "hessian_sparsity": (lambda f: T.hessian_sparsity(lambda x: f())(1.0),),
+    "hvp": (lambda f: T.hvp(lambda x: f())(1.0, 1.0),),
+    "ifelse": (lambda f: T.ifelse([True, False], [f, f]), "switch"),
+    "jacfwd": (lambda f: T.jacfwd(lambda x: f())(1.0),),
+    "jacobian": (lambda f: T.jacobian(lambda x: f())(1.0), "jacrev"),
+    "jacobian_sparsity": (lambda f: T.jacobian_sparsity(lambda x: f())(1.0),),
+    "jacrev": (lambda f: T.jacrev(lambda x: f())(1.0),),
+    "jit": (lambda f: T.jit(f)(),),
+    "jvp": (lambda f: T.jvp(lambda x: f(), (1.0,), (1.0,)),),
+    "laplacian": (lambda f: T.laplacian(lambda x: f())(1.0),),
+    "linearize": (lambda f: T.linearize(lambda x: f(), 1.0),),
+    "make_jaxpr": (lambda f: T.make_jaxpr(f)(),),
+    "map": (lambda f: T.map(lambda x: f(), XS),),
+    "map in batches": (lambda f: T.map(lambda x: f(), XS, batch_size=2), "map"),
+    "per_example_grad": (lambda f: T.per_example_grad(lambda x: f(), argnums=0)(XS),),
+    "per_example_norms": (lambda f: T.per_example_norms(lambda x: f(), argnums=0)(XS),),
+    "prepare": (lambda f: T.prepare(f), "jit"),
+    "remat": (lambda f: T.remat(f)(), "checkpoint"),
+    "root": (lambda f: T.root(lambda y: f(), 1.0),),
+    "scan": (lambda f: T.scan(lambda c, x: (c, f()), 0.0, XS),),
+    "shard_map": (mapped_over_a_mesh,),
+    "sparse_hessian": (lambda f: T.sparse_hessian(lambda x: f())(1.0),),
+    "sparse_jacobian": (lambda f: T.sparse_jacobian(lambda x: f())(1.0),),
+    "StateFinder": (lambda f: T.StateFinder(f)(),),
+    "stop_gradient": (lambda f: T.stop_gradient(f)(),),
+    "switch": (lambda f: T.switch(0, [f, f]),),
+    "switch of one": (lambda f: T.switch(0, [f]), "switch"),
+    "taylor": (lambda f: T.taylor(lambda x: f(), (1.0,), (1.0,), 2),),
+    "value_and_grad": (lambda f: T.value_and_grad(lambda x: f())(1.0),),
+    "vector_grad": (lambda f: T.vector_grad(lambda x: f())(1.0),),
+    "vjp": (lambda f: T.vjp(lambda x: f(), 1.0),),
+    "vmap": (lambda f: T.vmap(f, axis_size=2)(),),
+    "vmap_new_states": (lambda f: T.vmap_new_states(f, axis_size=2)(), "vmap"),
+    "while_loop": (lambda f: T.while_loop(lambda c: c < 1.0, lambda c: f(), 0.0),),
+    "condition": (lambda f: T.while_loop(lambda c: f(), lambda c: c, 0.0), "the condition of while_loop"),
+}
+NOT_OF_A_FUNCTION = {"Estimate", "Explanation", "FoundStates", "LinearOperator", "Prepared", "ProgressBar"}
+NOT_OF_A_FUNCTION |= {"SparsityPattern", "named_scope", "save_states", "substituted", "tap", "taps"}
+NOT_OF_A_FUNCTION |= {"GradientTransform"}  # the row of each gradient
+
+
+def test_each_transform_has_a_row():
+    assert set(T.__all__) - NOT_OF_A_FUNCTION <= set(RETURNING)
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["", "without jit"])
+@pytest.mark.parametrize("name", RETURNING)
+def test_a_state_in_a_result(name, disabled):
+    """One error for all: it names the State by its path, the transform and the remedy, and nothing is changed."""
+    if disabled and name == "prepare":
+        pytest.skip("prepare compiles")
+    call, shown = (*RETURNING[name], name)[:2]
+    model, a = Holder(), Around()
+
+    def returning():
+        a.s.value = a.s.value + 1.0
+        return {"out": model.weight}
+
+    with jax.disable_jit(disabled), unchanged(*a.all, model.weight), pytest.raises(StateValueError) as caught:
+        call(returning)
+    pattern = rf"^ParamState at Holder\.weight is among the results of a function under {shown}, at .*\['out'\]: "
+    assert re.search(pattern + r".*return `state\.value`", str(caught.value)), str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ counts
+
+
+def operator():
+    return T.hvp(jnp.sum).operator(XS)
+
+
+# {argument in the message: (call with a value for it, the least, whether None is one)}
+COUNTS = {
+    "accumulate: steps": (lambda n: T.accumulate(T.grad(jnp.sum, AROUND.w), n), 1, False),
+    "bounded_while_loop: max_steps": (
+        lambda n: T.bounded_while_loop(lambda x: x < 0.0, abs, 1.0, max_steps=n),
+        0,
+        False,
+    ),
+    "bounded_while_loop: base": (
+        lambda n: T.bounded_while_loop(lambda x: x < 0.0, abs, 1.0, max_steps=1, base=n),
+        2,
+        False,
+    ),
+    "checkpointed_scan: base": (lambda n: T.checkpointed_scan(lambda c, x: (c, x), 0.0, XS, base=n), 2, False),
+    "checkpointed_for_loop: base": (lambda n: T.checkpointed_for_loop(jnp.sin, XS, base=n), 2, False),
+    "check_grads: order": (lambda n: T.check_grads(jnp.sin, 1.0, order=n), 1, False),
+    "check_grads: directions": (lambda n: T.check_grads(jnp.sin, 1.0, directions=n), 1, False),
+    "fisher: samples": (lambda n: T.fisher(jnp.sin, "gaussian", argnums=0, kind="sampled", samples=n), 1, True),
+    "fwd_grad: tangent_size": (lambda n: T.fwd_grad(jnp.sum, tangent_size=n), 1, True),
+    "laplacian: chunk_size": (lambda n: T.laplacian(jnp.sum, chunk_size=n), 1, True),
+    "laplacian: samples": (lambda n: T.laplacian(jnp.sum, samples=n), 2, True),
+    "map: batch_size": (lambda n: T.map(jnp.sin, XS, batch_size=n), 1, True),
+    "ProgressBar: freq": (lambda n: T.ProgressBar(n), 1, True),
+    "root: max_steps": (lambda n: T.root(lambda y: y - 1.0, 0.5, max_steps=n), 1, False),
+    "samples": (lambda n: operator().trace(samples=n), 2, True),
+    "taylor: order": (lambda n: T.taylor(jnp.sin, (1.0,), (1.0,), n), 1, False),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count(name):
+    """An int from some number up; a bool, a float and a text are of the wrong type."""
+    call, least, none = COUNTS[name]
+    with contextlib.suppress(NoSolutionError):
+        call(least)
+    if none:
+        call(None)
+    rule = rf"^{name}=%s: give .*, an int from {least} up"
+    with pytest.raises(StateValueError, match=rule % (least - 1)):
+        call(least - 1)
+    for value in (True, float(least), "2", [2], *([] if none else [None])):
+        with pytest.raises(StateTypeError, match=rule % re.escape(repr(value))):
+            call(value)
 
 
 # ------------------------------------------------------------------------------------------ after a failure

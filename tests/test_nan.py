@@ -23,6 +23,7 @@ from _unchanged import unchanged
 from brainstate import BrainStateError, NonFiniteError, ParamState, State, nn
 from brainstate import random as R
 from brainstate import transform as T
+from brainstate.transform._nonfinite import advice
 
 # ------------------------------------------------------------------------------------------ states
 
@@ -1036,6 +1037,24 @@ def test_the_whole_message():
         "  likely      exp overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
         "  repair      subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
     ]
+
+
+def test_a_remedy_is_one_row(monkeypatch):
+    """The recipe: the row, and a planted fault that shows it; a row stands before those that are more general."""
+    row = advice.Remedy("exp", "{name} of a large number", "take less", lambda origin, at: (at[0] > 80).all())
+    monkeypatch.setattr(advice, "REAL", [row, *advice.REAL])
+    assert "  likely      exp of a large number\n  repair      take less" in str(
+        raised(T.grad(overflow, w, debug_nan=True))
+    )
+    monkeypatch.setattr(advice, "REAL", [*advice.REAL[1:], row])
+    assert "  likely      exp overflows" in str(raised(T.grad(overflow, w, debug_nan=True)))
+
+
+def test_the_texts_of_all_remedies_can_be_told():
+    rows = [*advice.BACKWARD, *advice.REAL, *advice.ANY]
+    assert all((row.cause + row.repair).format(name="mul", called="norm") for row in rows)
+    last = advice.ANY[-1]  # applies to every operation
+    assert not last.primitives and last.applies is advice.Remedy._field_defaults["applies"]
 
 
 def test_it_can_fail_any_number_of_times():

@@ -1,4 +1,4 @@
-"""Sparse Jacobians and Hessians: patterns that miss nothing, colourings that can be read, values that are right.
+"""Sparse Jacobians and Hessians: patterns that miss nothing, colorings that can be read, values that are right.
 
 The patterns are held against dense derivatives of random programs: chains of operations drawn from a list that has
 every rule in it, compared at random points in double precision. What a pattern misses would also put numbers in wrong
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from brainstate.transform._sparse.transforms.pattern import _star
 
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, StateTypeError, StateValueError
 from brainstate import transform as T
 from brainstate.transform import SparsityPattern
-from brainstate.transform._sparse.transforms import _cheaper
+from brainstate.transform._sparse.pattern import _star_coloring
+from brainstate.transform._sparse.transforms import _cheaper_mode
 from scenarios import CONTEXTS, SCENARIOS, Operator, total
 from scenarios import compare as compare_scenario
 
@@ -444,22 +444,22 @@ def distances(n):
     return np.abs(i[:, None] - i)
 
 
-def neighbours(n):
+def neighbors(n):
     side = int(n**0.5)
     i, j = np.divmod(np.arange(n), side)
     return np.abs(i[:, None] - i) + np.abs(j[:, None] - j)
 
 
-STRUCTURES = {  # name: (function, dense pattern for n, colours of columns, colours of the Hessian of the squares)
+STRUCTURES = {  # name: (function, dense pattern for n, colors of columns, colors of the Hessian of the squares)
     "tridiagonal": (tridiagonal, lambda n: distances(n) <= 1, 3),
     "banded": (banded, lambda n: distances(n) <= 3, 7),
-    "laplacian": (laplacian, lambda n: neighbours(n) <= 1, 7),
+    "laplacian": (laplacian, lambda n: neighbors(n) <= 1, 7),
     "blocks": (blocks, lambda n: np.kron(np.eye(n // 5), np.ones((5, 5))), 5),
 }
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_pattern_and_colours_are_exact(name):
+def test_pattern_and_colors_are_exact(name):
     fun, dense, colors = STRUCTURES[name]
     assert T.jacobian_sparsity(fun)(jnp.ones(100)) == SparsityPattern.of(dense(100))
     for n in (100, 2500, 10000):
@@ -471,7 +471,7 @@ def energy(x):
     return (x[1:] ** 2 * x[:-1]).sum() + (x**3).sum()
 
 
-def test_hessian_pattern_and_colours_are_exact():
+def test_hessian_pattern_and_colors_are_exact():
     assert T.hessian_sparsity(energy)(jnp.ones(50)) == SparsityPattern.of(distances(50) <= 1)
     for n in (50, 10000):
         assert T.hessian_sparsity(energy)(jnp.ones(n)).colors("symmetric") == 3
@@ -482,7 +482,7 @@ def test_linear_parts_have_no_second_derivative():
     assert list(zip(pattern.rows, pattern.cols, strict=True)) == [(0, 0), (1, 1), (2, 2), (3, 5), (5, 3)]
 
 
-def test_arrow_takes_two_colours_and_is_read_on_either_side(double):
+def test_arrow_takes_two_colors_and_is_read_on_either_side(double):
     def arrow(x):
         return (x[0] * x).sum() + (x**3).sum()
 
@@ -528,11 +528,11 @@ def test_indices_are_seen_and_traced_ones_are_not():
     assert T.jit(lambda i: T.jacobian_sparsity(lambda x, i: x[i])(jnp.ones(3), i).nnz)(order) == 9
 
 
-# ------------------------------------------------------------------------------------------ colourings
+# ------------------------------------------------------------------------------------------ colorings
 
 
 def assert_readable(pattern, kind):
-    """Each place is alone in its row among the columns of its colour; a symmetric one in its row or in its column."""
+    """Each place is alone in its row among the columns of its color; a symmetric one in its row or in its column."""
     colors = pattern.coloring(kind)
     rows, cols = (pattern.cols, pattern.rows) if kind == "row" else (pattern.rows, pattern.cols)
     met = {}
@@ -546,7 +546,7 @@ def assert_readable(pattern, kind):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_colourings_can_be_read(seed):
+def test_colorings_can_be_read(seed):
     draw = np.random.default_rng(seed)
     m, n = draw.integers(1, 60, 2)
     pattern = SparsityPattern.of(draw.random((m, n)) < draw.choice([0.02, 0.1, 0.5]))
@@ -558,19 +558,19 @@ def test_colourings_can_be_read(seed):
     assert square.colors("symmetric") <= square.colors("column")
 
 
-def test_star_colouring_has_no_path_of_two_colours():
+def test_star_coloring_has_no_path_of_two_colors():
     """The definition itself, on all paths of four vertices of random graphs."""
     for seed in range(10):
         adjacency = np.triu(np.random.default_rng(seed).random((14, 14)) < 0.25, 1)
         near = [np.flatnonzero(row).tolist() for row in adjacency | adjacency.T]
-        colors = _star(near, range(14))
+        colors = _star_coloring(near, range(14))
         for b, c_ in zip(*np.nonzero(adjacency), strict=True):
             assert colors[b] != colors[c_]
             for a, d in ((a, d) for a in near[b] for d in near[c_] if a != c_ and d != b):
                 assert len({colors[a], colors[b], colors[c_], colors[d]}) > 2
 
 
-def test_products_are_as_many_as_colours():
+def test_products_are_as_many_as_colors():
     lanes = []
 
     @jax.custom_jvp
@@ -590,11 +590,11 @@ def test_products_are_as_many_as_colours():
 
 
 def test_cheaper_mode_is_chosen():
-    """One dense row needs as many columns' colours as there are columns, and one colour of rows."""
+    """One dense row needs as many columns' colors as there are columns, and one color of rows."""
     wide, tall = (lambda x: x.sum()[None] * 2), (lambda x: x[0] * jnp.ones(50))
     pattern = T.jacobian_sparsity(wide)(jnp.ones(30))
-    assert _cheaper(pattern) == "reverse"
-    assert _cheaper(T.jacobian_sparsity(tall)(jnp.ones(30))) == "forward"
+    assert _cheaper_mode(pattern) == "reverse"
+    assert _cheaper_mode(T.jacobian_sparsity(tall)(jnp.ones(30))) == "forward"
     for fun in (wide, tall):
         got, expected = jax.jit(lambda x, f=fun: (T.sparse_jacobian(f, dense=True)(x), jax.jacrev(f)(x)))(jnp.ones(30))
         np.testing.assert_array_equal(got, expected)
@@ -802,11 +802,11 @@ def test_save_and_load(tmp_path, kind):
     pattern.coloring(kind)
     pattern.save(tmp_path / "pattern.npz")
     loaded = SparsityPattern.load(tmp_path / "pattern.npz")
-    assert loaded == pattern and repr(loaded) == repr(pattern) and f"{kind} colours" in repr(loaded)
+    assert loaded == pattern and repr(loaded) == repr(pattern) and f"{kind} colors" in repr(loaded)
     assert loaded.coloring(kind).tolist() == pattern.coloring(kind).tolist()
     pattern._colors[kind] = np.zeros(30, np.int64)
     pattern.save(tmp_path / "wrong.npz")
-    with pytest.raises(StateValueError, match=f"wrong.npz.*{kind} colours are none of this pattern"):
+    with pytest.raises(StateValueError, match=f"wrong.npz.*{kind} colors are not a coloring of this pattern"):
         SparsityPattern.load(tmp_path / "wrong.npz")
 
 
@@ -844,9 +844,13 @@ ERRORS = {
         StateValueError,
         "not symmetric.*symmetrized",
     ),
-    "no pattern": (lambda s: T.sparse_jacobian(s, pattern="tri")(x6), StateTypeError, "a str is no sparsity pattern"),
+    "no pattern": (
+        lambda s: T.sparse_jacobian(s, pattern="tri")(x6),
+        StateTypeError,
+        "a str is not a sparsity pattern",
+    ),
     "one axis": (lambda s: T.sparse_jacobian(s, pattern=x6)(x6), StateTypeError, "an array of 1 axes is no"),
-    "mode": (lambda s: T.sparse_jacobian(s, mode="back")(x6), StateValueError, "mode='back' is none of 'auto'"),
+    "mode": (lambda s: T.sparse_jacobian(s, mode="back")(x6), StateValueError, "mode='back' is not one of 'auto'"),
     "custom_vjp forward": (
         lambda s: T.sparse_jacobian(lambda x: s(twice(x)), mode="forward")(x6),
         StateTypeError,
@@ -922,5 +926,5 @@ def test_a_file_that_holds_no_pattern(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "broken").write_bytes((tmp_path / "other.npz").read_bytes()[:50])
     for name in ("other.npz", "other.npy", "text", "empty", "broken"):
-        with pytest.raises(StateValueError, match=f"{name}.* holds no SparsityPattern"):
+        with pytest.raises(StateValueError, match=f"{name}.* does not hold a SparsityPattern"):
             SparsityPattern.load(tmp_path / name)

@@ -191,7 +191,7 @@ def test_undeclared_lane_by_lane_writes():
         s.value = s.value + x
         return x
 
-    message = r"State 'the activity' was written with a value per lane, float32\[3, 2\].*out_states=\{0: \[state\]\}"
+    message = r"State 'the activity' was written with a value per lane, float32\[3,2\].*out_states=\{0: \[state\]\}"
     for run in (T.vmap(f), T.jit(T.vmap(f)), T.grad(lambda x: T.vmap(f)(x).sum()), T.vmap(f, out_states={"last": t})):
         with unchanged(s, t), pytest.raises(BatchAxisError, match=message):
             run(XS)
@@ -536,5 +536,5 @@ def test_map_without_batches_carries_states():
     with unchanged(s), pytest.raises(BatchAxisError, match="State 's'"):
         T.map(lambda x: setattr(s, "value", s.value + x), XS, batch_size=2)
     for wrong in (0, -1, 2.0, True):
-        with pytest.raises(StateValueError, match=r"batch_size=.*an int from 1 up"):
+        with pytest.raises(StateValueError if wrong in (0, -1) else StateTypeError, match=r"batch_size=.*int from 1"):
             T.map(lambda x: x, XS, batch_size=wrong)

@@ -21,7 +21,7 @@ __all__ = [
     "jit_disabled",
     "nans_checked",
     "optional",
-    "scan_inputs",
+    "scan_counts",
     "stages_within",
     "staging",
     "varying_axes",
@@ -97,10 +97,9 @@ def optional(module: str, user: str, extra: str) -> Any:
         ) from None
 
 
-def scan_inputs(params, inputs) -> tuple[list, list, list]:
-    """Cut the inputs of a ``scan`` equation into constants, first carry, and the arrays that it loops over."""
+def scan_counts(params, operands: int) -> tuple[int, int]:
+    """Return the numbers of constants and of carries among the operands of a ``scan`` equation."""
     if "num_consts" in params:
-        constants, first = params["num_consts"], params["num_consts"] + params["num_carry"]
-        return inputs[:constants], inputs[constants:first], inputs[first:]
-    consts, carry, xs = params["ft_in"].update(range(len(inputs))).unpack()
-    return [inputs[i] for i in consts], [inputs[i] for i in carry], [inputs[i] for i in xs]
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].update(range(operands)).unpack()
+    return len([*constants]), len([*carry])

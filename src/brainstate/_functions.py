@@ -8,7 +8,7 @@ of ours that calls the user's: `named_after` makes JAX write the name, the place
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,15 +18,27 @@ from jax.extend.source_info_util import register_exclusion
 
 from ._errors import StateTypeError
 
-__all__ = ["Unbound", "boundary", "check_function", "named_after", "shorten", "signature_of"]
+__all__ = [
+    "LAYERS",
+    "OURS",
+    "Unbound",
+    "boundary",
+    "check_function",
+    "named_after",
+    "positional_parameters",
+    "shorten",
+    "signature_of",
+    "with_leading",
+]
 
 _F = TypeVar("_F", bound=Callable)
 
-_OURS = str(Path(__file__).parent) + os.sep
-_LAYERS = _OURS + "nn" + os.sep
+#: Where the files of this package are, and those of its layers.
+OURS = str(Path(__file__).parent) + os.sep
+LAYERS = OURS + "nn" + os.sep
 
 # Where JAX names the line of the user that an operation or a trace comes from, it passes over our lines.
-register_exclusion(_OURS)
+register_exclusion(OURS)
 
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:
@@ -36,8 +48,8 @@ def _of_others(trace: TracebackType | None) -> TracebackType | None:
         trace = trace.tb_next
     for entry in reversed(entries):
         file = entry.tb_frame.f_code.co_filename
-        innermost_layer = file.startswith(_LAYERS) and not layer  # the user did not write it, and wants to know which
-        if innermost_layer or not file.startswith(_OURS):
+        innermost_layer = file.startswith(LAYERS) and not layer  # the user did not write it, and wants to know which
+        if innermost_layer or not file.startswith(OURS):
             kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
             layer = layer or innermost_layer
     return kept
@@ -127,6 +139,20 @@ def signature_of(fun: Callable) -> inspect.Signature | None:
         return inspect.signature(fun)
     except (TypeError, ValueError):
         return None
+
+
+def positional_parameters(signature: inspect.Signature | None) -> tuple[list[str], bool]:
+    """Return the names of the parameters that go by position, and whether there may be any number of others."""
+    known = list(signature.parameters.values()) if signature else []
+    names = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names, signature is None or any(p.kind is p.VAR_POSITIONAL for p in known)
+
+
+def with_leading(signature: inspect.Signature, names: Iterable[str]) -> inspect.Signature:
+    """Return ``signature`` behind positional parameters that end in ``names``, longer than any name of the user."""
+    longest = max(map(len, signature.parameters), default=0)
+    mine = [inspect.Parameter(f"{'_' * longest}_{name}", inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    return signature.replace(parameters=[*mine, *signature.parameters.values()])
 
 
 def named_after(inner: Callable, fun: Callable, *, same_arguments: bool = False) -> Any:

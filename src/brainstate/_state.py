@@ -46,6 +46,7 @@ __all__ = [
     "fit",
     "rebuild",
     "strings",
+    "value_in_words",
 ]
 
 
@@ -281,10 +282,10 @@ type.__setattr__(State, "value", _value_property)
 def _layout(state) -> str:
     """Write the shapes and dtypes that ``state`` holds, without a tracked read."""
     value = getattr(state, "_value", _scope.Cell)
-    return "(no value yet)" if value is _scope.Cell else f"({_shown(value)})"
+    return "(no value yet)" if value is _scope.Cell else f"({value_in_words(value)})"
 
 
-def _shown(value) -> str:
+def value_in_words(value) -> str:
     """Write a value with shapes and dtypes in place of arrays."""
 
     def short(leaf):
@@ -319,7 +320,7 @@ def fit(old: Any, new: Any) -> tuple[Any, str]:
         pairs = [_leaf_fitted(a, b) for a, b in zip(olds, news, strict=True)]
         if all(fits for _, fits in pairs):
             return treedef.unflatten([leaf for leaf, _ in pairs]), ""
-    was, now = _shown(old), _shown(new)
+    was, now = value_in_words(old), value_in_words(new)
     return new, f"{now} for {was}" if was != now else f"{now} in {other} for {treedef}"
 
 
@@ -327,7 +328,7 @@ def _leaf_fitted(old, new):
     if not (valid_jaxtype(old) and valid_jaxtype(new)):
         return new, valid_jaxtype(old) == valid_jaxtype(new)
     was, now = jax.typeof(old), jax.typeof(new)
-    kinds = [_kind(was.dtype), _kind(now.dtype)]
+    kinds = [_number_kind(was.dtype), _number_kind(now.dtype)]
     if type(new) in _NUMBERS:
         fits = was.shape == () and kinds[1] <= kinds[0]
         return (type(old)(new) if type(old) in _NUMBERS else jnp.asarray(new, was.dtype)) if fits else new, fits
@@ -337,7 +338,7 @@ def _leaf_fitted(old, new):
     return new, fits
 
 
-def _kind(dtype) -> int:
+def _number_kind(dtype) -> int:
     return next((i for i, kind in enumerate(_ORDER) if jnp.issubdtype(dtype, kind)), -1)
 
 

@@ -1,5 +1,6 @@
-"""Readers of jaxprs: what every analysis of a traced program shares.
+"""Readers of jaxprs: the parts that every analysis of a traced program shares.
 
-`interpret` evaluates a program with other values, equation by equation; `source_lines` finds the user's line of an
-equation.
+Begin with `interpret`, which evaluates a program equation by equation on values of any kind. `control_flow` reads the
+equations that run other programs (calls, loops, branches), `liveness` finds the values that a result is computed from,
+and `source_lines` the user's line of an equation.
 """

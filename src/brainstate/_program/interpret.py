@@ -1,4 +1,11 @@
-"""Running a traced program one equation after the other, with a rule that says what an equation does."""
+"""Evaluation of a traced program, equation by equation, by a rule for one equation.
+
+The *rule* is a function ``rule(eqn, inputs) -> outputs``. With `bind` for a rule, the program computes the values that
+it always computes. Any other rule works on values of its own: series, dependencies, or arrays that know where their
+NaN comes from.
+
+A program is *closed* (``ClosedJaxpr``: it holds its constants) or *open* (``Jaxpr``: they are its first inputs).
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,20 +13,18 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from .source_lines import at_line
-
-__all__ = ["bind", "held", "inlined", "interpret", "opened", "program", "subprogram", "within"]
+__all__ = ["all_equations", "all_programs", "bind", "inner_programs", "interpret", "open_jaxpr", "trace_flat"]
 
 
 def bind(eqn, values) -> list:
-    """Do what the equation says: the rule under which a program computes what it always computes."""
+    """Evaluate an equation on ``values`` as JAX does."""
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def interpret(jaxpr, consts, args, rule: Callable, lift: Callable = lambda value: value) -> list:
-    """Run ``jaxpr``; ``rule(eqn, inputs) -> outputs``, and ``lift`` makes of a literal what the rule works on."""
+    """Evaluate an open program by ``rule``; ``lift`` turns a literal into a value that the rule works on."""
     env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom):
@@ -30,34 +35,35 @@ def interpret(jaxpr, consts, args, rule: Callable, lift: Callable = lambda value
     return [read(v) for v in jaxpr.outvars]
 
 
-def opened(jaxpr: Any) -> Jaxpr:
-    """Return a program, closed or not, without its constants."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
+def open_jaxpr(program: Any) -> Jaxpr:
+    """Return a program, closed or open, without its constants."""
+    return getattr(program, "jaxpr", program)
 
 
-def held(eqn) -> Iterator[Jaxpr | ClosedJaxpr]:
-    """Yield the programs among the parameters of an equation."""
+def inner_programs(eqn) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """Yield the programs among the parameters of an equation, of whatever primitive."""
     for parameter in eqn.params.values():
         for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
             if isinstance(part, ClosedJaxpr | Jaxpr):
                 yield part
 
 
-def within(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[Jaxpr | ClosedJaxpr]:
-    """Yield a program and all programs within."""
-    yield jaxpr
-    for eqn in opened(jaxpr).eqns:
-        for inner in held(eqn):
-            yield from within(inner)
+def all_programs(program: Jaxpr | ClosedJaxpr) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """Yield a program, the programs that its equations hold, those that their equations hold, and so on."""
+    yield program
+    for eqn in open_jaxpr(program).eqns:
+        for inner in inner_programs(eqn):
+            yield from all_programs(inner)
 
 
-def subprogram(eqn):
-    """Return the program that a ``jit`` equation calls, or None for any other equation."""
-    return eqn.params["jaxpr"] if eqn.primitive.name == "jit" else None
+def all_equations(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
+    """Yield the equations of `all_programs`."""
+    for inner in all_programs(program):
+        yield from open_jaxpr(inner).eqns
 
 
-def program(fun, leaves):
-    """Trace ``fun(leaves)``, any pytree, and return the closed jaxpr and the structure of the result."""
+def trace_flat(fun, leaves):
+    """Trace ``fun(leaves)``, which may return any pytree; return the closed program and the structure of the result."""
     trees = []
 
     def flat(*leaves):
@@ -66,16 +72,3 @@ def program(fun, leaves):
         return out  # JAX's caches keep the structure of a result, and that of `out` may hold States
 
     return jax.make_jaxpr(flat)(*leaves), trees[0]
-
-
-def inlined(closed, leaves):
-    """Return a program that does the same without ``jit`` equations."""
-    if not any(subprogram(eqn) for eqn in closed.jaxpr.eqns):
-        return closed
-    return jax.make_jaxpr(lambda *args: interpret(closed.jaxpr, closed.consts, args, _inline))(*leaves)
-
-
-def _inline(eqn, values):
-    inner = subprogram(eqn)
-    with at_line(eqn):
-        return bind(eqn, values) if inner is None else interpret(inner.jaxpr, inner.consts, values, _inline)

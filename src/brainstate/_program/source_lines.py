@@ -1,8 +1,8 @@
-"""Which line of the user an equation of a traced program belongs to.
+"""The line of the user that an equation of a traced program belongs to.
 
-JAX keeps the Python stack with each equation. What is traced while a program is run by a rule of ours belongs to the
-equation that it stands for: `at_line`. The body of a ``jit`` is traced once and then kept, without the lines that call
-it; those are with the equation that calls it.
+JAX keeps the Python stack with each equation. An equation that is traced in place of another one, while a rule of ours
+evaluates a program, gets the line of that other one: `at_line`. The body of a ``jit`` is traced once and then kept, so
+its equations do not have the line of the call; the equation of the call does.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.source_info_util import current_name_stack, user_context
 
+from .._functions import LAYERS, OURS
+
 __all__ = ["Site", "at_line", "called_at", "frames_of", "is_part", "site_of"]
 
-_OURS, _JAX = str(Path(__file__).parents[1]) + os.sep, str(Path(jax.__file__).parent) + os.sep
-_LOOPS = str(Path(__file__).parents[1] / "transform/_control/loops.py")
-_PARTS = "checkpointed_scan.<locals>.part", "_repeated.<locals>.<lambda>"  # what calls the scans of a loop that is cut
-_LAYERS = _OURS + "nn" + os.sep
+_JAX = str(Path(jax.__file__).parent) + os.sep
+_LOOPS = OURS + os.path.join("transform", "_control", "loops.py")
+_PARTS = "_checkpointed.<locals>.part", "_repeated.<locals>.<lambda>"  # they call the scans that a loop is cut into
 _LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 
 
@@ -38,21 +39,21 @@ def frames_of(eqn) -> list[tuple[str, int, str]]:
 
 
 def site_of(frames) -> Site | None:
-    """Return the innermost of ``frames`` that is neither ours nor JAX's."""
+    """Return the innermost of ``frames`` that belongs neither to this package nor to JAX."""
     layer = None
     for file, line, function in frames:
-        if file.startswith(_LAYERS):
+        if file.startswith(LAYERS):
             layer = layer or f"{file}:{line}, in {function}"
-        elif not file.startswith((_OURS, _JAX)):
+        elif not file.startswith((OURS, _JAX)):
             return Site(file, line, function, layer)
     return None
 
 
 def called_at(frames) -> str | None:
-    """Return the name of the public function of a library that the user's line calls, if the frames show it."""
+    """Return the name of the public function of JAX that the user's line calls, if the frames show it."""
     name = None
     for file, _, function in frames:
-        if not file.startswith((_OURS, _JAX)):
+        if not file.startswith((OURS, _JAX)):
             break
         short = function.rpartition(".")[2]
         if file.startswith(_LIBRARIES) and not short.startswith("_") and "<" not in function:
@@ -61,13 +62,13 @@ def called_at(frames) -> str | None:
 
 
 def is_part(eqn) -> bool:
-    """Tell whether an equation is a part of a loop that is cut into parts, as the frames of it show."""
+    """Tell whether an equation is one of the scans that a checkpointed or bounded loop is cut into, by its frames."""
     ours = (function for file, _, function in frames_of(eqn) if file == _LOOPS)
     return eqn.primitive.name == "scan" and next(ours, "").endswith(_PARTS)
 
 
 def at_line(eqn) -> Any:
-    """Return a context in which what is traced belongs to the line of ``eqn``, or if it has none to that around it."""
+    """Return a context in which new equations get the line of ``eqn``; if that has none, the line of the trace."""
     if site_of(frames_of(eqn)) is None:
         return contextlib.nullcontext()
     source = eqn.source_info

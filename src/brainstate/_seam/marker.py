@@ -8,12 +8,12 @@ from jax.extend.core import Primitive
 __all__ = ["state_read", "thread"]
 
 
-class _Thread(threading.local):
+class _GivenLeaves(threading.local):
     def __init__(self):
         self.given: Any = None  # while a staged function is evaluated: {State: leaves that replace its markers}
 
 
-thread = _Thread()
+thread = _GivenLeaves()
 
 
 class _StateRead(Primitive):

@@ -5,8 +5,9 @@ While a function is traced for ``jit``, each read of an attribute of a `Watched`
 own, so reading costs nothing at other times. The reads are kept as a `Touched`, with their values at the end of the
 trace: an assignment by the function itself is not taken for a change. Objects are referred to weakly.
 
-A later change of something recorded is announced (`changed`): the generation goes up, a compiled call that sees it asks
-`Touched.changes`, and is traced again only if something differs. An attribute that gets an equal value does not.
+A later change of something recorded is announced (`announce_change`): the generation goes up, a compiled call that
+sees it asks `Touched.changes`, and is traced again only if something differs. An attribute that gets an equal value
+does not differ.
 """
 
 import functools
@@ -32,7 +33,7 @@ __all__ = [
     "Container",
     "Touched",
     "Watched",
-    "changed",
+    "announce_change",
     "is_watched",
     "note",
     "reading",
@@ -57,13 +58,13 @@ def _nobody() -> None:
     """Stand for a weak reference that is dead."""
 
 
-class _Thread(threading.local):
+class _ReadsOfThread(threading.local):
     def __init__(self):
         self.seen: dict | None = None  # while a trace records: {id: (weak reference, names that were read)}
         self.reader: Any = _nobody  # a weak reference to whose that is
 
 
-_thread = _Thread()
+_reads = _ReadsOfThread()
 _WRAPPERS = (
     functools.__file__,
     str(Path(jax.__file__).parent),
@@ -77,7 +78,7 @@ _READS = "__getitem__ __iter__ __len__ __contains__ __reversed__ get items value
 
 def note(x: Any, name: str = ALL) -> None:
     """Record that ``x`` is read, if a trace records."""
-    seen = _thread.seen
+    seen = _reads.seen
     if seen is None:
         return
     ref, names = seen.get(id(x), (None, None))
@@ -87,7 +88,7 @@ def note(x: Any, name: str = ALL) -> None:
 
 
 def _getattribute(self, name):
-    if _thread.seen is not None:
+    if _reads.seen is not None:
         if not name.startswith("__"):
             note(self, name)
         elif name == ALL and not sys._getframe(1).f_code.co_filename.startswith(_WRAPPERS):
@@ -108,7 +109,7 @@ def register_container(cls: type) -> None:
     _containers.append(cls)
 
 
-def _record(on: bool) -> None:
+def _switch_methods(on: bool) -> None:
     """Give the classes their reading methods, or take them away again."""
     pairs: list = [(Watched, "__getattribute__", _getattribute)]
     for cls in _containers:
@@ -128,23 +129,23 @@ class _Reader:
 @contextmanager
 def reading(touched: "Touched") -> Iterator[None]:
     """Record in ``touched`` the reads of this thread in the block; a block around it records the same."""
-    before, reader = (_thread.seen, _thread.reader), _Reader()
+    before, reader = (_reads.seen, _reads.reader), _Reader()
     outer = before if before[1]() is not None else (None, _nobody)
     seen: dict = {}
     try:
-        _thread.seen, _thread.reader = seen, weakref.ref(reader)
+        _reads.seen, _reads.reader = seen, weakref.ref(reader)
         with _lock:
             _readers.add(reader)
-            _record(True)
+            _switch_methods(True)
         yield
     finally:
-        _thread.seen, _thread.reader = None, _nobody
+        _reads.seen, _reads.reader = None, _nobody
         with _lock:
             _readers.discard(reader)
             if not _readers:
-                _record(False)
+                _switch_methods(False)
         touched.take(seen)
-        _thread.seen, _thread.reader = outer
+        _reads.seen, _reads.reader = outer
         touched.pass_on()
 
 
@@ -153,7 +154,7 @@ def is_watched(x: Any) -> bool:
     return id(x) in _watched
 
 
-def changed(x: Any, name: str, what: str, structure: bool) -> None:
+def announce_change(x: Any, name: str, what: str, structure: bool) -> None:
     """Announce a change of ``x``, in words, if it matters: always if States are concerned."""
     _, names = _watched.get(id(x), (None, {}))
     if not structure and name not in names and ALL not in names:
@@ -181,7 +182,7 @@ class Touched:
             watch = _watched.get(id(x))
             if watch is None or watch[0]() is not x:
                 watch = _watched[id(x)] = weakref.ref(x, partial(_forget, id(x))), {}
-            forms = {name: _form(_part(x, name)) for name in names}
+            forms = {name: _form(_current_part(x, name)) for name in names}
             forms = {name: form for name, form in forms.items() if form is not _TRACED}
             self._forms.setdefault(id(x), (watch[0], {}))[1].update(forms)
             for name in forms:
@@ -189,7 +190,7 @@ class Touched:
 
     def pass_on(self) -> None:
         """Record all of it for a trace around, if there is one."""
-        for ref, forms in self._forms.values() if _thread.seen is not None else ():
+        for ref, forms in self._forms.values() if _reads.seen is not None else ():
             if (x := ref()) is not None:
                 for name in forms:
                     note(x, name)
@@ -200,7 +201,7 @@ class Touched:
         for key, (ref, forms) in list(self._forms.items()):
             x = ref()
             for name, form in forms.items() if x is not None else ():
-                if not _is_still(form, _part(x, name)):
+                if not _is_still(form, _current_part(x, name)):
                     (when, words), place = _watched[key][1][name], (type(x).__name__, name)
                     (told if words else others)[place] = when, words or f"{'.'.join(place)} changed"
         in_order = sorted((told or others).items(), key=lambda item: item[1])
@@ -213,7 +214,7 @@ _ABSENT, _TRACED = object(), object()
 _HOLDERS = (Cell, Watched, list, tuple, dict)  # containers of States
 
 
-def _part(x, name):
+def _current_part(x, name):
     if isinstance(x, Container):
         return x
     attributes = object.__getattribute__(x, "__dict__")

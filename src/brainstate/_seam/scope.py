@@ -4,11 +4,11 @@ A transform turns ordinary Python, which reads ``state.value`` and assigns ``sta
 function, hands that to the JAX transform of the same name and puts the new values back. Every transform is
 therefore three beats::
 
-    with Scope(...) as scope:            # open:   reads and writes of this thread now go to the scope
-        out = fun(*args)                 #         (inside the function that JAX traces)
-        writes = scope.close()           #         the written values leave as an ordinary pytree
-    ...                                  # call:   JAX returns `out` and `writes`
-    commit(writes)                       # commit: the values reach the States, or the enclosing scope
+    out, writes = run(Scope(...), fun, *args)   # open:   inside the function that JAX traces, reads and writes of
+                                                #         this thread go to the scope; the written values leave
+                                                #         as an ordinary pytree
+    ...                                         # call:   JAX returns `out` and `writes`
+    commit(writes)                              # commit: the values reach the States, or the enclosing scope
 
 Vocabulary
     *scope*   one transformed call in progress; scopes nest, each thread has its own stack.
@@ -46,7 +46,8 @@ from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .donation import donors, is_deleted, taken
 from .local_states import is_local, local_trace
 from .marker import state_read
-from .packing import ABSENT, Absent, Writes, awaited
+from .packing import ABSENT, Absent, Writes
+from .run_time_errors import await_announced
 from .tokens import altered, changed, forget, meet, read_inside, replaced, separate, switched
 
 __all__ = [
@@ -71,7 +72,7 @@ __all__ = [
     "replaced_since",
     "retag",
     "retagged",
-    "traced_part",
+    "run",
     "write",
 ]
 
@@ -162,7 +163,7 @@ class Scope:
         self.reads = {}  # staging only: State -> (avals, treedef)
         self.lent = {}  # State -> (leaves, treedef) of the container that was handed out
         self.born = []
-        self.firsts: Any = None  # {State: its initial value} of each State created inside; kept for debug_nan only
+        self.initial: Any = None  # {State created inside: its first value}, kept only where the call may run again
         self.launches = 0  # compiled functions that are being called in this very scope
         self.context: Any = None  # restores the token around this scope when it is left; see `tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
@@ -257,7 +258,7 @@ class Scope:
         return treedef.unflatten(leaves)
 
     def _mark(self, state, leaves, treedef):
-        refuse_foreign(state, treedef.unflatten(leaves), "holds", self.name)
+        refuse_foreign(treedef.unflatten(leaves), lambda: f"{state.describe()} holds", self.name)
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
         with set_current_trace(self.trace):  # the read may be inside a raw transform; its marker belongs out here
@@ -277,6 +278,14 @@ class Scope:
             if any(ref() is not None for ref, *_ in kept):
                 gc.collect(young)
         return {ref(): value for ref, value, _ in kept if ref() is not None}
+
+
+def run(scope: Scope, fun, /, *args, **kwargs) -> tuple[Any, Writes]:
+    """Call ``fun`` in ``scope``; return its result, which may hold no State, and its writes."""
+    with scope:
+        out = fun(*args, **kwargs)
+        refuse_states(out, f"results of a function under {scope.name}")
+        return out, scope.close()
 
 
 # ------------------------------------------------------------------------------------------------ reading, writing
@@ -369,8 +378,8 @@ def create(state, value) -> None:
     if scope is not None:
         scope.write(state, value)
         while scope is not None:
-            if scope.firsts is not None:
-                scope.firsts[state] = value
+            if scope.initial is not None:
+                scope.initial[state] = value
             scope = scope.parent
         return
     if type(value) not in _plain:
@@ -433,7 +442,7 @@ def commit(writes: Writes) -> None:
         for state, value in zip(states, writes.values, strict=True):
             scope.write(state, value)
         return
-    awaited(writes.values)
+    await_announced(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # never between the gathering and the committing of another call
@@ -540,15 +549,15 @@ def _opaque(leaf) -> bool:
     return isinstance(leaf, Iterator | MappingView)  # JAX warns of walking these
 
 
-def refuse_foreign(state, value, verb, name) -> None:
-    """Refuse a ``value`` of ``state`` with a leaf that is not a JAX type, where a transform needs arrays."""
-    for path, leaf in jax.tree.leaves_with_path(value):
+def refuse_foreign(value, holder, name) -> None:
+    """Refuse a ``value`` with a leaf that is not of a JAX type; ``holder()`` says whose it is, for the message."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_opaque):
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
             raise StateTypeError(
-                f"{state.describe()} {verb} {a_type(leaf)}{where and ' at ' + where}, which is not a JAX type: "
-                f"brainstate.transform.{name} takes and returns arrays and numbers. Keep such a value in a plain "
-                f"attribute, or pass it as a static argument."
+                f"{holder()} {a_type(leaf)}{where and ' at ' + where}, which is not a JAX type: "
+                f"brainstate.transform.{name} takes and returns arrays and numbers, in containers that JAX knows. "
+                f"Keep such a value in a plain attribute, or pass it as a static argument."
             )
 
 
@@ -579,10 +588,3 @@ def _raw_transform(state):
 def is_tracer(leaf) -> bool:
     """Tell whether ``leaf`` is a tracer."""
     return isinstance(leaf, Tracer)
-
-
-def traced_part(arg, dynamic):
-    """Return the traced leaves of one argument; the argument itself if all are, for its names in messages."""
-    leaves = jax.tree.leaves(arg)
-    traced = [leaf for leaf in leaves if dynamic(leaf)]
-    return arg if len(traced) == len(leaves) else traced

@@ -6,15 +6,15 @@ runs the user's function once.
 """
 
 import jax
-from jax.extend.core import jaxpr_as_fun, valid_jaxtype
+from jax.extend.core import jaxpr_as_fun
 
-from .._errors import StateTypeError
+from .._arrays import combine, partition
 from .._functions import named_after
 from .marker import state_read
 from .marker import thread as _thread
-from .scope import Scope, _opaque, is_tracer, refuse_foreign, refuse_states, traced_part
+from .scope import Scope, is_tracer, refuse_foreign, run
 
-__all__ = ["Restart", "Staged", "caught", "stage"]
+__all__ = ["Restart", "Staged", "caught", "stage", "traced_part"]
 
 
 def caught(call, fun) -> "Staged":
@@ -75,16 +75,11 @@ class Staged:
         return True
 
 
-def _refuse_results(out, fun, name) -> None:
-    """Refuse results that are not of JAX types."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(out, is_leaf=_opaque):
-        if not valid_jaxtype(leaf):
-            where = jax.tree_util.keystr(path)
-            raise StateTypeError(
-                f"{getattr(fun, '__qualname__', type(fun).__name__)} returned a {type(leaf).__name__}"
-                f"{where and ' at ' + where}, which is not a JAX type: a function under brainstate.transform.{name} "
-                f"returns arrays and numbers, in containers that JAX knows."
-            )
+def traced_part(arg, dynamic):
+    """Return the traced leaves of one argument; the argument itself if all are, for its names in messages."""
+    leaves = jax.tree.leaves(arg)
+    traced = [leaf for leaf in leaves if dynamic(leaf)]
+    return arg if len(traced) == len(leaves) else traced
 
 
 def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
@@ -92,30 +87,23 @@ def stage(fun, args, kwargs, *, name, dynamic=is_tracer, scope=None) -> Staged:
 
     Leaves of the arguments for which ``dynamic`` holds become inputs; the others are closed over as they are.
     """
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if dynamic(leaf)]
     scope, trees = scope or Scope(name, stages=True), []
+    _, rest = partition((args, kwargs), dynamic)
     explained = jax.config.jax_explain_cache_misses  # pyright: ignore[reportAttributeAccessIssue]
 
-    def run(*inputs, **named):
-        filled = list(leaves)
-        for i, leaf in zip(places, jax.tree.leaves((inputs, named)), strict=True):
-            filled[i] = leaf
-        a, k = treedef.unflatten(filled)
-        with scope, jax.explain_cache_misses(explained):
-            out = fun(*a, **k)
-            refuse_states(out, f"results of a function under {name}")
-            _refuse_results(out, fun, name)
-            writes = scope.close()
-            for state, value in zip(writes.states, writes.values, strict=True):
-                refuse_foreign(state, value, "was given", name)
-            out = (out, writes)
-        flat, tree = jax.tree.flatten(out)
+    def flat(*inputs, **named):
+        a, k = combine(jax.tree.leaves((inputs, named)), rest)
+        with jax.explain_cache_misses(explained):
+            out, writes = run(scope, fun, *a, **k)
+        refuse_foreign(out, lambda: f"{getattr(fun, '__qualname__', type(fun).__name__)} returned", name)
+        for state, value in zip(writes.states, writes.values, strict=True):
+            refuse_foreign(value, lambda state=state: f"{state.describe()} was given", name)
+        out, tree = jax.tree.flatten((out, writes))
         trees.append(tree)
-        return flat  # JAX's caches keep the structure of a result, and that of `out` holds States
+        return out  # JAX's caches keep the structure of a result, and that of `(out, writes)` holds States
 
-    named_after(run, fun, same_arguments=True)
+    named_after(flat, fun, same_arguments=True)
     named = {key: traced_part(arg, dynamic) for key, arg in kwargs.items()}
-    with jax.explain_cache_misses(False):  # `run` is always a new function; what matters is the trace around it
-        closed = jax.make_jaxpr(run)(*(traced_part(arg, dynamic) for arg in args), **named)
-    return Staged(closed, places, trees[0], scope)
+    with jax.explain_cache_misses(False):  # `flat` is always a new function; what matters is the trace around it
+        closed = jax.make_jaxpr(flat)(*(traced_part(arg, dynamic) for arg in args), **named)
+    return Staged(closed, rest.places, trees[0], scope)

@@ -57,7 +57,7 @@ def take_all(flat: Mapping, filters: tuple[Filter, ...]) -> list[dict]:
 def complete(name: str, wanted: Mapping, given: Mapping) -> None:
     """Raise unless ``given`` has exactly the paths of ``wanted``."""
     absent = [path for path in wanted if path not in given]
-    _refuse(name, wanted, absent, [path for path in given if path not in wanted], {})
+    _refuse_mismatch(name, wanted, absent, [path for path in given if path not in wanted], {})
 
 
 def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False) -> dict:
@@ -77,11 +77,11 @@ def loadable(name: str, targets: Mapping, data: Mapping, *, whole: bool = False)
         if isinstance(targets[path], State | TreefyState):
             found[path], problem = fit(plain(targets[path]), value)
             problems |= {path: problem} if problem else {}
-    _refuse(name, targets, [path for path in targets if whole and path not in found], unknown, problems)
+    _refuse_mismatch(name, targets, [path for path in targets if whole and path not in found], unknown, problems)
     return found
 
 
-def _refuse(name, targets, absent, unknown, problems):
+def _refuse_mismatch(name, targets, absent, unknown, problems):
     """Raise if anything is wrong, and name all of it."""
     quoted = [[repr(join_path(path)) for path in paths] for paths in (absent, unknown, problems)]
     quoted[2] = [f"{path} ({problem})" for path, problem in zip(quoted[2], problems.values(), strict=True)]

@@ -1,8 +1,8 @@
 """``Node``: the base of Modules, and the containers that a Node owns.
 
 A compiled function keeps a record of its reads of Modules (``_seam/module_reads``). If one of these changes, the
-function must look again, and for this it is enough that the change is announced (``module_reads.changed``): a counter
-goes up, which compiled calls compare. So the places where something can enter or leave the graph have to notice:
+function must look again, and for this it is enough that the change is announced (``announce_change``): a counter goes
+up, which compiled calls compare. So the places where something can enter or leave the graph have to notice:
 
 * attributes of a Node, in ``__setattr__`` and ``__delattr__``.
 * lists and dicts in attributes. A plain list cannot notice anything, so a Node keeps an equal ``NodeList``
@@ -22,7 +22,16 @@ import jax
 
 from .._copies import deep_copied
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
-from .._seam.module_reads import ALL, STRUCTURE, Container, Watched, changed, is_watched, note, register_container
+from .._seam.module_reads import (
+    ALL,
+    STRUCTURE,
+    Container,
+    Watched,
+    announce_change,
+    is_watched,
+    note,
+    register_container,
+)
 from .._state import State
 from ._parts import DICT, LIST, Attributes, Kind, hides_state, holds_state, kind_of, pack, register_kind, unpack
 from ._paths import in_order
@@ -30,11 +39,11 @@ from ._paths import in_order
 __all__ = ["NODE", "Node", "NodeDict", "NodeList", "Owned", "adopt", "own"]
 
 
-_ABSENT = object()
+_NOTHING = object()
 
 
-def _short(x) -> str:
-    return "nothing" if x is _ABSENT else getattr(x, "__qualname__", None) or reprlib.repr(x)
+def _name_of(x) -> str:
+    return "nothing" if x is _NOTHING else getattr(x, "__qualname__", None) or reprlib.repr(x)
 
 
 class Node(Watched):
@@ -64,17 +73,17 @@ class Node(Watched):
             return
         where = f"{type(self).__name__}.{name}"
         value = adopt(value, where)
-        old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
-        if old is not _ABSENT:
+        old = object.__getattribute__(self, "__dict__").get(name, _NOTHING)
+        if old is not _NOTHING:
             _refuse_loss(old, value, where)
         object.__setattr__(self, name, value)
         if old is not value:
             self._announce_change(name, old, value)
 
     def __delattr__(self, name: str) -> None:
-        old = object.__getattribute__(self, "__dict__").get(name, _ABSENT)
+        old = object.__getattribute__(self, "__dict__").get(name, _NOTHING)
         object.__delattr__(self, name)
-        self._announce_change(name, old, _ABSENT)
+        self._announce_change(name, old, _NOTHING)
 
     def __getstate__(self):
         note(self)
@@ -89,13 +98,13 @@ class Node(Watched):
     def _announce_change(self, name, old, new):
         """Announce a change to compiled functions that have read the attribute."""
         cls = type(self).__name__
-        if old is not _ABSENT and holds_state(old):
-            changed(self, name, f"{cls}.{name} was {'deleted' if new is _ABSENT else 'replaced'}", True)
+        if old is not _NOTHING and holds_state(old):
+            announce_change(self, name, f"{cls}.{name} was {'deleted' if new is _NOTHING else 'replaced'}", True)
         elif is_watched(self):
-            change = f": {_short(old)} → {_short(new)}" if old is not _ABSENT else f", it is {_short(new)} now"
-            changed(self, name, f"attribute `{name}` of {cls} changed{change}", False)
-            if new is not _ABSENT and holds_state(new):
-                changed(self, STRUCTURE, f"{cls}.{name} was added", False)
+            change = f": {_name_of(old)} → {_name_of(new)}" if old is not _NOTHING else f", it is {_name_of(new)} now"
+            announce_change(self, name, f"attribute `{name}` of {cls} changed{change}", False)
+            if new is not _NOTHING and holds_state(new):
+                announce_change(self, STRUCTURE, f"{cls}.{name} was added", False)
 
 
 def _no_array(node) -> Exception:
@@ -259,7 +268,7 @@ def _notice_changes(base: type, name: str, kind: Kind) -> Callable:
         if moved:
             structure = any(map(holds_state, moved))
             of = " of States or Modules" if structure else ""
-            changed(self, ALL, f"a {base.__name__}{of} was changed by `{name}`", structure)
+            announce_change(self, ALL, f"a {base.__name__}{of} was changed by `{name}`", structure)
         return result
 
     change.__name__ = name

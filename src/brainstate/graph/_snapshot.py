@@ -14,9 +14,9 @@ import numpy as np
 
 from .._errors import article
 from .._seam.scope import read
-from .._state import State, rebuild, strings
+from .._state import State, rebuild, strings, value_in_words
 
-__all__ = ["Static", "TreefyState", "same", "shown"]
+__all__ = ["Static", "TreefyState", "same"]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -50,22 +50,6 @@ class Static:
 
     def __repr__(self):
         return repr(self.value)
-
-
-class _Word(str):
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def shown(value: Any) -> str:
-    """Write a pytree with shapes and dtypes in place of arrays."""
-
-    def short(leaf):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-            return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        return repr(leaf)
-
-    return repr(jax.tree.map(lambda leaf: _Word(short(leaf)), value))
 
 
 _Class = type[State]
@@ -154,7 +138,7 @@ class TreefyState:
         extra = [
             f"{k}={set(v) if k == 'tag' else v!r}" for k, v in self._metadata.items() if v is not None and v != set()
         ]
-        return f"TreefyState({', '.join([self.type.__name__, shown(self.value), *extra])})"
+        return f"TreefyState({', '.join([self.type.__name__, value_in_words(self.value), *extra])})"
 
 
 def _restore(cls, value, metadata):

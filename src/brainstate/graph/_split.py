@@ -92,7 +92,7 @@ class GraphDef:
         return f"GraphDef({name}, paths={[join_path(path) for path in self.paths]})"
 
 
-class _Taker:
+class _Flattener:
     """One run of `flatten`."""
 
     def __init__(self):
@@ -199,7 +199,7 @@ def flatten(node: Any) -> tuple[GraphDef, FlattedDict]:
     {'a': State(1.0)}
     """
     check_root(node)
-    taker = _Taker()
+    taker = _Flattener()
     root = taker.take(node, ())
     taker.bind()
     return GraphDef(root, tuple(taker.states)), FlattedDict(taker.states)
@@ -364,7 +364,7 @@ def pop_states(node: Any, *filters: Filter) -> Any:
         raise StateValueError("pop_states needs at least one filter; `...` removes every State.")
     parts = select(survey(node)[0], filters)
     trees = tuple(map(snapshots, parts))
-    places = _places(node, {id(state) for part in parts for state in part.values()})
+    places = _references(node, {id(state) for part in parts for state in part.values()})
     for x, kind, keys, path in places:
         if not kind.mutable(x):
             raise StateTypeError(
@@ -377,7 +377,7 @@ def pop_states(node: Any, *filters: Filter) -> Any:
     return trees[0] if len(trees) == 1 else trees
 
 
-def _places(root, wanted):
+def _references(root, wanted):
     """Return ``(owner, kind, keys, path)`` of all references to States whose id is wanted."""
     places = []
     for path, x, kind, _ in walk(root):

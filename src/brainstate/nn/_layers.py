@@ -11,12 +11,11 @@ import numpy as np
 
 from .. import random
 from .._errors import StateTypeError, StateValueError
+from .._functions import positional_parameters
 from .._state import ParamState
 from ._module import InputError, Module, as_shape
 
 __all__ = ["Dropout", "Linear", "Sequential"]
-
-_PLACES = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _lecun_normal(shape):
@@ -28,9 +27,9 @@ def _initial(what, init, shape):
     if not callable(init):
         raise StateTypeError(f"{what} is a function that makes the first value from its shape, not {init!r}.")
     try:
-        required = [
-            p for p in inspect.signature(init).parameters.values() if p.default is p.empty and p.kind in _PLACES
-        ]
+        signature = inspect.signature(init)
+        names, _ = positional_parameters(signature)
+        required = [name for name in names if signature.parameters[name].default is Parameter.empty]
     except (TypeError, ValueError):  # a function that is not written in Python
         required = []
     value: Any = init(*(shape,) if len(required) < 2 else (random.split_key(), shape, float)[: len(required)])
@@ -170,12 +169,12 @@ def _taker(layer) -> _Taker:
     except (TypeError, ValueError):  # a function that is not written in Python
         return _Taker((), 1, (), False, module)
     kinds = {name: p.kind for name, p in found.parameters.items()}
-    places = tuple(name for name, kind in kinds.items() if kind in _PLACES)
-    most = float("inf") if Parameter.VAR_POSITIONAL in kinds.values() else len(places)
+    places, more = positional_parameters(found)
+    most = float("inf") if more else len(places)
     names = tuple(
         name for name, kind in kinds.items() if kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     )
-    return _Taker(places, most, names, Parameter.VAR_KEYWORD in kinds.values(), module)
+    return _Taker(tuple(places), most, names, Parameter.VAR_KEYWORD in kinds.values(), module)
 
 
 class Sequential(Module):

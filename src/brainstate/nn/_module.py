@@ -235,7 +235,7 @@ def _show(x, path, seen):
             return f"<same as {seen[id(x)]}>"
         seen[id(x)] = ".".join(map(str, path)) or "the root"
     if isinstance(x, Node):
-        shown = [(_label(type(x), name, v), name, v) for name, v in sorted(vars(x).items())]
+        shown = [(_attribute_name(type(x), name, v), name, v) for name, v in sorted(vars(x).items())]
         items = [f"{label}={_show(v, (*path, name), seen)}" for label, name, v in shown if label]
         return _enclose(f"{type(x).__name__}(", items, ")")
     if isinstance(x, list | tuple) and not hasattr(x, "_fields"):
@@ -248,7 +248,7 @@ def _show(x, path, seen):
     return getattr(x, "__qualname__", None) or repr(x)
 
 
-def _label(cls, name, value):
+def _attribute_name(cls, name, value):
     """Return the name to show an attribute by, or None for one that tells nothing."""
     if value is None:
         return None

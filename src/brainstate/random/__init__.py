@@ -12,7 +12,7 @@ from ._generator import DEFAULT, RandomState, clone_rng, default_rng, seed, seed
 from ._generator import on_default as _on_default
 from ._samplers import SAMPLERS as _SAMPLERS
 
-_KEYS = [
+_KEY_METHODS = [
     "get_key",
     "get_key_data",
     "restore_key",
@@ -21,7 +21,7 @@ _KEYS = [
     "split_key",
     "split_keys",
 ]
-_METHODS = [*_KEYS, *_SAMPLERS]
+_METHODS = [*_KEY_METHODS, *_SAMPLERS]
 globals().update({name: _on_default(getattr(RandomState, name)) for name in _METHODS})
 
 __all__ = ["DEFAULT", "RandomState", "clone_rng", "default_rng", "seed", "seed_context"]

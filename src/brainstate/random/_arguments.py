@@ -95,10 +95,10 @@ def check_rule(function, rule, values) -> None:
 
     A term may also be the ``sum(p)`` or ``max(p)`` along the last axis.
     """
-    terms, names = _parse(rule)
+    terms, names = _parse_rule(rule)
     if not all(concrete(values[name]) for name in names):
         return
-    sides = [_evaluate(term, values) for term in terms[::2]]
+    sides = [_term_value(term, values) for term in terms[::2]]
     for left, order, right in zip(sides, terms[1::2], sides[1:], strict=False):
         holds = _ORDERS[order](left, right)
         if not np.all(holds):
@@ -109,12 +109,12 @@ def check_rule(function, rule, values) -> None:
 
 
 @cache
-def _parse(rule):
+def _parse_rule(rule):
     names = dict.fromkeys(re.findall(r"\b(?!sum\b|max\b|floor\b|inf\b)[a-z]\w*", rule))
     return re.split(r" (<=|<|==) ", rule), tuple(names)
 
 
-def _evaluate(term, values):
+def _term_value(term, values):
     name, _, inner = term.rstrip(")").partition("(")
     if inner:
         value = _as_jax_value(values[inner])

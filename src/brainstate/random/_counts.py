@@ -184,10 +184,10 @@ def _few_good(key, g, b, n):
     drift = jnp.log1p((mean - first) * (total / counts[2]) / first)
     signed = [(1, first), (-1, counts[0]), (-1, counts[1]), (1, counts[2])]
     offset = _offset(key, signed, jnp.where(wide, drift, 0), mean - first, variance, wide)
-    return jnp.where(wide, m + offset.astype(whole), _walk(key, good, bad, drawn, mode, ~wide).astype(whole))
+    return jnp.where(wide, m + offset.astype(whole), _walk_from_mode(key, good, bad, drawn, mode, ~wide).astype(whole))
 
 
-def _walk(key, g, b, n, mode, narrow):
+def _walk_from_mode(key, g, b, n, mode, narrow):
     """Inversion from the mode: weights relative to that of the mode follow from ratios of neighbours.
 
     P(k+1) / P(k) = (g - k) (n - k) / ((k + 1) (b - n + k + 1)). One loop adds up the weights outwards, a

@@ -34,12 +34,12 @@ __all__ = ["DEFAULT", "RandomState", "clone_rng", "default_rng", "on_default", "
 _FAR = 2**32 - 1  # folded into a key, it makes one that no split makes
 
 
-def _split(data, impl, n):
+def _split_key(data, impl, n):
     keys = jr.split(jr.wrap_key_data(data, impl=impl), 2 if n is None else n + 1)
     return jr.key_data(keys[0]), keys[1] if n is None else keys[1:]
 
 
-_split_at_once = jax.jit(_split, static_argnums=(1, 2))
+_split_at_once = jax.jit(_split_key, static_argnums=(1, 2))
 
 
 def _to_key(seed):
@@ -183,7 +183,7 @@ class RandomState(State):
         with nullcontext() if innermost() is not None else claim_lock:
             if innermost() is None:
                 before = claim(self)
-            split = _split if isinstance(before, Tracer) else _split_at_once
+            split = _split_key if isinstance(before, Tracer) else _split_at_once
             after, keys = split(before, self.impl, n)
             self.value = after
         return before, after, keys
@@ -204,7 +204,7 @@ class RandomState(State):
 
         A lane folds its index into the key of that draw, so its numbers do not depend on how many lanes there are.
         """
-        after, key = _split(value, self.impl, None)
+        after, key = _split_key(value, self.impl, None)
         numbers = jnp.arange(size, dtype=jnp.uint32)
         axes = varying_axes(value)  # within shard_map, JAX wants both to vary along the same axes of the mesh
         numbers = jax.lax.pcast(numbers, axes, to="varying") if axes else numbers

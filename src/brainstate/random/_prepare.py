@@ -42,7 +42,7 @@ __all__ = [
     "as_orthogonal",
     "as_permutation",
     "as_real",
-    "as_shape",
+    "as_size",
     "integer_of",
 ]
 
@@ -104,7 +104,7 @@ def as_integers(function, low, high, size, dtype, inclusive=False):
     return low, high if included else high - (high > low).astype(high.dtype), shape, dtype
 
 
-def as_shape(function, dn, dtype):
+def as_size(function, dn, dtype):
     return to_size(function, dn), to_dtype(function, dtype, float, jnp.inexact)
 
 

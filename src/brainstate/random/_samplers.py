@@ -40,7 +40,7 @@ from ._prepare import (
     as_orthogonal,
     as_permutation,
     as_real,
-    as_shape,
+    as_size,
     integer_of,
 )
 
@@ -214,7 +214,7 @@ _PARAMETERS = {
 
 SAMPLERS: dict[str, Sampler] = {}
 _TAIL = "size=None, key=None, dtype=None"
-_literal = cache(ast.literal_eval)  # there are few different ones, and importing should be cheap
+_literal_value = cache(ast.literal_eval)  # there are few different ones, and importing should be cheap
 
 
 def _parse(text):
@@ -227,7 +227,7 @@ def _parse(text):
             kind = inspect.Parameter.KEYWORD_ONLY
         if name != "*":
             own = inspect.Parameter.VAR_POSITIONAL if name.startswith("*") else kind
-            value = _literal(default) if default else inspect.Parameter.empty
+            value = _literal_value(default) if default else inspect.Parameter.empty
             parameters.append(inspect.Parameter(name.lstrip("*"), own, default=value))
     return inspect.Signature(parameters)
 
@@ -237,7 +237,7 @@ def _special(names, parameters, draw, prepare, about, formula, example, *rules):
         SAMPLERS[name] = Sampler(name, _parse(parameters), draw, prepare, about, formula, example, rules)
 
 
-def _real(names, parameters, draw, about, formula, example, *rules, tail=_TAIL):
+def _real_sampler(names, parameters, draw, about, formula, example, *rules, tail=_TAIL):
     given, signature = (", ".join(filter(None, parts)) for parts in ([example, "size=4, key=0"], [parameters, tail]))
     draw = draw if draw in (jr.uniform, alg.uniform) else _via_float32(draw)
     _special(names, signature, draw, as_real, about, formula, f"{given} -> (4,)", *rules)
@@ -249,7 +249,7 @@ def _count(names, parameters, draw, about, formula, example, *rules, tail=_TAIL,
     _special(names, signature, _for_every_dtype(draw, bound), prepare, about, formula, given, *rules)
 
 
-def _wide(mean):
+def _poisson_bound(mean):
     """Return a bound of a Poisson number of this mean, or of a narrower one: 10 standard deviations."""
     return mean + 10 * mean**0.5 + 20
 
@@ -263,71 +263,71 @@ _T = ("Student's t distribution", r"f(x) \propto (1 + x^2 / df)^{-(df + 1)/2}")
 _LIKE = "input, *, dtype=None, key=None"
 _SCALE, _LOC = "0 <= scale < inf", "-inf < loc < inf"
 
-_real("random random_sample ranf sample", "", jr.uniform, *_U, "")
-_special("rand", "*dn, key=None, dtype=None", jr.uniform, as_shape, *_U, "2, 3, key=0 -> (2, 3)")
+_real_sampler("random random_sample ranf sample", "", jr.uniform, *_U, "")
+_special("rand", "*dn, key=None, dtype=None", jr.uniform, as_size, *_U, "2, 3, key=0 -> (2, 3)")
 _special("rand_like", _LIKE, jr.uniform, as_like, *_U, "[1.0, 2.0], key=0 -> (2,)")
-_real("standard_normal", "", jr.normal, *_Z, "")
-_special("randn", "*dn, key=None, dtype=None", _via_float32(jr.normal), as_shape, *_Z, "2, 3, key=0 -> (2, 3)")
+_real_sampler("standard_normal", "", jr.normal, *_Z, "")
+_special("randn", "*dn, key=None, dtype=None", _via_float32(jr.normal), as_size, *_Z, "2, 3, key=0 -> (2, 3)")
 _special("randn_like", _LIKE, _via_float32(jr.normal), as_like, *_Z, "[1.0, 2.0], key=0 -> (2,)")
-_real("standard_exponential", "", jr.exponential, "the exponential distribution of mean 1", r"f(x) = e^{-x}",
+_real_sampler("standard_exponential", "", jr.exponential, "the exponential distribution of mean 1", r"f(x) = e^{-x}",
     "")
-_real("standard_cauchy", "", jr.cauchy, "the Cauchy distribution", r"f(x) = 1 / (\pi (1 + x^2))", "")
-_real("maxwell", "", jr.maxwell, "the Maxwell distribution of scale 1",
+_real_sampler("standard_cauchy", "", jr.cauchy, "the Cauchy distribution", r"f(x) = 1 / (\pi (1 + x^2))", "")
+_real_sampler("maxwell", "", jr.maxwell, "the Maxwell distribution of scale 1",
     r"f(x) = \sqrt{2 / \pi} x^2 e^{-x^2/2}", "")
-_real("normal", "loc=None, scale=None", _with_location(jr.normal), "the normal distribution",
+_real_sampler("normal", "loc=None, scale=None", _with_location(jr.normal), "the normal distribution",
     r"f(x) \propto e^{-(x - loc)^2 / (2 scale^2)}", "1.0, 2.0", _LOC, _SCALE)
-_real("gumbel", "loc=None, scale=None", _with_location(jr.gumbel), "the Gumbel distribution of maxima",
+_real_sampler("gumbel", "loc=None, scale=None", _with_location(jr.gumbel), "the Gumbel distribution of maxima",
     r"F(x) = \exp(-e^{-z}), \quad z = (x - loc) / scale", "1.0, 2.0", _LOC, _SCALE)
-_real("laplace", "loc=None, scale=None", _with_location(jr.laplace), "the Laplace distribution",
+_real_sampler("laplace", "loc=None, scale=None", _with_location(jr.laplace), "the Laplace distribution",
     r"f(x) = e^{-|x - loc| / scale} / (2 scale)", "1.0, 2.0", _LOC, _SCALE)
-_real("logistic", "loc=None, scale=None", _with_location(jr.logistic), "the logistic distribution",
+_real_sampler("logistic", "loc=None, scale=None", _with_location(jr.logistic), "the logistic distribution",
     r"F(x) = 1 / (1 + e^{-(x - loc) / scale})", "1.0, 2.0", _LOC, _SCALE)
-_real("lognormal", "mean=None, sigma=None", _lognormal,
+_real_sampler("lognormal", "mean=None, sigma=None", _lognormal,
     "numbers whose logarithm is normal, with this mean and sigma", r"x = e^{mean + sigma z}", "1.0, 2.0",
     "-inf < mean < inf", "0 <= sigma < inf")
-_real("uniform", "low=0.0, high=1.0", alg.uniform, "uniform numbers from [low, high)",
+_real_sampler("uniform", "low=0.0, high=1.0", alg.uniform, "uniform numbers from [low, high)",
     r"f(x) = 1 / (high - low)", "1.0, 2.0", "-inf < low <= high < inf")
-_real("truncated_normal", "lower, upper", alg.truncated_normal,
+_real_sampler("truncated_normal", "lower, upper", alg.truncated_normal,
     "the normal distribution, restricted to [lower, upper]",
     r"f(x) \propto e^{-(x - loc)^2 / (2 scale^2)}, \quad lower \le x \le upper", "-1.0, 2.0",
     "lower < upper", "lower < inf", "-inf < upper", _LOC, "0 < scale < inf",
     tail="size=None, loc=0.0, scale=1.0, key=None, dtype=None, check_valid=True")
-_real("triangular", "left=0.0, mode=0.5, right=1.0", alg.triangular, "the triangular distribution",
+_real_sampler("triangular", "left=0.0, mode=0.5, right=1.0", alg.triangular, "the triangular distribution",
     r"f(x) \propto \min\left(\frac{x - left}{mode - left}, \frac{right - x}{right - mode}\right)",
     "0.0, 1.0, 2.0", "-inf < left <= mode <= right < inf", "left < right")
-_real("exponential", "scale=None", _with_scale(jr.exponential), "the exponential distribution",
+_real_sampler("exponential", "scale=None", _with_scale(jr.exponential), "the exponential distribution",
     r"f(x) = e^{-x / scale} / scale", "2.0", _SCALE)
-_real("rayleigh", "scale=1.0", alg.rayleigh, "the Rayleigh distribution",
+_real_sampler("rayleigh", "scale=1.0", alg.rayleigh, "the Rayleigh distribution",
     r"f(x) = x e^{-x^2 / (2 scale^2)} / scale^2", "2.0", _SCALE)
-_real("pareto", "a", jr.pareto, "the classical Pareto distribution (NumPy's, shifted to start at 1)",
+_real_sampler("pareto", "a", jr.pareto, "the classical Pareto distribution (NumPy's, shifted to start at 1)",
     r"f(x) = a x^{-a - 1}, \quad x \ge 1", "3.0", "0 < a < inf")
-_real("power", "a", alg.power, "the power function distribution", r"f(x) = a x^{a - 1}, \quad 0 \le x \le 1",
+_real_sampler("power", "a", alg.power, "the power function distribution", r"f(x) = a x^{a - 1}, \quad 0 \le x \le 1",
     "3.0", "0 < a < inf")
-_real("weibull", "a", _weibull, "the Weibull distribution of scale 1", r"F(x) = 1 - e^{-x^a}", "3.0",
+_real_sampler("weibull", "a", _weibull, "the Weibull distribution of scale 1", r"F(x) = 1 - e^{-x^a}", "3.0",
     "0 < a < inf")
-_real("weibull_min", "a, scale=None", _with_scale(_weibull), "the Weibull distribution",
+_real_sampler("weibull_min", "a, scale=None", _with_scale(_weibull), "the Weibull distribution",
     r"F(x) = 1 - e^{-(x / scale)^a}", "3.0, 2.0", "0 < a < inf", _SCALE)
-_real("standard_gamma", "shape", alg.gamma, "the gamma distribution of scale 1",
+_real_sampler("standard_gamma", "shape", alg.gamma, "the gamma distribution of scale 1",
     r"f(x) \propto x^{shape - 1} e^{-x}", "3.0", "0 < shape < inf")
-_real("gamma", "shape, scale=None", _with_scale(alg.gamma), "the gamma distribution",
+_real_sampler("gamma", "shape, scale=None", _with_scale(alg.gamma), "the gamma distribution",
     r"f(x) \propto x^{shape - 1} e^{-x / scale}", "3.0, 2.0", "0 < shape < inf", _SCALE)
-_real("loggamma", "a", jr.loggamma, "logarithms of gamma variates of scale 1", r"f(x) \propto e^{a x - e^x}",
+_real_sampler("loggamma", "a", jr.loggamma, "logarithms of gamma variates of scale 1", r"f(x) \propto e^{a x - e^x}",
     "3.0", "0 < a < inf")
-_real("standard_t t", "df", alg.t, *_T, "5.0", "0 < df < inf")
-_real("chisquare", "df", alg.chisquare, "the chi-square distribution", r"f(x) \propto x^{df/2 - 1} e^{-x/2}",
+_real_sampler("standard_t t", "df", alg.t, *_T, "5.0", "0 < df < inf")
+_real_sampler("chisquare", "df", alg.chisquare, "the chi-square distribution", r"f(x) \propto x^{df/2 - 1} e^{-x/2}",
     "3.0", "0 < df < inf")
-_real("noncentral_chisquare", "df, nonc", alg.noncentral_chisquare, "the noncentral chi-square distribution",
+_real_sampler("noncentral_chisquare", "df, nonc", alg.noncentral_chisquare, "the noncentral chi-square distribution",
     r"x = \sum_{i=1}^{df} (z_i + m_i)^2, \quad nonc = \sum m_i^2", "3.0, 1.0", "0 < df < inf", "0 <= nonc < inf")
-_real("f", "dfnum, dfden", alg.f, "the F distribution",
+_real_sampler("f", "dfnum, dfden", alg.f, "the F distribution",
     r"x = (\chi^2_{dfnum} / dfnum) / (\chi^2_{dfden} / dfden)", "3.0, 9.0", "0 < dfnum < inf", "0 < dfden < inf")
-_real("noncentral_f", "dfnum, dfden, nonc", alg.noncentral_f, "the noncentral F distribution",
+_real_sampler("noncentral_f", "dfnum, dfden, nonc", alg.noncentral_f, "the noncentral F distribution",
     r"x = (\chi^2_{dfnum}(nonc) / dfnum) / (\chi^2_{dfden} / dfden)", "3.0, 9.0, 1.0", "0 < dfnum < inf",
     "0 < dfden < inf", "0 <= nonc < inf")
-_real("beta", "a, b", alg.beta, "the beta distribution", r"f(x) \propto x^{a - 1} (1 - x)^{b - 1}",
+_real_sampler("beta", "a, b", alg.beta, "the beta distribution", r"f(x) \propto x^{a - 1} (1 - x)^{b - 1}",
     "2.0, 3.0", "0 < a < inf", "0 < b < inf")
-_real("vonmises", "mu, kappa", alg.vonmises, "the von Mises distribution of angles in [-pi, pi]",
+_real_sampler("vonmises", "mu, kappa", alg.vonmises, "the von Mises distribution of angles in [-pi, pi]",
     r"f(x) \propto e^{kappa \cos(x - mu)}", "0.0, 4.0", "-inf < mu < inf", "0 <= kappa < inf")
-_real("wald", "mean, scale", alg.wald, "the inverse Gaussian distribution",
+_real_sampler("wald", "mean, scale", alg.wald, "the inverse Gaussian distribution",
     r"f(x) \propto x^{-3/2} e^{-scale (x - mean)^2 / (2 mean^2 x)}", "1.0, 2.0", "0 < mean < inf", "0 < scale < inf")
 _special("randint", f"low, high=None, {_TAIL}", counts.integers, as_integers,
     "integers from [low, high), equally likely", r"P(x) = 1 / (high - low)", "3, size=4, key=0 -> (4,)")
@@ -338,10 +338,10 @@ _special("random_integers", f"low, high=None, {_TAIL}", counts.integers, partial
     "integers from low to high, both included (from 1 to `low` without `high`)",
     r"P(x) = 1 / (high - low + 1)", "6, size=4, key=0 -> (4,)")
 _count("poisson", "lam=1.0", counts.poisson, "the Poisson distribution", r"P(k) = lam^k e^{-lam} / k!", "3.0",
-    "0 <= lam < inf", bound=lambda _, lam: _wide(lam))
+    "0 <= lam < inf", bound=lambda _, lam: _poisson_bound(lam))
 _count("binomial", "n, p", counts.binomial, "the number of successes in n trials",
     r"P(k) = \binom{n}{k} p^k (1 - p)^{n - k}", "10, 0.5", "0 <= n < inf", "n == floor(n)", "0 <= p <= 1",
-    tail=f"{_TAIL}, check_valid=True", bound=lambda xp, n, p: xp.minimum(n, _wide(n * p)))
+    tail=f"{_TAIL}, check_valid=True", bound=lambda xp, n, p: xp.minimum(n, _poisson_bound(n * p)))
 _count("geometric", "p", jr.geometric, "the number of trials up to the first success",
     r"P(k) = (1 - p)^{k - 1} p", "0.5", "0 < p <= 1", bound=lambda _, p: 20 / p)
 _count("hypergeometric", "ngood, nbad, nsample", counts.hypergeometric,
@@ -353,7 +353,7 @@ _count("logseries", "p", counts.logseries, "the logarithmic series distribution"
     r"P(k) = -p^k / (k \ln(1 - p))", "0.5", "0 <= p < 1", bound=lambda _, p: 20 / (1 - p))
 _count("negative_binomial", "n, p", counts.negative_binomial, "the number of failures before the n-th success",
     r"P(k) = \frac{\Gamma(k + n)}{k! \Gamma(n)} p^n (1 - p)^k", "3, 0.5", "0 < n < inf",
-    "0 < p <= 1", bound=lambda _, n, p: _wide((n + (40 * n) ** 0.5 + 20) * ((1 - p) / p)))
+    "0 < p <= 1", bound=lambda _, n, p: _poisson_bound((n + (40 * n) ** 0.5 + 20) * ((1 - p) / p)))
 _count("zipf", "a", counts.zipf, "Zipf's distribution, on the numbers that `dtype` holds",
     r"P(k) \propto k^{-a}", "3.0", "1 < a")
 _special("bernoulli", "p=0.5, size=None, key=None, check_valid=True", alg.bernoulli, as_bernoulli,

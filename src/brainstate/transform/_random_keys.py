@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import random
-from .._seam.scope import Scope, commit
+from .._seam.scope import Scope, commit, run
 
 __all__ = ["Estimate", "first_key", "with_key"]
 
@@ -21,15 +21,13 @@ def first_key(key: Any) -> Any:
     return random.split_key() if key is None else random.RandomState(key).get_key()
 
 
-def with_key(name: str, key: Any, run: Callable) -> Any:
-    """Return ``run(first_key(key))``; a generator from which the key is drawn advances only if ``run`` returns.
+def with_key(name: str, key: Any, call: Callable) -> Any:
+    """Return ``call(first_key(key))``; a generator from which the key is drawn advances only if ``call`` returns.
 
-    The function under transformation runs inside ``run``, and finds the generator advanced.
+    The function under transformation runs inside ``call``, and finds the generator advanced.
     """
     if key is not None:
-        return run(first_key(key))
-    with Scope(name) as scope:
-        out = run(first_key(None))
-        writes = scope.close()
+        return call(first_key(key))
+    out, writes = run(Scope(name), lambda: call(first_key(None)))
     commit(writes)
     return out

@@ -16,7 +16,7 @@ from .._errors import StateTypeError, StateValueError, a_type
 from .._state import ParamState, State
 from ..filters import All, to_predicate
 
-__all__ = ["Selection", "chooser", "draws", "is_live", "is_pair", "listed", "narrowed", "owns_states", "select"]
+__all__ = ["Selection", "chooser", "draws", "is_live", "is_pair", "listed", "narrowed", "owns_states", "select_states"]
 
 
 def owns_states(leaf: Any) -> bool:
@@ -113,12 +113,12 @@ def _is_snapshot(leaf) -> bool:
 
 
 def _is_leaf(leaf) -> bool:
-    """Tell whether `select` takes ``leaf`` as a whole, even if JAX would flatten it."""
+    """Tell whether `select_states` judges ``leaf`` as a whole, whatever JAX would make of it."""
     return owns_states(leaf) or is_pair(leaf) or _is_snapshot(leaf) or isinstance(leaf, Iterator | ValuesView)
 
 
-def _walk(states, what="grad_states") -> tuple[list, Any]:
-    """Return the leaves as `select` takes them, with their paths, and the structure of the container."""
+def _flatten_container(states, what="grad_states") -> tuple[list, Any]:
+    """Return the leaves as `select_states` takes them, with their paths, and the structure of the container."""
     try:
         return jax.tree_util.tree_flatten_with_path(states, is_leaf=_is_leaf)
     except (TypeError, ValueError) as error:
@@ -129,7 +129,7 @@ def _walk(states, what="grad_states") -> tuple[list, Any]:
 
 def is_live(grad_states) -> bool:
     """Tell whether a Module is among ``grad_states``: its States are looked up at each call."""
-    return any(owns_states(leaf) or is_pair(leaf) for _, leaf in _walk(grad_states)[0])
+    return any(owns_states(leaf) or is_pair(leaf) for _, leaf in _flatten_container(grad_states)[0])
 
 
 def _looked_up(what, leaf, kind):
@@ -152,7 +152,7 @@ def _meant(leaf) -> str:
     return ""
 
 
-def select(states, what: str = "grad_states", kind: type[State] = ParamState) -> Selection:
+def select_states(states, what: str = "grad_states", kind: type[State] = ParamState) -> Selection:
     """Find the States in a State, a Module (its States of this kind), a pair (Module, filter) or any pytree of these.
 
     ``what`` names the argument in messages.
@@ -164,10 +164,9 @@ def select(states, what: str = "grad_states", kind: type[State] = ParamState) ->
     StateValueError
         If nothing is selected, by a pair or at all, or a State is listed twice.
     """
-    outer, treedef = _walk(states, what)
+    outer, treedef = _flatten_container(states, what)
     found = [_looked_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
-    # The second walk goes into the mappings of States that replaced the Modules, and keeps their structure.
-    found, treedef = _walk(treedef.unflatten(found), what)
+    found, treedef = _flatten_container(treedef.unflatten(found), what)
     paths = {}
     for path, state in found:
         where = jax.tree_util.keystr(path)

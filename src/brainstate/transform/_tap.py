@@ -50,8 +50,8 @@ class Record:
 
 
 _slots = jax.make_user_context(())
-_open: dict[int, "taps"] = {}  # slot -> who listens
-_lock = threading.Lock()
+_listeners: dict[int, "taps"] = {}  # slot -> who listens
+_slots_lock = threading.Lock()
 
 
 def listeners() -> int:
@@ -88,7 +88,7 @@ def _statistics(ct, lanes):
 def _arrive(statistics, name, slots) -> None:
     rows = np.asarray(statistics, np.float64).reshape(-1, 6).tolist()
     records = [Record(*numbers, nonfinite=int(count)) for *numbers, count in rows]
-    for listener in map(_open.get, slots):
+    for listener in map(_listeners.get, slots):
         if listener is not None:
             listener._records.setdefault(name, []).extend(records)
 
@@ -200,8 +200,8 @@ class taps(Mapping):
     derivative has as many passes as it has reverse modes: `hessian` is forward over reverse, and has one.
 
     Listeners nest, and each hears the functions that are traced while it listens. A compiled function, of `jit` or of
-    ``jax.jit``, has a program of its own for that, and the one from before is used again afterwards. A pullback that was
-    made before anybody listened stays silent.
+    ``jax.jit``, has a program of its own for that, and uses the one from before afterwards. A pullback that was made
+    before anybody listened stays silent.
 
     Examples
     --------
@@ -226,10 +226,10 @@ class taps(Mapping):
     def __enter__(self) -> "taps":
         if self._leave is not None:
             raise StateValueError("these taps are open already: make new ones with taps() to listen twice.")
-        with _lock, ExitStack() as stack:
-            slot = self._slot = next(n for n in itertools.count() if n not in _open)
-            _open[slot] = self
-            stack.callback(_open.pop, slot)
+        with _slots_lock, ExitStack() as stack:
+            slot = self._slot = next(n for n in itertools.count() if n not in _listeners)
+            _listeners[slot] = self
+            stack.callback(_listeners.pop, slot)
             stack.callback(jax.effects_barrier)  # running programs report before the slot is free
             stack.enter_context(_slots((*_slots.value, slot)))
             self._leave = stack.pop_all()

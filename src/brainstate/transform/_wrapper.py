@@ -1,10 +1,16 @@
-"""The look of a transformed function: name, docstring, signature and attributes are those of the user's."""
+"""The look of a transformed function (its name, docstring, signature and attributes), and the decorator form."""
 
 import functools
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
-__all__ = ["resemble"]
+__all__ = ["or_decorator", "resemble"]
+
+
+def or_decorator(fun: Callable | None, make: Callable[[Callable], Any]) -> Any:
+    """Return ``make(fun)``; where the user gave no function, ``make`` itself, which is the decorator."""
+    return make if fun is None else make(fun)
 
 
 def resemble(wrapper: Any, fun: Any) -> Any:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import at_least
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Writes
@@ -78,7 +79,7 @@ class _Accumulated:
         (sums, weights), aux = scan(body, zeros, [None if i in whole else p for i, p in enumerate(parts)])
         if self.reduction == "mean":
             sums = jax.tree.map(lambda leaf: leaf / weights.astype(leaf.dtype), sums)
-        return self.grad_fn.arranged(*sums, aux)
+        return self.grad_fn.arrange(*sums, aux)
 
     def _one(self, *args, **kwargs):
         """Return ``((gradient and value, times their weight), weight), aux`` of one part."""
@@ -151,8 +152,8 @@ def accumulate(
     StateTypeError
         If ``grad_fn`` is not a gradient, or an argument has no axis to split.
     StateValueError
-        If ``steps`` is not a positive int or does not divide the examples, for an unknown reduction, or for a weight
-        that is given for a sum or is not a scalar.
+        If ``steps`` is not a positive int or does not divide the examples, for an unknown reduction, or for a weight of
+        a sum or that is not a scalar.
 
     Examples
     --------
@@ -168,8 +169,7 @@ def accumulate(
             f"accumulate takes the result of grad(...), not {type(grad_fn).__name__}: put jit around the result of "
             f"accumulate, not inside."
         )
-    if type(steps) is not int or steps < 1:
-        raise StateValueError(f"accumulate: steps={steps!r}: give the number of parts, an int from 1 up.")
+    at_least("accumulate: steps", steps, 1, "the number of parts")
     if reduction not in ("mean", "sum"):
         raise StateValueError(f"accumulate: reduction={reduction!r} is neither 'mean' nor 'sum'.")
     if weight is not None and reduction == "sum":

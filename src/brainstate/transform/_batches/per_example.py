@@ -13,15 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._control.vmap import Mapped
+from ..._seam.run_time_errors import original_errors
+from .._control.vmap import NO_AXES, Mapped
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.gradient_transform import GradientTransform
-from .._nonfinite.check import unwrapped
+from .._wrapper import or_decorator
 from .per_example_norms import check_loss, norms_transform
 
 __all__ = ["per_example_grad", "per_example_norms"]
-
-_NO_AXES = {"axis_name": None, "axis_size": None, "spmd_axis_name": None}
 
 
 class _Examples(Mapped):
@@ -30,13 +29,14 @@ class _Examples(Mapped):
     remedy = "give the argument that holds the examples an axis in in_axes, or declare a State in in_states"
 
     def __init__(self, fn, name, in_axes, in_states, out_states, chunk_size):
-        super().__init__(fn, in_axes, 0, in_states, out_states, 0, _NO_AXES)
-        self._parts = fn, name, in_axes, in_states, out_states, chunk_size
+        super().__init__(fn, in_axes, 0, in_states, out_states, 0, NO_AXES)
+        self._parts = {"name": name, "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+        self._parts["chunk_size"] = chunk_size
         self.name, self.chunk_size = name, chunk_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the derivative on all examples and commit its writes."""
-        with unwrapped():
+        with original_errors():  # outside of `jit` nobody else asks for those of `debug_nan`
             return super().__call__(*args, **kwargs)
 
     def _lanes(self, lane, out_axes, options):
@@ -91,15 +91,9 @@ def _per_example_grad_transform(fun, *, argnums, has_aux):
     return jax.grad(scalar, argnums=argnums, has_aux=has_aux)
 
 
-def _per_example_norms_transform(fun, **params):
-    return norms_transform(fun, name="per_example_norms", **params)
-
-
-def _examples(fun, transform, options, params, mapping) -> Any:
-    """Return the map over examples, or a decorator if ``fun`` is None."""
-    if fun is None:
-        return lambda fun: _examples(fun, transform, options, params, mapping)
-    return _Examples(GradientTransform(fun, transform, transform_params=params, **options), *mapping)
+def _examples(fun, name, transform, options, *mapping) -> Any:
+    """Return the map over examples of this name, or a decorator if ``fun`` is None."""
+    return or_decorator(fun, lambda f: _Examples(GradientTransform(f, transform, name=name, **options), name, *mapping))
 
 
 def per_example_grad(
@@ -159,8 +153,8 @@ def per_example_grad(
     check_chunk_size("per_example_grad", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = ("per_example_grad", in_axes, in_states, out_states, chunk_size)
-    return _examples(fun, _per_example_grad_transform, options, None, mapping)
+    mapping = in_axes, in_states, out_states, chunk_size
+    return _examples(fun, "per_example_grad", _per_example_grad_transform, options, *mapping)
 
 
 def per_example_norms(
@@ -217,5 +211,6 @@ def per_example_norms(
     check_chunk_size("per_example_norms", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = ("per_example_norms", in_axes, in_states, out_states, chunk_size)
-    return _examples(fun, _per_example_norms_transform, options, {"per_leaf": per_leaf}, mapping)
+    mapping = in_axes, in_states, out_states, chunk_size
+    options["transform_params"] = {"per_leaf": per_leaf, "name": "per_example_norms"}
+    return _examples(fun, "per_example_norms", norms_transform, options, *mapping)

@@ -1,18 +1,18 @@
-"""The norm of a gradient without the gradient, for weights of linear layers.
+"""The norm of a gradient without computing the gradient, for weights of linear layers.
 
-Let a weight ``W`` be used once, in a product ``y = x W`` whose ``T`` rows are, say, the moments of a sequence, and let
-``g`` be the cotangent of ``y``. The gradient is ``xᵀ g``, and its squared norm::
+Let a weight ``W`` be used once, in a product ``y = x W`` with ``T`` rows (the steps of a sequence, say), and let ``g``
+be the cotangent of ``y``. The gradient is ``xᵀ g``, and its squared norm::
 
     |xᵀ g|² = Σ_cf (Σ_t x_tc g_tf)² = Σ_ts (Σ_c x_tc x_sc) (Σ_f g_tf g_sf) = Σ_ts (x xᵀ)_ts (g gᵀ)_ts
 
-which needs two matrices of ``T²`` entries in place of one of the size of ``W``; for a single row it is
+which needs two matrices of ``T²`` entries instead of one of the size of ``W``; for a single row it is
 ``|x|² |g|²`` (Goodfellow 2015, "Efficient per-example gradient computations"; Li et al. 2022, "Large language models
-can be strong differentially private learners"). The cotangent ``g`` is what reverse mode finds for a zero that is
-added to ``y``.
+can be strong differentially private learners"). To get the cotangent ``g``, a zero is added to ``y``, and reverse mode
+differentiates with respect to this zero.
 
-Which weights this is true for is read off the traced program: those that are used exactly once, in a real
-``dot_general``, after at most reshaping, transposing or casting. It is done where ``2 T² < size of W``. Every other
-leaf (a bias, a tied weight, one in a loop or a convolution) has its gradient made, and then its norm.
+The traced program shows the weights with such a product: those that are used exactly once, in a real ``dot_general``,
+after at most reshaping, transposing or casting. The formula is used if ``2 T² < size of W``. For every other leaf (a
+bias, a tied weight, one in a loop or a convolution) the gradient is computed, and then its norm.
 """
 
 from typing import Any, NamedTuple
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from ..._arrays import is_real_scalar, scalar_in_words
 from ..._errors import StateTypeError
-from ..._program.interpret import bind, inlined, interpret, program
+from ..._program.control_flow import inline_calls
+from ..._program.interpret import bind, interpret, trace_flat
 from ..._program.source_lines import at_line
-from .._first_order.gradients import is_scalar, shapes_of
 
 __all__ = ["check_loss", "norms_transform"]
 
@@ -33,7 +34,7 @@ _SAME_ENTRIES = {"reshape", "transpose", "squeeze", "copy", "convert_element_typ
 
 
 class _Product(NamedTuple):
-    """An equation ``x · W`` or ``W · x``, and how the axes of ``x`` and of the result are laid out."""
+    """An equation ``x · W`` or ``W · x``, and the layout of the axes of ``x`` and of the result."""
 
     eqn: Any
     weight: int  # which operand is W
@@ -41,17 +42,17 @@ class _Product(NamedTuple):
     batch: int
     rows: int
     contracted: int
-    free: int  # the size of what W adds to the result
+    free: int  # the size of the axes of the result that come from W
 
-    def square(self, factors, g, dtype):
-        """Return the squared norm of the derivative by W."""
+    def squared_norm(self, factors, g, dtype):
+        """Return the squared norm of the gradient of W, from the operands and the cotangent ``g`` of the result."""
         x = jnp.transpose(factors[1 - self.weight], self.order)
         x = x.reshape(self.batch, self.rows, self.contracted).astype(dtype)
         g = g.reshape((self.batch, self.rows, self.free) if self.weight else (self.batch, self.free, self.rows))
         g = (g if self.weight else jnp.swapaxes(g, 1, 2)).astype(dtype)
         if self.rows == 1:
             return ((x**2).sum((1, 2)) * (g**2).sum((1, 2))).sum()
-        # Where large terms cancel, rounding may leave less than nothing.
+        # Where large terms cancel, rounding may leave a negative number.
         return jnp.maximum((_gram(x) * _gram(g)).sum(), 0)
 
 
@@ -60,7 +61,7 @@ def _gram(rows):
 
 
 def _product(eqn, weight):
-    """Return the `_Product` that an equation is, if its norm is cheaper than its derivative; else None."""
+    """Return an equation as a `_Product`, or None if the norm does not cost less than the derivative."""
     avals = [v.aval for v in eqn.invars]
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in (*avals, eqn.outvars[0].aval)):
         return None
@@ -79,7 +80,7 @@ def _product(eqn, weight):
 
 
 def _find_products(jaxpr):
-    """Return {number of an input: its `_Product`} of the inputs that are the weight of one."""
+    """Return {number of an input: `_Product` with this input as the weight}."""
     uses: dict[Any, list] = {}
     for eqn, atoms in [*((eqn, eqn.invars) for eqn in jaxpr.eqns), (None, jaxpr.outvars)]:
         for place, atom in enumerate(atoms):
@@ -90,7 +91,7 @@ def _find_products(jaxpr):
 
 
 def _only_product(var, uses):
-    """Follow the one use of ``var``, if it is used once, to a `_Product`; else return None."""
+    """Return the `_Product` that is the only use of ``var``, or None if it has others."""
     while len(uses.get(var, ())) == 1 and jnp.issubdtype(var.aval.dtype, jnp.floating):
         eqn, place = uses[var][0]
         if eqn is None or eqn.primitive.name not in _SAME_ENTRIES:
@@ -100,7 +101,7 @@ def _only_product(var, uses):
 
 
 def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
-    """Return the norm of the gradient, as a transform for `GradientTransform`; of each leaf with ``per_leaf``."""
+    """Return the norm of the gradient, as a transform for `GradientTransform`; with ``per_leaf``, that of each leaf."""
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
     def wrapped(diff, /, *rest, **kwargs):
@@ -111,10 +112,10 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
             check_loss(name, value)
             return value, aux
 
-        closed, out_tree = program(one, leaves)
-        closed = inlined(closed, leaves)
+        closed, out_tree = trace_flat(one, leaves)
+        closed = inline_calls(closed, leaves)
         products = _find_products(closed.jaxpr)
-        # By equation, since both factors of a product may be differentiated.
+        # {equation: type of its result}, by equation since both factors of one may be weights.
         points = {id(p.eqn): p.eqn.outvars[0].aval for p in products.values()}
         others = [i for i in range(len(leaves)) if i not in products]
 
@@ -136,11 +137,11 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
         zeros = {point: jnp.zeros(aval.shape, aval.dtype) for point, aval in points.items()}
         value, pull, (factors, aux) = jax.vjp(shifted, zeros, [leaves[i] for i in others], has_aux=True)
         along, grads = pull(jnp.ones_like(value))
-        dtype = _wide(leaves)
-        squares = {i: _square(g, dtype) for i, g in zip(others, grads, strict=True)}
+        dtype = _norm_dtype(leaves)
+        squares = {i: _squared_norm(g, dtype) for i, g in zip(others, grads, strict=True)}
         for i, product in products.items():
             with at_line(product.eqn):
-                squares[i] = product.square(factors[id(product.eqn)], along[id(product.eqn)], dtype)
+                squares[i] = product.squared_norm(factors[id(product.eqn)], along[id(product.eqn)], dtype)
         in_order = [squares[i] for i in range(len(leaves))]
         norm = treedef.unflatten(map(jnp.sqrt, in_order)) if per_leaf else jnp.sqrt(sum(in_order))
         return norm, out_tree.unflatten([value, *aux])[1]
@@ -149,21 +150,20 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
 
 
 def check_loss(name, value) -> None:
-    """Refuse what is not the loss of one example."""
-    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-        kind = jax.typeof(value).dtype if is_scalar(value) else f"of shape {shapes_of(value)}"
+    """Raise if ``value`` cannot be the loss of one example: a real scalar."""
+    if not is_real_scalar(value):
         raise StateTypeError(
             f"{name}: the function is called with one example, and returns its loss, a real scalar; it returned one "
-            f"that is {kind}. Sum or average over what is within an example, not over examples."
+            f"that is {scalar_in_words(value)}. Sum or average within the example; examples are mapped over."
         )
 
 
-def _wide(leaves):
-    """Return the type that norms are summed in: double precision only where a leaf has it."""
+def _norm_dtype(leaves):
+    """Return the dtype to sum norms in: double precision only if a leaf has it."""
     return jnp.float64 if any(jnp.finfo(jax.typeof(leaf).dtype).dtype.itemsize == 8 for leaf in leaves) else jnp.float32
 
 
-def _square(gradient, dtype):
+def _squared_norm(gradient, dtype):
     parts = (gradient.real, gradient.imag) if jnp.iscomplexobj(gradient) else (gradient,)
     squares = [jnp.sum(part.astype(dtype) ** 2) for part in parts]
     return sum(squares[1:], squares[0])

@@ -10,9 +10,10 @@ import jax
 from jax import named_scope
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import combine, partition
 from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Carried, Writes
-from ..._seam.scope import Scope, commit, gather
+from ..._seam.scope import Scope, commit, gather, run
 from ..._seam.staging import stage
 from ..._state import State
 from .._wrapper import resemble
@@ -46,24 +47,18 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
     ParamState(float32[1000,1000])
     """
     check_function("eval_shape takes a function", f)
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+    arrays, rest = partition((args, kwargs), lambda leaf: hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
 
-    def run(*inputs):
-        filled = dict(zip(places, inputs, strict=True))
-        a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with Scope("eval_shape", frozen=False) as scope:
-            out = Carried.of(f(*a, **k))
-            values = dict(zip(*_parts(scope.close()), strict=True))
-        return out, Writes(tuple(scope.born), [values[s] for s in scope.born])
+    def pure(*inputs):
+        a, k = combine(inputs, rest)
+        scope = Scope("eval_shape", frozen=False)
+        out, writes = run(scope, f, *a, **k)
+        values = dict(zip(writes.states, writes.values, strict=True))
+        return Carried.of(out), Writes(tuple(scope.born), [values[s] for s in scope.born])
 
-    out, new = jax.eval_shape(named_after(run, f), *(leaves[i] for i in places))
+    out, new = jax.eval_shape(named_after(pure, f), *arrays)
     commit(new)
     return out.tree()
-
-
-def _parts(writes):
-    return writes.states, writes.values
 
 
 class FoundStates(NamedTuple):
@@ -106,18 +101,16 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
 
     @boundary
     def wrapped(*args, **kwargs):
-        leaves, treedef = jax.tree.flatten((args, kwargs))
-        places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
+        arrays, rest = partition((args, kwargs), valid_jaxtype)
         staged = stage(fun, args, kwargs, name="make_jaxpr", dynamic=valid_jaxtype)
         reads = tuple(staged.reads)
 
         def pure(values, *inputs):
-            filled = dict(zip(places, inputs, strict=True))
-            a, k = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+            a, k = combine(inputs, rest)
             out, writes = staged(dict(zip(reads, values, strict=True)), a, k)
             return out, writes.values
 
-        jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(gather(reads), *(leaves[i] for i in places))
+        jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(gather(reads), *arrays)
         found = FoundStates(reads, staged.writes)
         return (jaxpr, found, shapes[0]) if return_shape else (jaxpr, found)
 

@@ -41,14 +41,14 @@ from ..._functions import Unbound, boundary, check_function, signature_of
 from ..._seam.donation import donors
 from ..._seam.local_states import users_frame
 from ..._seam.module_reads import Touched, reading
-from ..._seam.packing import ABSENT, may_fail, tracing
-from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged
+from ..._seam.packing import ABSENT
+from ..._seam.run_time_errors import announce_error, await_errors, is_marked
+from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged, run
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, box, generators, give, launch, outside
 from ..._seam.tokens import apart, refuse_leak
-from .._nonfinite.check import holds_check, waiting
 from .._select_states import owns_states
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
 from .seal import Seal
@@ -89,16 +89,15 @@ class _Program:
 
     def _pure(self, values, args, kwargs):
         if jit_disabled():
-            with Scope("jit") as scope:
-                out, writes = self.fun(*args, **kwargs), scope.close()
+            out, writes = run(Scope("jit"), self.fun, *args, **kwargs)
             return out, self._aligned(writes.states, writes.values)
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
-            staged, fails = tracing(lambda: self._stage(values, args, kwargs))
-            if not fails and holds_check(staged.closed):
-                fails = True
-                may_fail()  # what is around may as well
+            staged = self._stage(values, args, kwargs)
+            fails = is_marked(staged.closed)
+            if fails:
+                announce_error()  # of the program around too
             # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
@@ -106,7 +105,7 @@ class _Program:
             self.newborn = () if anew else tuple(staged.born)
             if fails and not self.waits:
                 # The States keep their values if it fails, so nothing is given away.
-                self.waits, self.jitted, self.gives[:] = True, waiting(self.jitted), [False] * len(self.gives)
+                self.waits, self.jitted, self.gives[:] = True, await_errors(self.jitted), [False] * len(self.gives)
                 raise Restart(staged)
         if (staged.writes and not self.written) or any(s not in given for s in staged.reads) or self._keeps(staged):
             raise Restart(staged)
@@ -315,7 +314,7 @@ class _Ahead:
         """Run what was compiled on the present values of the States and commit the writes."""
         program, step = self._program, self._step
         entry = program.arranged(step, program.returned, self._gives)
-        entry = waiting(entry) if program.waits else entry
+        entry = await_errors(entry) if program.waits else entry
         return program.call(entry, program.states[: self._inputs], args, kwargs)
 
 
@@ -569,6 +568,4 @@ def jit(fun: Callable | None = None, /, *, donate_states: bool = False, **option
     >>> float(add(1.0)), float(add(2.0)), float(total.value)
     (2.0, 6.0, 3.0)
     """
-    if fun is None:
-        return functools.partial(jit, donate_states=donate_states, **options)
-    return Jit(fun, options, donate_states)
+    return or_decorator(fun, lambda fun: Jit(fun, options, donate_states))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ..._compat import UNSPECIFIED
-from ..._functions import named_after, signature_of
+from ..._functions import named_after, signature_of, with_leading
 
 __all__ = ["compiler", "in_tuples", "static_places", "with_states"]
 
@@ -44,10 +44,8 @@ def with_states(fun, program):
     stateful: Any = donating if program.donates else keeping
     signature = signature_of(fun)
     if signature is not None:
-        mine = [p for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
-        longest = max(map(len, signature.parameters), default=0)
-        mine = [p.replace(name=f"{'_' * longest}_{p.name}") for p in mine]  # longer than any name of the user
-        stateful.__signature__ = signature.replace(parameters=[*mine, *signature.parameters.values()])
+        mine = [p.name for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
+        stateful.__signature__ = with_leading(signature, mine)
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         if hasattr(fun, attribute):
             setattr(stateful, attribute, getattr(fun, attribute))

@@ -32,11 +32,11 @@ from ..._compat import jit_disabled
 from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ..._functions import boundary
-from ..._program.interpret import within
+from ..._program.interpret import all_programs
+from ..._seam.run_time_errors import await_errors
 from ..._seam.scope import gather, generation, is_tracer, replaced_since, retagged
 from ..._seam.step import Ready, box, generators, outside
 from ..._seam.tokens import apart
-from .._nonfinite.check import waiting
 from .._wrapper import resemble
 from .jit import Jit, compiled_form, owned
 from .retraces import options
@@ -122,7 +122,7 @@ class Prepared(Remade, Ready):
         flat = all("" in part.leaves for side in self._expected for part in side.values())
 
         def whole(run):
-            run = waiting(run) if program.waits else run
+            run = await_errors(run) if program.waits else run
             return _giving(run, count, flat, self._returned) if self._donates else run
 
         self._run_any = self._statics.around(whole(self._compiled.__call__))
@@ -344,7 +344,7 @@ def _same_program(before, after) -> bool:
 
 def _constants(program) -> list:
     """Return the arrays that a program holds, and those that it calls."""
-    return [constant for inner in within(program) for constant in getattr(inner, "consts", ())]
+    return [constant for inner in all_programs(program) for constant in getattr(inner, "consts", ())]
 
 
 def _label(transform) -> str:

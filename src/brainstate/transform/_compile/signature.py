@@ -4,8 +4,6 @@ A `Part` is one argument or one State, as text only: nothing here keeps an array
 signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
 """
 
-import inspect
-import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import keystr, treedef_is_leaf
 
+from ..._arrays import layout
 from ..._functions import signature_of
 from ..._state import State
 
@@ -23,7 +22,6 @@ __all__ = [
     "argument_names",
     "argument_parts",
     "compare",
-    "most_positional",
     "state_part",
 ]
 
@@ -51,15 +49,6 @@ class Row(NamedTuple):
     same: bool
 
 
-def most_positional(fun: Callable) -> float:
-    """Return how many arguments ``fun`` takes by position at most; infinity if there is no telling."""
-    signature = signature_of(fun)
-    kinds = [p.kind for p in signature.parameters.values()] if signature else [inspect.Parameter.VAR_POSITIONAL]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return math.inf
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
-
-
 def argument_names(fun: Callable, count: int) -> list[str]:
     """Return the names of the first ``count`` positional arguments of ``fun``."""
     signature, names = signature_of(fun), []
@@ -74,13 +63,13 @@ def argument_names(fun: Callable, count: int) -> list[str]:
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _type_of(leaf, weak) -> str:
+def _type_in_words(leaf, weak) -> str:
     """Write the type of one leaf, ``float32[3]``; with ``weak`` also whether it is that of a Python number."""
     try:
         aval: Any = jax.typeof(leaf)
     except TypeError:
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" + " (weak)" * (weak and leaf.weak_type)
+            return layout(leaf) + " (weak)" * (weak and leaf.weak_type)
         return _in_words(leaf)
     weak = weak and bool(getattr(aval, "weak_type", False))
     return str(aval).removeprefix("~") + " (weak)" * weak + _mesh_of(aval)
@@ -112,14 +101,14 @@ def _told_apart(thing) -> int:
         return 0
 
 
-def _part(name, form, value, weak) -> Part:
+def _part_of(name, form, value, weak) -> Part:
     leaves, treedef = jax.tree.flatten(value)
     if not leaves:
         return Part(name, form, {"": _short.repr(value)}, (str(treedef), _told_apart(treedef)))
     if treedef_is_leaf(treedef):
-        return Part(name, form, {"": _type_of(leaves[0], weak)})
+        return Part(name, form, {"": _type_in_words(leaves[0], weak)})
     found = jax.tree_util.tree_leaves_with_path(value)
-    types = {keystr(path): _type_of(leaf, weak) for path, leaf in found}
+    types = {keystr(path): _type_in_words(leaf, weak) for path, leaf in found}
     return Part(name, form, types, (str(treedef), _told_apart(treedef)))
 
 
@@ -129,7 +118,7 @@ def _static_part(name, form, value) -> Part:
 
 def state_part(state: State, value: Any, form: str = "", weak: bool = True) -> Part:
     """Return the part of a State that goes in."""
-    return _part(state.describe(), form, value, weak)
+    return _part_of(state.describe(), form, value, weak)
 
 
 def argument_parts(names: Iterable[str], args, kwargs, is_static: Callable, weak: bool = True) -> dict[Any, Part]:
@@ -137,7 +126,7 @@ def argument_parts(names: Iterable[str], args, kwargs, is_static: Callable, weak
     given = [(name, i, "by position", arg) for i, (name, arg) in enumerate(zip(names, args, strict=True))]
     given += [(name, name, "by keyword", arg) for name, arg in kwargs.items()]
     return {
-        name: _static_part(name, form, arg) if is_static(key, arg) else _part(f"argument {name}", form, arg, weak)
+        name: _static_part(name, form, arg) if is_static(key, arg) else _part_of(f"argument {name}", form, arg, weak)
         for name, key, form, arg in given
     }
 

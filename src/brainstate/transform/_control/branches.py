@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import layout
 from ..._compat import jit_disabled
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import commit, gather, is_tracer, refuse_states
-from .loops import agree, directly, probe, shown, spread, types_of, varying
+from .loops import agree, directly, layouts, probe, spread, types_of, varying
 
 __all__ = ["cond", "ifelse", "switch"]
 
@@ -26,18 +27,18 @@ def _functions(name, branches):
     try:
         return tuple(branches)
     except TypeError:
-        raise StateTypeError(f"{name}: branches is {_kind(branches)}: give a list or tuple of functions.") from None
+        raise StateTypeError(f"{name}: branches is {a_type(branches)}: give a list or tuple of functions.") from None
 
 
 def _check_pred(what, pred):
     """Refuse a condition that is no scalar, or neither true nor false."""
     if not valid_jaxtype(pred) or jnp.ndim(pred) != 0:
         raise StateTypeError(
-            f"{what} is {_kind(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
+            f"{what} is {layout(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
         )
     dtype = jax.typeof(pred).dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise StateTypeError(f"{what} is {_kind(pred)}, which is neither true nor false. Compare it.")
+        raise StateTypeError(f"{what} is {layout(pred)}, which is neither true nor false. Compare it.")
     if jnp.issubdtype(dtype, jnp.floating) and not is_tracer(pred) and pred != pred:
         raise StateValueError(f"{what} is NaN, which is neither true nor false. Compare it, or test it with jnp.isnan.")
 
@@ -91,18 +92,14 @@ def _check_same(kinds, what, rule):
     for elsewhere, other in kinds[1:]:
         if not agree(first, other):
             raise StateTypeError(
-                f"{what} {shown(first)} {where} and {shown(other)} {elsewhere}: {rule} the same structure, shapes and "
-                f"dtypes. Cast what differs."
+                f"{what} {layouts(first)} {where} and {layouts(other)} {elsewhere}: {rule} the same structure, shapes "
+                f"and dtypes. Cast what differs."
             )
         if varying(first) != varying(other):
             raise StateTypeError(
                 f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce what "
                 f"differs with jax.lax.psum or pmean, or make both differ with jax.lax.pcast(..., to='varying')."
             )
-
-
-def _kind(value) -> str:
-    return jax.typeof(value).str_short() if valid_jaxtype(value) else a_type(value)
 
 
 @boundary
@@ -143,7 +140,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     """
     _check_pred("cond: pred", pred)
     if jit_disabled() and not is_tracer(pred):
-        return directly("cond", lambda: true_fun(*operands) if pred else false_fun(*operands))
+        return directly("cond", true_fun if pred else false_fun, *operands)
     (yes, no), finish = _branches("cond", (true_fun, false_fun), operands)
     return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
@@ -181,11 +178,11 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     if not branches:
         raise StateValueError("switch: branches is empty, give at least one function.")
     if not valid_jaxtype(index) or jnp.ndim(index) != 0 or not jnp.issubdtype(jax.typeof(index).dtype, jnp.integer):
-        raise StateTypeError(f"switch: index is {_kind(index)}, an integer scalar is needed.")
+        raise StateTypeError(f"switch: index is {layout(index)}, an integer scalar is needed.")
     if len(branches) == 1:
-        return branches[0](*operands)
+        return directly("switch", branches[0], *operands)
     if jit_disabled() and not is_tracer(index):
-        return directly("switch", lambda: branches[int(np.clip(index, 0, len(branches) - 1))](*operands))
+        return directly("switch", branches[int(np.clip(index, 0, len(branches) - 1))], *operands)
     pure, finish = _branches("switch", branches, operands)
     return finish(jax.lax.switch(index, pure, *operands))
 

@@ -6,7 +6,7 @@ from typing import Any
 from jax.experimental import checkify as _checkify
 
 from ..._functions import boundary, check_function
-from ..._seam.scope import Scope, commit, frozen_here
+from ..._seam.scope import Scope, commit, frozen_here, run
 from .._wrapper import resemble
 
 __all__ = ["checkify"]
@@ -46,8 +46,7 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
         frozen = frozen_here()
 
         def pure(*args, **kwargs):
-            with Scope("checkify", frozen=frozen) as scope:
-                return fun(*args, **kwargs), scope.close()
+            return run(Scope("checkify", frozen=frozen), fun, *args, **kwargs)
 
         error, (out, writes) = _checkify.checkify(pure, errors=errors)(*args, **kwargs)
         commit(writes)

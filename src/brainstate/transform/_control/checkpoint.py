@@ -5,7 +5,6 @@ it writes is an output, so writes are committed once however often JAX replays i
 random numbers.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,13 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import combine, partition
 from ..._errors import StateTypeError, StateValueError
-from ..._functions import Unbound, boundary, check_function, named_after, signature_of
-from ..._seam.scope import Scope, commit, frozen_here, refuse_states, traced_part
+from ..._functions import Unbound, boundary, check_function, named_after, positional_parameters, signature_of
+from ..._seam.scope import Scope, commit, frozen_here, refuse_states, run
+from ..._seam.staging import traced_part
 from ...filters import to_predicate
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 
 __all__ = ["Checkpointed", "checkpoint", "remat", "save_states"]
 
@@ -79,8 +80,7 @@ class Checkpointed:
     def _check(self):
         """Complete numbers and names of static arguments from each other, and refuse what names no parameter."""
         known = list(self._signature.parameters.values()) if self._signature else []
-        places = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self._open = self._signature is None or any(p.kind is p.VAR_POSITIONAL for p in known)
+        places, self._open = positional_parameters(self._signature)
         for n in self._numbers:
             if not isinstance(n, int) or (not self._open and not -len(places) <= n < len(places)):
                 raise StateValueError(
@@ -111,23 +111,19 @@ class Checkpointed:
         refuse_states((args, kwargs), "arguments of checkpoint")
         static, fixed = self._static(args), {k: v for k, v in kwargs.items() if k in self._names}
         dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
-        leaves, treedef = jax.tree.flatten(dynamic)
-        places = [i for i, leaf in enumerate(leaves) if valid_jaxtype(leaf)]
-        frozen = frozen_here()
+        (_, rest), frozen = partition(dynamic, valid_jaxtype), frozen_here()
 
         def pure(*inputs, **named):
-            filled = dict(zip(places, jax.tree.leaves((inputs, named)), strict=True))
-            given, named = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+            given, named = combine(jax.tree.leaves((inputs, named)), rest)
             given = iter(given)
-            with _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen) as scope:
-                out = self._fun(*(a if i in static else next(given) for i, a in enumerate(args)), **named, **fixed)
-                refuse_states(out, "results of a function under checkpoint")
-                return out, scope.close()
+            given = [a if i in static else next(given) for i, a in enumerate(args)]
+            scope = _Saving(self._keep, frozen) if self._keep else Scope("checkpoint", frozen=frozen)
+            return run(scope, self._fun, *given, **named, **fixed)
 
         self._name(pure)
         named = {key: traced_part(arg, valid_jaxtype) for key, arg in dynamic[1].items()}
-        run = jax.checkpoint(pure, **self._options)
-        out, writes = run(*(traced_part(arg, valid_jaxtype) for arg in dynamic[0]), **named)
+        replayed = jax.checkpoint(pure, **self._options)
+        out, writes = replayed(*(traced_part(arg, valid_jaxtype) for arg in dynamic[0]), **named)
         commit(writes)
         return out
 
@@ -185,16 +181,13 @@ def checkpoint(
     >>> round(float(brainstate.transform.grad(f)(1.0)), 4)
     0.36
     """
-    if fun is None:
-        statics = {"static_argnums": static_argnums, "static_argnames": static_argnames}
-        return functools.partial(checkpoint, prevent_cse=prevent_cse, policy=policy, **statics)
     keep = policy.keep if isinstance(policy, save_states) else None
     if isinstance(policy, type) or not (policy is None or keep or callable(policy)):
         raise StateTypeError(
             f"checkpoint: policy={policy!r} is no policy. Give one of jax.checkpoint_policies, or save_states(filter)."
         )
     options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
-    return Checkpointed(fun, static_argnums, static_argnames, options, keep)
+    return or_decorator(fun, lambda fun: Checkpointed(fun, static_argnums, static_argnames, options, keep))
 
 
 remat = checkpoint

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import layout
 from ..._compat import jit_disabled
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary, check_function, named_after
-from ..._seam.scope import Scope, is_tracer, refuse_states
-from .loops import scan, shown, types_of, while_loop
+from ..._seam.scope import Scope, is_tracer, refuse_states, run
+from .loops import named_scan, named_while
 
 __all__ = ["associative_scan", "fori_loop"]
 
@@ -20,12 +21,12 @@ def _bounds(lower, upper):
     """Return the bounds as they are, and the dtype that the index of a loop between them has."""
     for name, bound in (("lower", lower), ("upper", upper)):
         if not valid_jaxtype(bound) or jnp.ndim(bound) or not jnp.issubdtype(jax.typeof(bound).dtype, jnp.integer):
-            raise StateTypeError(f"fori_loop: {name} is {shown(types_of(bound))}, an integer scalar is needed.")
+            raise StateTypeError(f"fori_loop: {name} is {layout(bound)}, an integer scalar is needed.")
     types = jax.typeof(lower), jax.typeof(upper)
     strong = {t.dtype for t in types if not t.weak_type} or {t.dtype for t in types}
     if len(strong) > 1 or not all(jnp.issubdtype(t.dtype, jnp.signedinteger) or t.dtype in strong for t in types):
         raise StateTypeError(
-            f"fori_loop: lower is {types[0].str_short()} and upper is {types[1].str_short()}: give both one dtype."
+            f"fori_loop: lower is {layout(types[0])} and upper is {layout(types[1])}: give both one dtype."
         )
     return strong.pop()
 
@@ -79,7 +80,8 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable, init_val: Any, *, unro
             return (carry[0] + 1, body_fun(*carry)), None
 
         step = named_after(step, body_fun)
-        return scan(step, (int(lower), init_val), length=length, unroll=1 if unroll is None else unroll)[0][1]
+        start, unroll = (int(lower), init_val), 1 if unroll is None else unroll
+        return named_scan("fori_loop", step, start, None, length, False, unroll)[0][1]
     if unroll not in (None, False, 1):
         raise StateValueError(
             f"fori_loop: unroll={unroll!r}, and a bound is a traced value. Unroll only a loop whose range is known."
@@ -90,7 +92,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable, init_val: Any, *, unro
         return i + 1, end, body_fun(i, val)
 
     start = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype), init_val
-    return while_loop(lambda carry: carry[0] < carry[1], named_after(following, body_fun), start)[2]
+    return named_while("fori_loop", lambda carry: carry[0] < carry[1], named_after(following, body_fun), start)[2]
 
 
 @boundary
@@ -131,8 +133,7 @@ def associative_scan(fn: Callable, elems: Any, reverse: bool = False, axis: int 
     refuse_states(elems, "arguments of associative_scan")
 
     def combine(a, b):
-        with Scope("associative_scan") as scope:
-            out, writes = fn(a, b), scope.close()
+        out, writes = run(Scope("associative_scan"), fn, a, b)
         for state in writes.states:
             raise StateValueError(
                 f"{state.describe()} is written in associative_scan, whose function runs an undefined number of times: "

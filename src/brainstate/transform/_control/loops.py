@@ -10,17 +10,19 @@ a value that changes shape or dtype, a State created in the body that outlives i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 
+from ..._arrays import at_least, layout
 from ..._compat import jit_disabled, varying_axes
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Writes
-from ..._seam.scope import Scope, commit, gather, is_tracer, refuse_states
+from ..._seam.scope import Scope, commit, gather, is_tracer, refuse_states, run
 from ..._seam.staging import Restart, caught, stage
 from .progress import ProgressBar, ticking
 
@@ -31,10 +33,12 @@ __all__ = [
     "checkpointed_scan",
     "directly",
     "for_loop",
+    "layouts",
     "loop_length",
+    "named_scan",
+    "named_while",
     "probe",
     "scan",
-    "shown",
     "sliced",
     "spread",
     "types_of",
@@ -47,10 +51,10 @@ def probe(name, fun, call):
     """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
     check_function(f"{name} takes functions", fun)
 
-    def run(*args):
+    def staging(*args):
         raise Restart(stage(fun, args, {}, name=name))
 
-    staged = caught(call, run)
+    staged = caught(call, staging)
     if staged.born:
         raise StateValueError(
             f"{staged.born[0].describe()} is created inside {name} and outlives it: each iteration or branch would "
@@ -59,10 +63,9 @@ def probe(name, fun, call):
     return staged
 
 
-def directly(name, call):
-    """Return ``call()`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
-    with Scope(name) as scope:
-        out, writes = call(), scope.close()
+def directly(name, fun, *args):
+    """Return ``fun(*args)`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
+    out, writes = run(Scope(name), fun, *args)
     commit(writes)
     return out
 
@@ -119,7 +122,7 @@ def _stage_body(name, fun, call, init, known, pairs):
     result = staged.result_types
     if pairs:
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {shown(result)}.")
+            raise StateTypeError(f"{name}: the function returns a pair (carry, y); it returned {layouts(result)}.")
         result = result[0]
     types = [staged.written_types[s] for s in staged.writes]
     start = [_cast(init, result), [_cast(v, t) for v, t in zip(before[1], types, strict=True)]]
@@ -188,9 +191,9 @@ class _Body:
         if agree(before, after):
             return value
         raise StateTypeError(
-            f"{state.describe()} is {shown(before)} before an iteration of {self.name} and {shown(after)} after it: "
-            f"what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the one it "
-            f"starts with."
+            f"{state.describe()} is {layouts(before)} before an iteration of {self.name} and {layouts(after)} after "
+            f"it: what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the "
+            f"one it starts with."
         )
 
 
@@ -200,9 +203,9 @@ def spread(types) -> str:
     return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
 
 
-def shown(types):
+def layouts(types):
     """Return ``types`` in the short form for a message."""
-    return jax.tree.map(lambda t: t.__name__ if isinstance(t, type) else t.str_short(), types)
+    return jax.tree.map(layout, types)
 
 
 def loop_length(name, xs, length):
@@ -216,7 +219,7 @@ def loop_length(name, xs, length):
         if not jnp.ndim(leaf):
             where = jax.tree_util.keystr(path)
             raise StateValueError(
-                f"{name}: what is looped over{where and ', at ' + where + ','} is {shown(types_of(leaf))}, which has "
+                f"{name}: what is looped over{where and ', at ' + where + ','} is {layouts(types_of(leaf))}, which has "
                 f"no axis to loop over. Let the function refer to it by name, or give an array."
             )
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
@@ -278,25 +281,35 @@ def scan(
     >>> int(count), sums.tolist(), float(total.value)
     (3, [1.0, 3.0, 6.0], 6.0)
     """
-    return _scan("scan", f, init, xs, length, reverse, unroll, pbar)
+    return named_scan("scan", f, init, xs, length, reverse, unroll, pbar)
 
 
-def _scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None):
+def named_scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None) -> tuple[Any, Any]:
+    """Do what `scan` does, for a loop of this name."""
+
+    def loop(step, start, xs, _):
+        return jax.lax.scan(step, start, xs, length=length, reverse=reverse, unroll=unroll)
+
+    return _run_loop(name, f, init, xs, length, reverse, pbar, loop)
+
+
+def _run_loop(name, f, init, xs, length, reverse, pbar, loop):
+    """Return what `scan` does of this name, where ``loop(step, first carry, xs, count)`` is the loop itself."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
     if pbar is not None:
         f, xs = ticking(f, xs, count, reverse, pbar)
-    options = {"length": length, "reverse": reverse}
+    plain = partial(jax.lax.scan, length=length, reverse=reverse)
     if jit_disabled():
-        return directly(name, lambda: jax.lax.scan(f, init, xs, **options))
-    body = _Body(name, f, lambda run, init: jax.lax.scan(run, init, xs, **options), init)
+        return directly(name, plain, partial(directly, name, f), init, xs)
+    body = _Body(name, f, lambda run, init: plain(run, init, xs), init)
 
     def step(carry, x):
         (carry, y), values = body(carry[1], carry[0], x)
         return (carry, values), y
 
     start, step = body.start(count > 0), named_after(step, f)
-    (carry, values), ys = body.run(lambda: jax.lax.scan(step, start, xs, unroll=unroll, **options))
+    (carry, values), ys = body.run(lambda: loop(step, start, xs, count))
     body.finish(values)
     return carry, ys
 
@@ -308,7 +321,7 @@ def sliced(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
     def body(_, x):
         return None, f(*x)
 
-    return _scan(name, named_after(body, f), None, xs, *options)[1]
+    return named_scan(name, named_after(body, f), None, xs, *options)[1]
 
 
 @boundary
@@ -346,7 +359,7 @@ def for_loop(
     >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
     [2.0, 3.0, 3.5]
     """
-    return sliced("scan", f, xs, length, reverse, unroll, pbar)
+    return sliced("for_loop", f, xs, length, reverse, unroll, pbar)
 
 
 @boundary
@@ -384,9 +397,14 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     >>> float(brainstate.transform.while_loop(lambda x: x > 1.0, halve, 10.0)), int(n.value)
     (0.625, 4)
     """
+    return named_while("while_loop", cond_fun, body_fun, init_val)
+
+
+def named_while(name: str, cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
+    """Do what `while_loop` does, for a loop of this name."""
     if jit_disabled():
-        return directly("while_loop", lambda: jax.lax.while_loop(cond_fun, body_fun, init_val))
-    condition, body = _while_parts("while_loop", cond_fun, body_fun, init_val)
+        return directly(name, jax.lax.while_loop, *_in_python(name, cond_fun, body_fun), init_val)
+    condition, body = _while_parts(name, cond_fun, body_fun, init_val)
     start = body.start(False)
     val, values = body.run(lambda: jax.lax.while_loop(condition, body.step, start))
     body.finish(values)
@@ -449,11 +467,11 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
     >>> float(halve(10.0)), float(brainstate.transform.grad(halve)(10.0))
     (0.625, 0.0625)
     """
-    _check_base(base)
-    if type(max_steps) is not int or max_steps < 0:
-        raise StateValueError(f"max_steps={max_steps!r}: give the largest number of iterations, an int from 0 up.")
+    _check_base("bounded_while_loop", base)
+    at_least("bounded_while_loop: max_steps", max_steps, 0, "the largest number of iterations")
     if jit_disabled():
-        return directly("bounded_while_loop", lambda: _in_python(cond_fun, body_fun, init_val, max_steps))
+        functions = _in_python("bounded_while_loop", cond_fun, body_fun)
+        return directly("bounded_while_loop", _repeat_in_python, *functions, init_val, max_steps)
     condition, body = _while_parts("bounded_while_loop", cond_fun, body_fun, init_val)
 
     def active(carry):
@@ -470,7 +488,11 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
     return val
 
 
-def _in_python(cond_fun, body_fun, val, max_steps):
+def _in_python(name, cond_fun, body_fun):
+    return partial(directly, f"the condition of {name}", cond_fun), partial(directly, name, body_fun)
+
+
+def _repeat_in_python(cond_fun, body_fun, val, max_steps):
     for _ in range(max_steps):
         if not cond_fun(val):
             break
@@ -535,38 +557,31 @@ def checkpointed_scan(
     >>> float(brainstate.transform.grad(power)(1.0))
     100.0
     """
-    _check_base(base)
-    refuse_states((init, xs), "arguments of checkpointed_scan")
-    count = loop_length("checkpointed_scan", xs, length)
-    if pbar is not None:
-        f, xs = ticking(f, xs, count, False, pbar)
-    if jit_disabled():
-        return directly("checkpointed_scan", lambda: jax.lax.scan(f, init, xs, length=length))
-    body = _Body("checkpointed_scan", f, lambda run, init: jax.lax.scan(run, init, xs, length=length), init)
+    return _checkpointed("checkpointed_scan", f, init, xs, length, base, pbar)
 
-    def step(carry, x):
-        (carry, y), values = body(carry[1], carry[0], x)
-        return (carry, values), y
 
-    def part(carry, xs, count):
+def _checkpointed(name, f, init, xs, length, base, pbar):
+    _check_base(name, base)
+
+    def part(step, carry, xs, count):
         if count <= base:
             return jax.lax.scan(step, carry, xs, length=count)
         size = base ** (_levels(count, base) - 1)
         parts, rest = divmod(count, size)
         cut = jax.tree.map(lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), xs)
-        inner = jax.checkpoint(lambda c, x: part(c, x, size))
+        inner = jax.checkpoint(lambda c, x: part(step, c, x, size))
         carry, ys = jax.lax.scan(inner, carry, cut, length=parts)
         ys = jax.tree.map(lambda y: y.reshape(parts * size, *y.shape[2:]), ys)
         if not rest:
             return carry, ys
-        carry, more = jax.checkpoint(lambda c, x: part(c, x, rest))(
-            carry, jax.tree.map(lambda x: x[parts * size :], xs)
-        )
+        last = jax.tree.map(lambda x: x[parts * size :], xs)
+        carry, more = jax.checkpoint(lambda c, x: part(step, c, x, rest))(carry, last)
         return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
 
-    (carry, values), ys = part(body.start(count > 0), jax.tree.map(jnp.asarray, xs), count)
-    body.finish(values)
-    return carry, ys
+    def loop(step, start, xs, count):
+        return part(step, start, jax.tree.map(jnp.asarray, xs), count)
+
+    return _run_loop(name, f, init, xs, length, False, pbar, loop)
 
 
 @boundary
@@ -595,9 +610,8 @@ def checkpointed_for_loop(
     """
     check_function("checkpointed_for_loop takes functions", f)
     body = named_after(lambda _, x: (None, f(*x)), f)
-    return checkpointed_scan(body, None, xs, length, base=base, pbar=pbar)[1]
+    return _checkpointed("checkpointed_for_loop", body, None, xs, length, base, pbar)[1]
 
 
-def _check_base(base):
-    if type(base) is not int or base < 2:
-        raise StateValueError(f"base={base!r}: give the number of parts of a loop, an int from 2 up.")
+def _check_base(name, base):
+    at_least(f"{name}: base", base, 2, "the number of parts of a loop")

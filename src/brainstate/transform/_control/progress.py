@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..._arrays import at_least
 from ..._compat import optional
 from ..._errors import StateValueError
 from ..._functions import named_after
@@ -31,8 +32,8 @@ class ProgressBar:
 
     Raises
     ------
-    StateValueError
-        If ``freq`` is no positive int.
+    StateTypeError, StateValueError
+        If ``freq`` is not a positive int.
 
     Examples
     --------
@@ -45,8 +46,7 @@ class ProgressBar:
     desc: str | None = None
 
     def __post_init__(self):
-        if self.freq is not None and (type(self.freq) is not int or self.freq < 1):
-            raise StateValueError(f"freq={self.freq!r}: give a number of iterations, an int from 1 up, or None.")
+        at_least("ProgressBar: freq", self.freq, 1, "a number of iterations", none="a hundredth of the loop")
 
 
 class _Bar:

@@ -14,7 +14,6 @@ created inside, outlives the call    as if declared with axis 0
 The function is staged on one lane, which shows the States it uses, and what was staged is handed to ``jax.vmap``.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
+from ..._arrays import at_least, layout
 from ..._copies import Remade
 from ..._errors import BatchAxisError, StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after
@@ -29,10 +29,10 @@ from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
 from ..._seam.staging import Restart, caught, stage
 from .._select_states import draws, listed, owns_states
-from .._wrapper import resemble
+from .._wrapper import or_decorator, resemble
 from .loops import for_loop, loop_length, sliced
 
-__all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
+__all__ = ["NO_AXES", "Mapped", "map", "vmap", "vmap_new_states"]
 
 _REDUCTIONS = {
     "stack": lambda lanes: lanes,
@@ -74,8 +74,8 @@ class _Axes:
 class _Lane(Scope):
     """A staging scope that shows one lane of the States that have an axis."""
 
-    def __init__(self, axis_of):
-        super().__init__("vmap", stages=True)
+    def __init__(self, name, axis_of):
+        super().__init__(name, stages=True)
         self.axis_of = axis_of
 
     def _types(self, state, leaves):
@@ -87,7 +87,7 @@ class _Lane(Scope):
 def _without(state, axis, aval):
     if not -aval.ndim <= axis < aval.ndim:
         raise StateValueError(
-            f"{state.describe()} is declared with axis {axis} and holds {aval.str_short()}, which has no such axis."
+            f"{state.describe()} is declared with axis {axis} and holds {layout(aval)}, which has no such axis."
         )
     axis %= aval.ndim
     return mapped_aval(aval.shape[axis], axis, aval)
@@ -126,6 +126,9 @@ def _is_returned(leaf) -> bool:
 jax.tree_util.register_pytree_node(_Returned, lambda returned: ((), returned), lambda returned, _: returned)
 
 
+NO_AXES = {"axis_name": None, "axis_size": None, "spmd_axis_name": None}  # the options of `vmap` left out
+
+
 class Mapped(Remade):
     """A function on many lanes; made by `vmap`."""
 
@@ -134,7 +137,8 @@ class Mapped(Remade):
     def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
         check_function("vmap maps a function", fn)
         jax.vmap(fn, in_axes=tuple(in_axes) if isinstance(in_axes, list) else in_axes, out_axes=out_axes)  # checks them
-        self._parts = fn, in_axes, out_axes, in_states, out_states, new_axis, options
+        self._parts = {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+        self._parts |= {"new_axis": new_axis, "options": options}
         self.fn, self.out_axes, self.options, self.new_axis = fn, out_axes, options, new_axis
         self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         self.axis_in = _Axes("in_states", in_states)
@@ -184,7 +188,7 @@ class Mapped(Remade):
 
     def with_new_axis(self, axis):
         """Return this with the lanes of new States along ``axis``."""
-        return type(self)(*self._parts[:5], axis, self._parts[6])
+        return type(self)(self.fn, **{**self._parts, "new_axis": axis})
 
     def _stage(self, args, kwargs, size):
         def wrapped(*args, **kwargs):
@@ -194,7 +198,7 @@ class Mapped(Remade):
         wrapped = named_after(wrapped, self.fn, same_arguments=True)
 
         def probe(args, kwargs):
-            raise Restart(stage(wrapped, args, kwargs, name="vmap", scope=_Lane(self.axis_in)))
+            raise Restart(stage(wrapped, args, kwargs, name=self.name, scope=_Lane(self.name, self.axis_in)))
 
         options = {**self.options, "axis_size": size}
         return caught(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
@@ -264,7 +268,7 @@ class Mapped(Remade):
             try:
                 types(i, 0 if isinstance(axis, str) else axis)
             except ValueError as error:
-                lanes = jax.tree.map(lambda t: f"{t.dtype}{list(t.shape)}", types(i, 0))
+                lanes = jax.tree.map(layout, types(i, 0))
                 if axis is not None:
                     raise StateValueError(
                         f"{state.describe()} is declared with axis {axis}, and what the lanes write has no such axis: "
@@ -280,7 +284,7 @@ class Mapped(Remade):
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self.fn.__get__(instance, owner), *self._parts[1:])
+        return type(self)(self.fn.__get__(instance, owner), **self._parts)
 
 
 def _reduced(state, reduction, lanes):
@@ -347,7 +351,7 @@ def vmap(
     """
     options = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     parts = in_axes, out_axes, in_states, out_states, 0, options
-    return Mapped(fn, *parts) if fn is not None else lambda fn: Mapped(fn, *parts)
+    return or_decorator(fn, lambda fn: Mapped(fn, *parts))
 
 
 def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any) -> Any:
@@ -378,14 +382,13 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     >>> run(jnp.ones(2)).shape
     (5, 3)
     """
-    if fn is None:
-        return functools.partial(vmap_new_states, axis=axis, **options)
-    return vmap(fn, **options).with_new_axis(axis)
+    return or_decorator(fn, lambda fn: vmap(fn, **options).with_new_axis(axis))
 
 
 class _MappedAgain(Mapped):
     """Lanes of a function that is staged by the first call only: all calls are alike but for the number of lanes."""
 
+    name = "map"
     _staged = None
 
     def _stage(self, args, kwargs, size):
@@ -413,8 +416,8 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
 
     Raises
     ------
-    StateValueError
-        If ``batch_size`` is no positive int.
+    StateTypeError, StateValueError
+        If ``batch_size`` is not a positive int.
 
     Examples
     --------
@@ -424,13 +427,12 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     """
     if batch_size is None:
         return sliced("map", f, xs)
-    if type(batch_size) is not int or batch_size < 1:
-        raise StateValueError(f"map: batch_size={batch_size!r}: give the number of slices at once, an int from 1 up.")
+    at_least("map: batch_size", batch_size, 1, "the number of slices at once")
     count = loop_length("map", xs, None)
     full = count // batch_size * batch_size
     if not count:
         return sliced("map", f, xs)
-    lanes = _MappedAgain(f, 0, 0, None, None, 0, {"axis_name": None, "axis_size": None, "spmd_axis_name": None})
+    lanes = _MappedAgain(f, 0, 0, None, None, 0, NO_AXES)
     if not full:
         return lanes(*xs)
     cut = jax.tree.map(lambda x: jnp.reshape(x[:full], (-1, batch_size, *x.shape[1:])), xs)

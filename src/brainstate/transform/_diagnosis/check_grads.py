@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from ..._arrays import differentiable
+from ..._arrays import at_least, differentiable
 from ..._errors import GradientCheckError, StateValueError
 from ..._functions import boundary
 from ..._seam.scope import Scope
@@ -41,7 +41,7 @@ from .flat_function import call_plainly, is_python, pulled, random_like, settled
 
 __all__ = ["check_grads"]
 
-_MODES = ("fwd", "rev")
+_MODE_NAMES = ("fwd", "rev")
 _CLOSER = 64  # divides the step, to tell a kink at the point from one nearby
 _OWN = 1974  # keeps the directions of seed 0 apart from parameters that a user draws with default_rng(0)
 _OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step; the spread of their differences estimates the error
@@ -77,12 +77,12 @@ def _difference(wanted, got) -> str | None:
     if jax.tree.structure(wanted) != jax.tree.structure(got):
         return f" has the structure {jax.tree.structure(got)}, not {jax.tree.structure(wanted)}"
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(got), strict=True):
-        if not _equal(a, b):
-            return f"{jax.tree_util.keystr(path)} is {_short(b)}, not {_short(a)}"
+        if not _same_values(a, b):
+            return f"{jax.tree_util.keystr(path)} is {_digits(b)}, not {_digits(a)}"
     return None
 
 
-def _equal(a, b) -> bool:
+def _same_values(a, b) -> bool:
     if not valid_jaxtype(a) or not valid_jaxtype(b):
         return a is b or bool(np.all(a == b))
     if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
@@ -101,7 +101,7 @@ def _unit(leaves) -> float:
     return max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in leaves)
 
 
-def _short(value) -> str:
+def _digits(value) -> str:
     if not valid_jaxtype(value):
         return repr(value)
     return np.array2string(np.asarray(value), precision=6, threshold=6, edgeitems=3).replace("\n", "")
@@ -139,7 +139,7 @@ def _draw(subject, value, settings, number) -> tuple[list, list]:
     return random_like(rng, subject.leaves), random_like(rng, value)
 
 
-def _inner(xs, ys) -> np.ndarray:
+def _inner_product(xs, ys) -> np.ndarray:
     """Return the terms of the real inner product of two lists of arrays."""
     return np.concatenate([np.real(np.conj(wide(x)) * wide(y)).ravel() for x, y in zip(xs, ys, strict=True)])
 
@@ -341,9 +341,8 @@ def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[t
         if any(w.any() for w in wrong):
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
     if "rev" in settings.modes:
-        terms = _inner(cotangent, slopes)
-        # <Jᵀ c, v> = <c, J v>: the gradient along the direction against the slopes weighted by the cotangent.
-        product, slope = _inner(probe.gradient, probe.direction).sum(), terms.sum()
+        terms = _inner_product(cotangent, slopes)
+        product, slope = _inner_product(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
         limits = [settings.allowed(s, s, x, n) + u for s, x, n, u in given]
         limits = [limit * np.abs(wide(c)) for limit, c in zip(limits, cotangent, strict=True)]
@@ -366,7 +365,7 @@ def _cause(mode, wrong, finding, settings) -> str:
     """Guess the cause of a wrong derivative from the modes that are wrong, and from the numbers."""
     if not settings.double and abs(finding.derivative - finding.difference) < 10 * finding.allowed:
         return "rounding, perhaps, since the numbers are close: float64=True tells"
-    if set(settings.modes) == set(_MODES) and len(wrong) == 1:
+    if set(settings.modes) == set(_MODE_NAMES) and len(wrong) == 1:
         other = "reverse" if mode == "fwd" else "forward"
         return f"a custom rule, or a transpose: the {other} derivative is right"
     if finding.derivative == 0:
@@ -383,7 +382,7 @@ def _report(subject, settings, finding, direction, number, guilty) -> GradientCh
     }.get(finding.kind, f"the {finding.kind} derivative{subject.label} is wrong")
     lines = [f"{what}.", f"  output          {finding.output}", f"  direction       {number} of seed {settings.seed}"]
     for i, own in guilty[:5]:
-        lines.append(f"  with respect to {subject.inputs[i]}, along {_short(direction[i])}:")
+        lines.append(f"  with respect to {subject.inputs[i]}, along {_digits(direction[i])}:")
         lines.append(f"    {first} {own.derivative:.8g}, {second} {own.difference:.8g}")
     if len(guilty) > 5:
         lines.append(f"    and {len(guilty) - 5} more")
@@ -395,7 +394,7 @@ def _report(subject, settings, finding, direction, number, guilty) -> GradientCh
     return GradientCheckError("\n".join(lines))
 
 
-def _check(subject, settings, order) -> None:
+def _check_order(subject, settings, order) -> None:
     """Check ``subject`` along random directions, then its derivatives up to ``order``."""
     value, _ = subject.call(subject.leaves)
     here = [wide(out) for out in value]
@@ -428,15 +427,14 @@ def _check(subject, settings, order) -> None:
     if order > 1:
         direction, cotangent = _draw(subject, value, settings, 0)
         for derivative in subject.derivatives(settings.modes, direction, cotangent):
-            _check(derivative, settings, order - 1)
+            _check_order(derivative, settings, order - 1)
 
 
 def _check_options(order, modes, directions) -> tuple[str, ...]:
-    for name, value in (("order", order), ("directions", directions)):
-        if type(value) is not int or value < 1:
-            raise StateValueError(f"check_grads: {name}={value!r}: give an int from 1 up.")
+    at_least("check_grads: order", order, 1, "the order of the highest derivative")
+    at_least("check_grads: directions", directions, 1, "the number of random directions")
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
-    if not modes or set(modes) - set(_MODES):
+    if not modes or set(modes) - set(_MODE_NAMES):
         raise StateValueError(f"check_grads: modes={modes!r}: give 'fwd', 'rev', or both.")
     return modes
 
@@ -530,4 +528,4 @@ def check_grads(
         absolute = unit ** (2 / 3) if atol is None else atol
         settings = _Settings(modes, step, absolute, relative, unit, directions, seed)
         _check_effects(subject, plain, settings)
-        _check(subject, settings, order)
+        _check_order(subject, settings, order)

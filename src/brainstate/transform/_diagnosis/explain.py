@@ -1,9 +1,12 @@
-"""``explain``: what the gradient of each State and argument is like, and where it is zero, why.
+"""``explain``: a report on the gradient of each State and argument, and the reason where it is zero.
 
-Whether a value can have a gradient at all is read from the program: a walk along its operations notes for each
-intermediate result from which inputs it depends, and in which *way*: smoothly, behind a ``stop_gradient``, or
-through something discrete (an integer, a comparison, rounding). What is zero in spite of a smooth way is zero by
-its numbers: at points nearby too (a dead unit), or only here.
+Whether a value can have a gradient at all is read from the traced program. A walk along its equations notes for each
+intermediate value the inputs that it depends on, by the kind of *path* that leads there: smooth, through a
+``stop_gradient``, or discrete (through an integer, a comparison, a rounding). A gradient that is zero although a
+smooth path leads there is zero because of the numbers: at points nearby too (a dead unit), or only here.
+
+A value has one path of each kind at most: the walk does not count paths, it unites the inputs that they come from. So
+the paths through a loop are a fixed point, which is reached as soon as an iteration adds no input.
 """
 
 import html
@@ -17,9 +20,9 @@ import numpy as np
 from jax.extend.core import Literal, valid_jaxtype
 
 from ..._arrays import differentiable
-from ..._compat import scan_inputs
 from ..._functions import boundary
-from ..._program.interpret import interpret
+from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixed_point
+from ..._program.interpret import interpret, open_jaxpr
 from ..._seam.scope import Scope
 from ..._seam.staging import stage
 from .flat_function import random_like, settled, subject_of
@@ -37,73 +40,67 @@ _HERE = "only numerically zero here"
 _STEPS = frozenset({"argmax", "argmin", "ceil", "floor", "is_finite", "round", "sign"})
 
 
-# ------------------------------------------------------------------------------------------ ways through a program
+# ------------------------------------------------------------------------------------ paths through a program
 
 
-class _Ways(NamedTuple):
-    """The inputs that a value depends on, by the way from there."""
+class _Paths(NamedTuple):
+    """The inputs that a value depends on, by the kind of path from there."""
 
     smooth: frozenset = frozenset()
     stopped: frozenset = frozenset()
     discrete: frozenset = frozenset()
 
 
-def _merged(many) -> _Ways:
-    return _Ways(*(frozenset().union(*kind) for kind in zip(*many, strict=True))) if many else _Ways()
+def _union(many) -> _Paths:
+    return _Paths(*(frozenset().union(*kind) for kind in zip(*many, strict=True))) if many else _Paths()
 
 
-def _discretely(ways) -> _Ways:
-    return _Ways(discrete=ways.smooth | ways.discrete, stopped=ways.stopped)
+def _as_discrete(paths) -> _Paths:
+    return _Paths(discrete=paths.smooth | paths.discrete, stopped=paths.stopped)
 
 
-def _flow(jaxpr, inputs) -> list[_Ways]:
-    """Return the ways to each output of ``jaxpr``."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return interpret(jaxpr, [_Ways()] * len(jaxpr.constvars), inputs, _through, lambda _: _Ways())
+def _follow(program, inputs) -> list[_Paths]:
+    """Return the paths to each output of a program, from those to its inputs."""
+    jaxpr = open_jaxpr(program)
+    return interpret(jaxpr, [_Paths()] * len(jaxpr.constvars), inputs, _follow_equation, lambda _: _Paths())
 
 
-def _through(eqn, ins) -> list[_Ways]:
-    """Return the ways to each result of an operation, from those to its operands."""
-    params, name = eqn.params, eqn.primitive.name
-    if name == "scan":
-        constants, first, _ = scan_inputs(params, ins)
-        end = len(constants) + len(first)
-        return _looped(lambda now: _flow(params["jaxpr"], now), ins, len(constants), end)
-    if name == "while":
-        return _while(params, ins)
-    if name == "cond":
-        outs = [_flow(branch, ins[1:]) for branch in params["branches"]]
-        return [_merged([*many, _discretely(ins[0])]) for many in zip(*outs, strict=True)]
-    inner = params.get("jaxpr", params.get("call_jaxpr"))
-    if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(ins):
-        return _flow(inner, ins)
-    together = _merged(ins)
-    if name == "stop_gradient":
-        together = _Ways(stopped=together.smooth | together.stopped, discrete=together.discrete)
-    elif name in _STEPS:
-        together = _discretely(together)
-    return [together if jnp.issubdtype(v.aval.dtype, jnp.inexact) else _discretely(together) for v in eqn.outvars]
+def _follow_equation(eqn, ins) -> list[_Paths]:
+    """Return the paths to each result of an equation, from those to its operands."""
+    match control_flow(eqn):
+        case Call(body=body):
+            return _follow(body, ins)
+        case Cond(branches=branches):
+            number, *operands = ins
+            outs = [_follow(branch, operands) for branch in branches]
+            return [_union([*many, _as_discrete(number)]) for many in zip(*outs, strict=True)]
+        case Scan() as loop:
+            constants, carry, xs = loop.split(ins)
+            carry = fixed_point(lambda now: _unions(now, _follow(loop.body, [*constants, *now, *xs])), carry)
+            outs = _follow(loop.body, [*constants, *carry, *xs])
+            return outs if loop.length else [*carry, *outs[loop.carried :]]
+        case While() as loop:
+            return _follow_while(loop, *loop.split(ins))
+    together = _union(ins)
+    if eqn.primitive.name == "stop_gradient":
+        together = _Paths(stopped=together.smooth | together.stopped, discrete=together.discrete)
+    elif eqn.primitive.name in _STEPS:
+        together = _as_discrete(together)
+    return [together if jnp.issubdtype(v.aval.dtype, jnp.inexact) else _as_discrete(together) for v in eqn.outvars]
 
 
-def _looped(body, ins, first, last) -> list[_Ways]:
-    """Follow a loop that carries the inputs from ``first`` to ``last`` until nothing is added."""
-    ins = list(ins)
-    while True:
-        outs = body(ins)
-        carried = [_merged([old, new]) for old, new in zip(ins[first:last], outs, strict=False)]
-        if carried == ins[first:last]:
-            return [*carried, *outs[last - first :]]
-        ins[first:last] = carried
+def _unions(carry, outs) -> list[_Paths]:
+    """Add to each carry the paths to the result of an iteration that is the next."""
+    return [_union([now, out]) for now, out in zip(carry, outs, strict=False)]
 
 
-def _while(params, ins) -> list[_Ways]:
-    n, m = params["cond_nconsts"], params["body_nconsts"]
+def _follow_while(loop, test_constants, constants, carry) -> list[_Paths]:
+    def step(now):
+        # Each carry depends on the number of iterations, and so on the inputs of the test: discretely.
+        end = _as_discrete(_follow(loop.test, [*test_constants, *now])[0])
+        return [_union([out, end]) for out in _unions(now, _follow(loop.body, [*constants, *now]))]
 
-    def body(now):
-        ends = _discretely(_flow(params["cond_jaxpr"], [*ins[:n], *now[m:]])[0])
-        return [_merged([out, ends]) for out in _flow(params["body_jaxpr"], now)]
-
-    return _looped(body, ins[n:], m, len(ins) - n)
+    return fixed_point(step, carry)
 
 
 # ------------------------------------------------------------------------------------------ the report
@@ -111,7 +108,7 @@ def _while(params, ins) -> list[_Ways]:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one differentiated array."""
+    """The report on the gradient of one array."""
 
     name: str
     read: bool
@@ -158,8 +155,8 @@ class Explanation:
         return f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _gradient(subject, leaves, seed) -> list[np.ndarray]:
-    """Return the gradient at ``leaves``: of a real scalar as it is, of anything else along a random cotangent."""
+def _gradient_at(subject, leaves, seed) -> list[np.ndarray]:
+    """Return the gradient at ``leaves``: of a real scalar itself, of anything else for a random cotangent."""
     value, pull, _ = jax.vjp(subject.call, leaves, has_aux=True)
     rng = np.random.default_rng(seed)
     single = len(value) == 1 and jnp.shape(value[0]) == () and not jnp.iscomplexobj(value[0])
@@ -167,8 +164,8 @@ def _gradient(subject, leaves, seed) -> list[np.ndarray]:
     return [np.asarray(g) for g in pull(cotangent)[0]]
 
 
-def _nearby(subject, seed, points=4) -> list[bool]:
-    """Tell for each leaf whether its gradient is zero at all of some points around."""
+def _is_zero_nearby(subject, seed, points=4) -> list[bool]:
+    """Tell for each leaf whether its gradient is zero at several points nearby."""
     zero = [True] * len(subject.leaves)
     for n in range(1, points + 1):
         rng, leaves = np.random.default_rng((seed, n)), []
@@ -176,12 +173,12 @@ def _nearby(subject, seed, points=4) -> list[bool]:
         for leaf, move in zip(arrays, random_like(rng, arrays), strict=True):
             size = float(jnp.sqrt(jnp.mean(jnp.abs(leaf) ** 2))) or 1.0
             leaves.append(leaf + 0.01 * size * move)
-        zero = [was and not g.any() for was, g in zip(zero, _gradient(subject, leaves, seed), strict=True)]
+        zero = [was and not g.any() for was, g in zip(zero, _gradient_at(subject, leaves, seed), strict=True)]
     return zero
 
 
-def _program(subject):
-    """Return the jaxpr of the value, and for each leaf whether the State it belongs to is written."""
+def _trace(subject):
+    """Return the jaxpr, the number of its outputs that are the value, and for each leaf if its State is written."""
     written = []
 
     def run(leaves):
@@ -208,14 +205,15 @@ def explain(
     Parameters
     ----------
     f : callable
-        The function; ``jit`` must be able to trace it. If it returns no real scalar, the gradient is that of a
-        product with random numbers. No State changes, and random numbers are those that the next call will draw.
+        The function; ``jit`` must be able to trace it. If it does not return a real scalar, the gradient is that of the
+        product of its result with random numbers. No State changes: the function draws the random numbers that its
+        next call will draw.
     *args : pytree
         Its arguments.
     grad_states, argnums
-        See `GradientTransform`; without both, every argument that holds floating or complex values only.
+        See `GradientTransform`. If both are left out: every argument that holds only floating or complex values.
     seed : int
-        Where the random numbers, and those for points nearby, come from.
+        Seed of the random numbers of the product, and of those for points nearby.
 
     Returns
     -------
@@ -227,7 +225,7 @@ def explain(
     Raises
     ------
     StateTypeError, StateValueError
-        If the function or what is to be differentiated cannot be used, as in `GradientTransform`.
+        If the function, or a value to differentiate, cannot be used; as in `GradientTransform`.
 
     Examples
     --------
@@ -241,22 +239,22 @@ def explain(
     settled("explain", f, args)
     with Scope("explain"):
         subject = subject_of("explain", f, args, grad_states, argnums)
-        jaxpr, outputs, written = _program(subject)
-        ways = _merged(_flow(jaxpr, [_Ways(frozenset([i])) for i in range(len(subject.leaves))])[:outputs])
+        jaxpr, outputs, written = _trace(subject)
+        paths = _union(_follow(jaxpr, [_Paths(frozenset([i])) for i in range(len(subject.leaves))])[:outputs])
         used = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
         used.update(v for v in jaxpr.outvars[:outputs] if not isinstance(v, Literal))
-        gradient = _gradient(subject, subject.leaves, seed)
-        unexplained = [i for i, g in enumerate(gradient) if i in ways.smooth and not g.any()]
-        dead = _nearby(subject, seed) if unexplained else []
+        gradient = _gradient_at(subject, subject.leaves, seed)
+        unexplained = [i for i, g in enumerate(gradient) if i in paths.smooth and not g.any()]
+        dead = _is_zero_nearby(subject, seed) if unexplained else []
     rows = []
     for i, (name, g) in enumerate(zip(subject.inputs, gradient, strict=True)):
         read = jaxpr.invars[i] in used
         if g.any():
             cause = ""
-        elif i in ways.smooth:
+        elif i in paths.smooth:
             cause = _DEAD if dead[i] else _HERE
-        elif i in ways.stopped or i in ways.discrete:
-            cause = _STOPPED if i in ways.stopped else _DISCRETE
+        elif i in paths.stopped or i in paths.discrete:
+            cause = _STOPPED if i in paths.stopped else _DISCRETE
         else:
             cause = _ASIDE if read else _OVERWRITTEN if written[i] else _NEVER
         rows.append(_row(name, read, written[i], subject.leaves[i], g, cause))

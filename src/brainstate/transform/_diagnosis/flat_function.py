@@ -15,7 +15,7 @@ import numpy as np
 from ..._arrays import differentiable
 from ..._errors import StateTypeError, StateValueError
 from ..._seam.packing import Writes
-from ..._seam.scope import Cell, Scope, commit, is_tracer, refuse_states
+from ..._seam.scope import Cell, Scope, commit, is_tracer, run
 from .._first_order.pure_function import PureFunction, check_argnums, names_of
 from .._select_states import owns_states
 
@@ -49,10 +49,8 @@ def random_like(rng: np.random.Generator, leaves: list) -> list:
 
 def call_plainly(name, fun, args) -> tuple[Any, Writes, int]:
     """Call ``fun`` as a user does, commit nothing, and return ``(out, Writes, number of States born)``."""
-    with Scope(name) as scope:
-        out = fun(*args)
-        refuse_states(out, f"results of a function under {name}")
-        writes = scope.close()
+    scope = Scope(name)
+    out, writes = run(scope, fun, *args)
     return out, writes, len(scope.born)
 
 

@@ -11,20 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._arrays import differentiable
-from ..._errors import StateTypeError, StateValueError
+from ..._arrays import at_least, combine, differentiable, layout, partition
+from ..._errors import StateTypeError
 
 __all__ = ["check_chunk_size", "chunked_jacfwd", "chunked_jacrev", "count", "unit"]
 
 
 def check_chunk_size(name: str, chunk_size: Any) -> None:
     """Refuse a ``chunk_size`` that is neither None nor an int from 1 up."""
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-        kind = StateValueError if type(chunk_size) is int else StateTypeError
-        raise kind(
-            f"{name}: chunk_size={chunk_size!r}: give the number of directions or examples at once, an int from 1 up, "
-            f"or None for all."
-        )
+    at_least(f"{name}: chunk_size", chunk_size, 1, "the number of directions or examples at once", none="all")
 
 
 def count(leaves) -> int:
@@ -46,7 +41,7 @@ def unit(leaves, i) -> list:
     return parts
 
 
-def _stacked(line, over, size):
+def _map_units(line, over, size):
     """Return ``line(unit vector)`` for each unit vector of the space of ``over``, at most ``size`` at once."""
     return jax.lax.map(lambda i: line(unit(over, i)), jnp.arange(count(over)), batch_size=size)
 
@@ -78,7 +73,7 @@ def _check_kind(name, what, leaves, wanted):
             holomorphic = ", as holomorphic=True promises" if wanted is jnp.complexfloating else ""
             raise StateTypeError(
                 f"{name} wants {what} of a {'complex' if holomorphic else 'real floating'} type{holomorphic}; one is "
-                f"{jax.typeof(leaf).str_short()}."
+                f"{layout(leaf)}."
             )
 
 
@@ -88,22 +83,14 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
 
     def wrapped(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
-        # Integer leaves have no cotangent to stack: they stay fixed, and their blocks are filled with zeros.
-        moving = [i for i, leaf in enumerate(leaves) if differentiable(leaf)]
-
-        def of_moving(values):
-            full = list(leaves)
-            for i, value in zip(moving, values, strict=True):
-                full[i] = value
-            return fun(treedef.unflatten(full), *rest, **kwargs)
-
+        moving, fixed = partition(diff, differentiable)
         if holomorphic:
             _check_kind("jacrev", "inputs", leaves, jnp.complexfloating)
-        value, pull, aux = jax.vjp(of_moving, [leaves[i] for i in moving], has_aux=True)
+        value, pull, aux = jax.vjp(lambda moved: fun(combine(moved, fixed), *rest, **kwargs), moving, has_aux=True)
         outs, out_tree = jax.tree.flatten(value)
         _check_kind("jacrev", "outputs", outs, jnp.complexfloating if holomorphic else jnp.floating)
-        rows = _stacked(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
-        cut = {i: _cut(lines, outs) for i, lines in zip(moving, rows, strict=True)}
+        rows = _map_units(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
+        cut = {i: _cut(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
         blocks = [
             treedef.unflatten(
                 [cut[i][k] if i in cut else _zeros(out, leaf, jax.typeof(leaf).dtype) for i, leaf in enumerate(leaves)]
@@ -132,7 +119,7 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
             slopes = jax.tree.leaves(push(treedef.unflatten(column)))
             return {k: slopes[k] for k in moved}
 
-        columns = _stacked(line, leaves, chunk_size)
+        columns = _map_units(line, leaves, chunk_size)
         blocks = [
             _last(columns[k], leaves)
             if k in columns

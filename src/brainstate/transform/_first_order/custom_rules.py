@@ -7,7 +7,6 @@ place: JAX sees ``jax.custom_vjp`` of a function of ``(values, *args)``. Without
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +14,11 @@ import jax
 
 from ..._copies import Remade
 from ..._errors import StateValueError
-from ..._functions import boundary, check_function, signature_of
-from ..._seam.scope import Scope, differentiated, gather
+from ..._functions import boundary, check_function, positional_parameters, signature_of, with_leading
+from ..._seam.scope import Scope, differentiated, gather, run
 from ..._seam.tokens import deferred, outside_rule
-from .._compile.signature import most_positional
-from .._select_states import select
-from .._wrapper import resemble
+from .._select_states import select_states
+from .._wrapper import or_decorator, resemble
 from .pure_function import check_argnums
 
 __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp"]
@@ -48,32 +46,32 @@ class _Custom(Remade):
 
     name: str
     rule_method: str
+    of_jax: Any  # the class of JAX with this name
 
-    def __init__(self, fun, states, jax_custom, nondiff_argnums, nondiff_argnames):
+    def __init__(self, fun, states, nondiff_argnums, nondiff_argnames):
         check_function(f"{self.name} takes a function", fun)
-        numbers = _places(self.name, nondiff_argnums, fun)
+        numbers = _nondiff_positions(self.name, nondiff_argnums, fun)
         self.fun, self.states = fun, states
         if states is not None:
-            select(states)
+            select_states(states)
             numbers = tuple(n + 1 for n in numbers)  # JAX counts the declared values as argument 0
         # Without declared States, JAX sees the signature of `fun` itself.
         pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
-        self._ruled = jax_custom(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
+        self._ruled = self.of_jax(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
         resemble(self, fun)
 
     def _pure(self, values, *args):
-        selection = select(self.states)
+        selection = select_states(self.states)
         flat = selection.treedef.flatten_up_to(values)
         return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 
     def _guarded(self, fun, values=None):
         """Return ``fun`` in a scope with these values of the declared States; reads of others and writes are errors."""
 
-        @functools.wraps(fun, updated=())  # without `updated=()` it would have the attributes of a callable Module
-        def run(*args, **kwargs):
-            with _Ruled(self.name, values or {}, frozen=False) as scope:
-                out, writes = fun(*args, **kwargs), scope.close()
+        @functools.wraps(fun, updated=())
+        def guarded(*args, **kwargs):
+            out, writes = run(_Ruled(self.name, values or {}, frozen=False), fun, *args, **kwargs)
             for state in writes.states:
                 raise StateValueError(
                     f"{state.describe()} is written by a function under {self.name}: a rule has no place for writes. "
@@ -81,7 +79,7 @@ class _Custom(Remade):
                 )
             return out
 
-        return run
+        return guarded
 
     @boundary
     def __call__(self, *args, **kwargs):
@@ -90,18 +88,19 @@ class _Custom(Remade):
             raise StateValueError(f"no rule is defined yet: call {self.rule_method} of the function first.")
         if self.states is None:
             return self._ruled(*args, **kwargs)
-        selection = select(self.states)
+        selection = select_states(self.states)
         return self._ruled(selection.treedef.unflatten(gather(selection.states)), *args, **kwargs)
 
 
-def _places(name, numbers, fun) -> tuple[int, ...]:
+def _nondiff_positions(name, numbers, fun) -> tuple[int, ...]:
     """Return ``nondiff_argnums`` as a tuple; JAX takes no negative ones."""
     try:
         found = check_argnums(numbers)
     except StateValueError:
         found = None
     found = (found,) if isinstance(found, int) else found
-    if found is None or any(n < 0 or n >= most_positional(fun) for n in found):
+    names, more = positional_parameters(signature_of(fun))
+    if found is None or any(n < 0 or (n >= len(names) and not more) for n in found):
         raise StateValueError(
             f"{name}: nondiff_argnums={numbers!r}: give the positions of the arguments that have no derivative, ints "
             f"from 0 up in a tuple, each once and none beyond the arguments of the function."
@@ -111,19 +110,17 @@ def _places(name, numbers, fun) -> tuple[int, ...]:
 
 def _with_values(fun, pure):
     """Return ``pure`` with a signature, by which JAX resolves keywords: its first argument, then those of ``fun``."""
-    run: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
+    renamed: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
     if signature is not None:
-        longest = max(map(len, signature.parameters), default=0)  # a longer name collides with no parameter
-        first = inspect.Parameter("_" * longest + "_values", inspect.Parameter.POSITIONAL_ONLY)
-        run.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
-    return run
+        renamed.__signature__ = with_leading(signature, ["values"])
+    return renamed
 
 
 class CustomVJP(_Custom):
     """A function with its own reverse-mode rule; made by `custom_vjp`."""
 
-    name, rule_method = "custom_vjp", "defvjp(fwd, bwd)"
+    name, rule_method, of_jax = "custom_vjp", "defvjp(fwd, bwd)", jax.custom_vjp
 
     def defvjp(
         self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, optimize_remat: bool = False, **options: Any
@@ -137,7 +134,7 @@ class CustomVJP(_Custom):
 class CustomJVP(_Custom):
     """A function with its own forward-mode rule; made by `custom_jvp`."""
 
-    name, rule_method = "custom_jvp", "defjvp(rule)"
+    name, rule_method, of_jax = "custom_jvp", "defjvp(rule)", jax.custom_jvp
 
     def defjvp(self, rule: Callable, symbolic_zeros: bool = False) -> Callable:
         """Set the rule, as ``defjvp`` of ``jax.custom_jvp``; see `custom_jvp`. Returns the rule."""
@@ -202,10 +199,7 @@ def custom_vjp(
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
-    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    if fun is None:
-        return functools.partial(custom_vjp, states=states, **options)
-    return CustomVJP(fun, states, jax.custom_vjp, **options)
+    return or_decorator(fun, lambda fun: CustomVJP(fun, states, nondiff_argnums, nondiff_argnames))
 
 
 def custom_jvp(
@@ -249,7 +243,4 @@ def custom_jvp(
     >>> [float(g) for g in brainstate.transform.grad(f, w, 0)(3.0)]
     [30.0, 2.0]
     """
-    options = {"nondiff_argnums": nondiff_argnums, "nondiff_argnames": nondiff_argnames}
-    if fun is None:
-        return functools.partial(custom_jvp, states=states, **options)
-    return CustomJVP(fun, states, jax.custom_jvp, **options)
+    return or_decorator(fun, lambda fun: CustomJVP(fun, states, nondiff_argnums, nondiff_argnames))

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._errors import StateTypeError, StateValueError
+from ..._arrays import at_least, is_real_scalar, scalar_in_words
+from ..._errors import StateValueError
 from .._random_keys import with_key
-from .gradients import derivative, is_scalar, shapes_of
+from .gradients import derivative
 
 __all__ = ["fwd_grad"]
 
@@ -31,8 +32,8 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
             tangents = [_normal(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
             primals, directions = (diff,), (treedef.unflatten(tangents),)
             value, slope, aux = jax.jvp(lambda d: fun(d, *rest, **kwargs), primals, directions, has_aux=True)
-            if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-                kind = jax.typeof(value).dtype if is_scalar(value) else f"of shape {shapes_of(value)}"
+            if not is_real_scalar(value):
+                kind = scalar_in_words(value)
                 raise StateValueError(f"fwd_grad needs a real scalar output of a floating type, the output is {kind}.")
             if drct_der_clip is not None:
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
@@ -97,7 +98,7 @@ def fwd_grad(
     Raises
     ------
     StateTypeError, StateValueError
-        If ``tangent_size`` is not a positive int, or the output is not a real scalar.
+        If ``tangent_size`` is not a positive int, or the output not a scalar.
 
     Examples
     --------
@@ -106,9 +107,7 @@ def fwd_grad(
     >>> bool(jnp.allclose(estimate(jnp.array([1.0, -2.0])), jnp.array([2.0, -4.0]), atol=0.5))
     True
     """
-    if tangent_size is not None and (type(tangent_size) is not int or tangent_size < 1):
-        kind = StateValueError if type(tangent_size) is int else StateTypeError
-        raise kind(f"tangent_size={tangent_size!r}: give the number of directions, an int from 1 up, or None.")
+    at_least("fwd_grad: tangent_size", tangent_size, 1, "the number of directions", none="one")
     params = {"tangent_size": tangent_size, "drct_der_clip": drct_der_clip, "key": key}
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    return derivative(_fwd_grad_transform, fun, grad_states, argnums, params, **options)
+    return derivative("fwd_grad", _fwd_grad_transform, fun, grad_states, argnums, params, **options)

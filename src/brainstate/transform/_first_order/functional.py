@@ -14,15 +14,15 @@ from jax.extend.core import valid_jaxtype
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import named_after
 from ..._seam.packing import Writes
-from ..._seam.scope import Scope, commit, gather, refuse_states
+from ..._seam.scope import Scope, commit, gather, refuse_states, run
 from ..._seam.staging import stage
 from ..._state import State
-from .._select_states import select
+from .._select_states import select_states
 
 __all__ = ["functional", "substituted"]
 
 
-def _given(name, selection, values) -> dict:
+def _values_by_state(name, selection, values) -> dict:
     """Return {State: value} for ``values`` in the structure of the selected container."""
     try:
         flat = selection.treedef.flatten_up_to(values)
@@ -84,19 +84,16 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
         staged = stage(f, args, kwargs, name=name, dynamic=valid_jaxtype)
         # A State that the function creates is not an input: it belongs to the call that created it.
         born = set(staged.born)
-        selection = select(tuple(state for state in staged.used if state not in born), "states", State)
+        selection = select_states(tuple(state for state in staged.used if state not in born), "states", State)
     elif args or kwargs:
         raise StateTypeError(f"{name}: example arguments are for finding the States; here `states` says which.")
     else:
-        selection = select(states, "states", State)
+        selection = select_states(states, "states", State)
 
     def pure(values, /, *args, **kwargs):
-        given = _given(name, selection, values)
+        given = _values_by_state(name, selection, values)
         refuse_states((args, kwargs), f"arguments of a function made by {name}")
-        with Scope(name, given) as scope:
-            out = f(*args, **kwargs)
-            refuse_states(out, f"results of a function under {name}")
-            writes = scope.close()
+        out, writes = run(Scope(name, given), f, *args, **kwargs)
         new = dict(zip(writes.states, writes.values, strict=True))
         lost = [state.describe() for state in new if state not in given]
         if lost:
@@ -142,7 +139,7 @@ def substituted(states: Any, values: Any) -> Iterator[None]:
     >>> round(float(grad(after_a_step, w)()), 6), float(w.value)
     (1.28, 2.0)
     """
-    given = _given("substituted", select(states, "states", State), values)
+    given = _values_by_state("substituted", select_states(states, "states", State), values)
     with Scope("substituted", given) as scope:
         yield
         writes = scope.close()

@@ -20,7 +20,7 @@ from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Carried
 from ..._seam.scope import commit
-from .._nonfinite.check import Watch, watched
+from .._nonfinite.check import DerivativeCheck
 from .._wrapper import resemble
 from .pure_function import PureFunction, check_argnums
 
@@ -70,6 +70,8 @@ class GradientTransform(Remade):
         error names the line of the first operation that made it, forward or backward, in loops and branches too.
         Outside of other transforms the function runs a second time to find it; inside, it is traced, without Python
         control flow on values, and the check is made at run time. Costs nothing if False.
+    name : str, optional
+        The name of the derivative in messages; by default that of ``transform``.
 
     Raises
     ------
@@ -104,14 +106,12 @@ class GradientTransform(Remade):
         transform_params: dict[str, Any] | None = None,
         check_states: bool = True,
         debug_nan: bool = False,
+        name: str | None = None,
     ):
         numbers = check_argnums(argnums)
         self.target, self.transform, self.grad_states, self.argnums = target, transform, grad_states, numbers
-        self.return_value, self.has_aux, self.check_states = (
-            bool(return_value),
-            bool(has_aux),
-            bool(check_states),
-        )
+        self.return_value, self.has_aux = bool(return_value), bool(has_aux)
+        self.check_states, self.debug_nan = bool(check_states), bool(debug_nan)
         self.transform_params = dict(transform_params or {})
         if grad_states is None:
             numbers = 0 if numbers is None else numbers
@@ -119,31 +119,32 @@ class GradientTransform(Remade):
                 raise StateValueError("argnums=() and no grad_states: there is nothing to differentiate.")
         if not callable(transform):
             raise StateTypeError(f"the transform is {a_type(transform)}, which cannot be called.")
-        name = getattr(transform, "__name__", type(transform).__name__).removesuffix("_transform").strip("_")
+        self._name = getattr(transform, "__name__", type(transform).__name__) if name is None else name
         self._pure = PureFunction(
             target,
-            name,
+            self._name,
             grad_states,
             numbers,
             has_aux=self.has_aux,
-            keep_value=self.return_value,
+            keep_value=self.return_value or self.debug_nan,
             check_states=self.check_states,
             allow_int=self.transform_params.get("allow_int", False),
         )
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
-        # Runs instead of this one: with the value in the result, forward faults can be told from backward ones.
-        self._watched = self._like(target, return_value=True) if debug_nan else None
         resemble(self, target)
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return the derivative in the structure of the table; commit the writes of the function."""
-        return self.arranged(*self.parts(*args, **kwargs))
+        return self.arrange(*self.parts(*args, **kwargs))
 
     def parts(self, /, *args: Any, **kwargs: Any) -> tuple:
         """Return ``(derivative, value, aux)``, None for each not asked for; commit the writes of the function."""
-        if self._watched is not None:
-            return watched(Watch(repr(self), self._watched.parts, self._pure.inputs), args, kwargs)
+        if self.debug_nan:
+            return DerivativeCheck(self._parts, repr(self), self._pure.inputs).run(args, kwargs)
+        return self._parts(*args, **kwargs)
+
+    def _parts(self, /, *args, **kwargs):
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
@@ -155,7 +156,7 @@ class GradientTransform(Remade):
         commit(writes)
         return out[0], value, aux
 
-    def arranged(self, derivative: Any, value: Any, aux: Any) -> Any:
+    def arrange(self, derivative: Any, value: Any, aux: Any) -> Any:
         """Return the result of a call, from its parts."""
         result = (derivative, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else derivative
@@ -164,17 +165,13 @@ class GradientTransform(Remade):
         """Bind as a method: the derivative of the bound method."""
         if instance is None:
             return Unbound(self, owner)
-        return self._like(self.target.__get__(instance, owner), self.return_value, self._watched is not None)
+        make, (_, *options) = self._recipe()
+        return make(self.target.__get__(instance, owner), *options)
 
-    def _like(self, target, return_value, debug_nan=False):
-        return type(self)(*self._arguments(target, return_value, debug_nan))
-
-    def _arguments(self, target, return_value, debug_nan):
-        selected, more = (self.grad_states, self.argnums), (self.has_aux, self.transform_params, self.check_states)
-        return target, self.transform, *selected, return_value, *more, debug_nan
-
-    def _recipe(self):
-        return type(self), self._arguments(self.target, self.return_value, self._watched is not None)
+    def _recipe(self) -> tuple[Any, tuple]:
+        selected, wanted = (self.grad_states, self.argnums), (self.return_value, self.has_aux)
+        checks = self.check_states, self.debug_nan
+        return type(self), (self.target, self.transform, *selected, *wanted, self.transform_params, *checks, self._name)
 
     def __repr__(self) -> str:
         return repr(self._pure)

@@ -5,17 +5,16 @@ Without a function they return a decorator. Called outside ``jit`` they compile 
 concrete values, strings and callables as arguments, and live closures work as under the JAX function.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import valid_jaxtype
 
-from ..._arrays import differentiable
+from ..._arrays import differentiable, is_scalar, shapes_of
 from ..._errors import StateTypeError
+from .._wrapper import or_decorator
 from .chunked_jacobians import check_chunk_size, chunked_jacfwd, chunked_jacrev
 from .gradient_transform import GradientTransform
 
@@ -23,33 +22,18 @@ __all__ = [
     "derivative",
     "grad",
     "hessian",
-    "is_scalar",
     "jacfwd",
     "jacobian",
     "jacrev",
-    "shapes_of",
     "value_and_grad",
     "vector_grad",
 ]
 
 
-def derivative(transform, fun, grad_states, argnums, params=None, *, kind=GradientTransform, **options) -> Any:
-    """Return the `GradientTransform` of ``fun``, or a decorator if ``fun`` is None."""
-    if fun is None:
-        return functools.partial(
-            derivative, transform, grad_states=grad_states, argnums=argnums, params=params, kind=kind, **options
-        )
-    return kind(fun, transform, grad_states, argnums, transform_params=params, **options)
-
-
-def is_scalar(value) -> bool:
-    """Tell whether ``value`` is one number."""
-    return valid_jaxtype(value) and jnp.shape(value) == ()
-
-
-def shapes_of(value):
-    """Return ``value`` with each leaf replaced by its shape, or by its type if it is not an array; for messages."""
-    return jax.tree.map(lambda leaf: jnp.shape(leaf) if valid_jaxtype(leaf) else type(leaf).__name__, value)
+def derivative(name, transform, fun, grad_states, argnums, params=None, kind=GradientTransform, **options) -> Any:
+    """Return the `GradientTransform` of this name, or a decorator if ``fun`` is None."""
+    options |= {"name": name, "transform_params": params}
+    return or_decorator(fun, lambda fun: kind(fun, transform, grad_states, argnums, **options))
 
 
 def _grad_transform(fun, *, argnums, has_aux, **params):
@@ -146,18 +130,14 @@ def grad(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    return derivative(_grad_transform, fun, grad_states, argnums, params, **options)
+    return derivative("grad", _grad_transform, fun, grad_states, argnums, params, **options)
 
 
 class _ValueFirst(GradientTransform):
     """A gradient that returns ``(value, G)`` or ``((value, aux), G)``, as ``jax.value_and_grad`` does."""
 
-    def arranged(self, derivative, value, aux):
+    def arrange(self, derivative, value, aux):
         return ((value, aux) if self.has_aux else value), derivative
-
-
-def _value_and_grad_transform(fun, **params):
-    return _grad_transform(fun, **params)
 
 
 def value_and_grad(
@@ -198,7 +178,7 @@ def value_and_grad(
     """
     options = {"has_aux": has_aux, "return_value": True, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    return derivative(_value_and_grad_transform, fun, grad_states, argnums, params, kind=_ValueFirst, **options)
+    return derivative("value_and_grad", _grad_transform, fun, grad_states, argnums, params, _ValueFirst, **options)
 
 
 def vector_grad(
@@ -232,7 +212,7 @@ def vector_grad(
     [2.0, 4.0]
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    return derivative(_vector_grad_transform, fun, grad_states, argnums, **options)
+    return derivative("vector_grad", _vector_grad_transform, fun, grad_states, argnums, **options)
 
 
 def jacrev(
@@ -278,7 +258,7 @@ def jacrev(
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     check_chunk_size("jacrev", chunk_size)
     params = {"holomorphic": holomorphic, "allow_int": allow_int, "chunk_size": chunk_size}
-    return derivative(_jacrev_transform, fun, grad_states, argnums, params, **options)
+    return derivative("jacrev", _jacrev_transform, fun, grad_states, argnums, params, **options)
 
 
 jacobian = jacrev
@@ -320,7 +300,7 @@ def jacfwd(
     check_chunk_size("jacfwd", chunk_size)
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
-    return derivative(_jacfwd_transform, fun, grad_states, argnums, params, **options)
+    return derivative("jacfwd", _jacfwd_transform, fun, grad_states, argnums, params, **options)
 
 
 def hessian(
@@ -361,4 +341,4 @@ def hessian(
     check_chunk_size("hessian", chunk_size)
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"holomorphic": holomorphic, "chunk_size": chunk_size}
-    return derivative(_hessian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("hessian", _hessian_transform, fun, grad_states, argnums, params, **options)

@@ -19,15 +19,14 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun, valid_jaxtype
 from jax.interpreters import batching, mlir
 
-from ..._arrays import differentiable
+from ..._arrays import at_least, combine, differentiable, layout, partition
 from ..._compat import optional, varying_axes
 from ..._errors import NoSolutionError, StateTypeError, StateValueError
 from ..._functions import boundary
-from ..._program.interpret import program
-from ..._seam.packing import may_fail
+from ..._program.interpret import trace_flat
+from ..._seam.run_time_errors import mark, raise_on_host
 from ..._seam.scope import gather, refuse_states
 from ..._seam.staging import stage
-from .._nonfinite.check import leave
 
 __all__ = ["argmin", "fixed_point", "root"]
 
@@ -44,7 +43,7 @@ def _check_solved(failed, several=False, *, name, max_steps):
             f"{name} found no solution{lanes}: not within {max_steps} steps (`max_steps`), or a step failed. Begin "
             f"nearer to it, or give another solver of optimistix."
         )
-        leave(error, several)
+        raise_on_host(error, several)
     return failed
 
 
@@ -69,8 +68,7 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
     optimistix = optional("optimistix", name, "implicit")
     if not callable(fun):
         raise StateTypeError(f"{name} solves for a function; got {type(fun).__name__}, which cannot be called.")
-    if type(max_steps) is not int or max_steps < 1:
-        raise StateValueError(f"{name}: max_steps={max_steps!r}: give a number of steps, an int from 1 up.")
+    at_least(f"{name}: max_steps", max_steps, 1, "a number of steps")
     refuse_states((y0, args), f"arguments of {name}")
     y0 = _start(name, y0)
     staged = stage(fun, (y0, *args), {}, name=name, dynamic=valid_jaxtype)
@@ -86,8 +84,8 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
     call, default = _problem(optimistix, name)
     solver = default(rtol=tolerance, atol=tolerance) if solver is None else solver
     solution = call(pure, solver, y0, inputs, max_steps=max_steps, throw=False)
-    may_fail()
-    failed = _solved.bind(solution.result != optimistix.RESULTS.successful, name=name, max_steps=max_steps)
+    failed = mark(solution.result != optimistix.RESULTS.successful)
+    failed = _solved.bind(failed, name=name, max_steps=max_steps)
     # The result depends on the check, so that no compiler drops it.
     return jax.tree.map(lambda y: jnp.where(failed, jnp.asarray(jnp.nan, y.dtype), y), solution.value)
 
@@ -98,17 +96,15 @@ def _pure(staged, y0, args):
     JAX's and Equinox's caches keep this function, and so it refers to no State and no array.
     """
     reads = list(staged.reads)
-    others, treedef = jax.tree.flatten((gather(reads), args))
-    places = [i for i, leaf in enumerate(others) if valid_jaxtype(leaf)]
-    arrays, (unknowns, y_tree) = [others[i] for i in places], jax.tree.flatten(y0)
+    arrays, rest = partition((gather(reads), args), valid_jaxtype)
+    unknowns, y_tree = jax.tree.flatten(y0)
 
     def run(leaves):
-        filled = dict(zip(places, leaves[len(unknowns) :], strict=True))
-        values, args = treedef.unflatten([filled.get(i, leaf) for i, leaf in enumerate(others)])
+        values, args = combine(leaves[len(unknowns) :], rest)
         y = y_tree.unflatten(leaves[: len(unknowns)])
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
-    closed, out_tree = program(run, [*unknowns, *arrays])
+    closed, out_tree = trace_flat(run, [*unknowns, *arrays])
     # Constants become inputs of the solver: optimistix differentiates with respect to inputs, not to closures.
     jaxpr = closed.jaxpr
     compute = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]), ()))
@@ -154,10 +150,9 @@ def _start(name, y0):
         raise StateValueError(f"{name}: y0 holds no array, so there is nothing to solve for.")
     for path, leaf in leaves:
         if not differentiable(leaf) or jnp.iscomplexobj(leaf):
-            shown = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
             raise StateTypeError(
-                f"{name}: y0{jax.tree_util.keystr(path)} is {shown}, and the unknown must be of a floating-point "
-                f"dtype. Convert it, or pass known values among the other arguments."
+                f"{name}: y0{jax.tree_util.keystr(path)} is {layout(leaf)}, and the unknown must be of a "
+                f"floating-point dtype. Convert it, or pass known values among the other arguments."
             )
     return jax.tree.map(jnp.asarray, y0)
 
@@ -172,8 +167,7 @@ def _like_unknown(name, rule):
             if (got.shape, got.dtype) != (want.shape, want.dtype):
                 where = jax.tree_util.keystr(path)
                 raise StateValueError(
-                    f"{name}: {rule}; at result{where} it returns {got.str_short()}, and y0{where} is "
-                    f"{want.str_short()}."
+                    f"{name}: {rule}; at result{where} it returns {layout(got)}, and y0{where} is {layout(want)}."
                 )
 
     return check
@@ -192,7 +186,7 @@ def _any_result(out, y):
 def _scalar(out, y):
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or leaves[0].shape or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        shown = jax.tree.map(lambda t: t.str_short(), out)
+        shown = jax.tree.map(layout, out)
         raise StateValueError(f"argmin: the function must return a real scalar, and returns {shown}.")
 
 

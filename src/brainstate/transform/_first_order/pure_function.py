@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from ..._arrays import differentiable
+from ..._arrays import differentiable, layout
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import check_function
 from ..._seam.packing import Carried
-from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states
-from .._select_states import Selection, is_live, owns_states, select
+from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states, run
+from .._select_states import Selection, is_live, owns_states, select_states
 
 __all__ = [
     "Call",
@@ -114,7 +114,7 @@ class Call:
     frozen: bool
 
 
-def _named(prefix, tree) -> list[str]:
+def _leaf_names(prefix, tree) -> list[str]:
     return [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -124,13 +124,13 @@ def names_of(call, diff: Any) -> tuple[list[str], list]:
     if call.selection is not None:
         diff, picked = diff if numbers is not None else (diff, ())
         for state, value in zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True):
-            names += _named(call.selection.locate(state), value)
+            names += _leaf_names(call.selection.locate(state), value)
             owners += [state] * (len(names) - len(owners))
         diff = picked
     if isinstance(numbers, int):
         numbers, diff = (numbers,), (diff,)
     for n, value in zip(numbers or (), diff, strict=True):
-        names += _named(f"argument {n}", value)
+        names += _leaf_names(f"argument {n}", value)
     return names, owners + [None] * (len(names) - len(owners))
 
 
@@ -164,14 +164,14 @@ class PureFunction:
         self.has_aux, self.keep_value = has_aux, keep_value
         self.check_states, self.allow_int = check_states, allow_int
         self.grad_states = grad_states
-        self._selection = None if grad_states is None or is_live(grad_states) else select(grad_states)
+        self._selection = None if grad_states is None or is_live(grad_states) else select_states(grad_states)
 
     def open(self, args, kwargs):
         """Read the differentiated values and pack them as ``diff``."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
         selection = self._selection
         if selection is None and self.grad_states is not None:
-            selection = select(self.grad_states)  # the States that a Module has now
+            selection = select_states(self.grad_states)
         numbers = from_front(self.argnums, len(args))
         picked, rest = (None, args) if numbers is None else pick(args, numbers)
         if numbers is not None:
@@ -208,10 +208,8 @@ class PureFunction:
                 with Scope(self.name, frozen=call.frozen):
                     values[state] = _fill(read(state), values[state])
         args = place(rest, call.argnums, picked)
-        with Scope(self.name, values, frozen=call.frozen) as scope:
-            out = self.fun(*args, **kwargs)
-            refuse_states(out, f"results of a function under {self.name}")
-            writes = scope.close()
+        scope = Scope(self.name, values, frozen=call.frozen)
+        out, writes = run(scope, self.fun, *args, **kwargs)
         if self.check_states and (scope.unused or scope.overwritten):
             raise self._unused(call.selection, scope.unused, scope.overwritten)
         # JAX differentiates the first output. It returns no value beside the derivative, so that travels as aux.
@@ -236,17 +234,16 @@ class PureFunction:
         for path, leaf in jax.tree_util.tree_leaves_with_path(picked):
             usable = valid_jaxtype(leaf) if self.allow_int else differentiable(leaf)
             if not usable:
-                kind = jax.typeof(leaf).str_short() if valid_jaxtype(leaf) else type(leaf).__name__
                 number, inner = (numbers[path[0].idx], path[1:]) if isinstance(numbers, tuple) else (numbers, path)
+                where = f"argument {number}{jax.tree_util.keystr(inner)}"
                 if owns_states(leaf):
                     raise StateTypeError(
-                        f"argument {number}{jax.tree_util.keystr(inner)} is a Module ({kind}), which is not an "
-                        f"argument: give it as grad_states, and let the function refer to it by name."
+                        f"{where} is a Module ({type(leaf).__name__}), which is not an argument: give it as "
+                        f"grad_states, and let the function refer to it by name."
                     )
                 raise StateTypeError(
-                    f"argument {number}{jax.tree_util.keystr(inner)} is {kind}: {self.name} differentiates with "
-                    f"respect to floating or complex values only. Convert it, choose another argnums, or "
-                    f"(grad, jacrev) set allow_int=True."
+                    f"{where} is {layout(leaf)}: {self.name} differentiates with respect to floating or complex values "
+                    f"only. Convert it, choose another argnums, or (grad, jacrev) set allow_int=True."
                 )
 
     def _strip(self, selection, values):

@@ -7,7 +7,7 @@ import jax
 
 from ..._errors import StateTypeError
 from ..._functions import boundary
-from ..._seam.scope import Scope, commit
+from ..._seam.scope import Scope, commit, run
 from .._select_states import chooser
 from .._wrapper import resemble
 
@@ -59,8 +59,7 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
 
     @boundary
     def wrapped(*args, **kwargs):
-        with _Stopped(chooser("stop_gradient", states)) as scope:
-            out, writes = fun(*args, **kwargs), scope.close()
+        out, writes = run(_Stopped(chooser("stop_gradient", states)), fun, *args, **kwargs)
         commit(writes)
         return out
 

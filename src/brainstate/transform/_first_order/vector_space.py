@@ -39,6 +39,7 @@ class Space:
     argnums: int | tuple[int, ...] | None
 
     _model = "the gradient"  # has the structure of a vector; for messages
+    _model = "the gradient"  # has the structure of a vector; for messages
     _without_integers = "leave it out of argnums"
 
     @classmethod
@@ -228,16 +229,16 @@ def _types(tree) -> tuple[Any, tuple, tuple]:
 
 
 def _paths(tree) -> list[str]:
-    return [".".join(map(_text, where)) for where, _ in tree_leaves_with_path(tree)]
+    return [".".join(map(_key_text, where)) for where, _ in tree_leaves_with_path(tree)]
 
 
 def _children(tree) -> list[tuple[str, Any]]:
     """Return the direct children of ``tree``, each with its key as a part of a path."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
-    return [(_text(path[0]), child) for path, child in found if path]
+    return [(_key_text(path[0]), child) for path, child in found if path]
 
 
-def _text(key) -> str:
+def _key_text(key) -> str:
     """Write a key of JAX's as a part of a path."""
     inner = next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
     return ".".join(map(str, inner)) if isinstance(inner, tuple) else str(inner)

@@ -16,11 +16,11 @@ from ..._arrays import differentiable, layout, tangent_type
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary
 from ..._seam.scope import commit
-from .._nonfinite.check import Watch, watched
-from .._nonfinite.linear_maps import Way, watched_map
-from .pure_function import PureFunction, check_argnums, from_front, function_name
+from .._nonfinite.check import DerivativeCheck
+from .._nonfinite.linear_maps import Linear, LinearMapCheck
+from .pure_function import PureFunction, check_argnums, from_front
 
-__all__ = ["all_positions", "direction", "jvp", "vjp", "watched_along"]
+__all__ = ["all_positions", "direction", "jvp", "vjp"]
 
 
 @boundary
@@ -88,40 +88,26 @@ def vjp(
     except StateTypeError as error:
         raise StateValueError(str(error)) from None
     target = PureFunction(fun, "vjp", grad_states, numbers, has_aux=has_aux, allow_int="arguments")
-    out, pull, aux = (_watched_vjp if debug_nan else _vjp)(target, primals)
+
+    def derive(*primals):
+        diff, call, rest = target.open(primals, {})
+        out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
+        _, aux, writes = carried.tree()
+        commit(writes)
+        return (Partial(_pull_back, pull),), out, aux
+
+    def parts(pull, out):
+        return [Linear(pull, jax.tree.map(_cotangent, out), target.inputs)]
+
+    check = LinearMapCheck(derive, repr(target), vector_name="the cotangent", parts=parts)
+    (pull,), out, aux = check.run(primals, {}) if debug_nan else derive(*primals)
     return (out, pull, aux) if has_aux else (out, pull)
 
 
-def _vjp(target, primals):
-    diff, call, rest = target.open(primals, {})
-    out, pull, carried = jax.vjp(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
-    _, aux, writes = carried.tree()
-    commit(writes)
-    return out, Partial(_pulled, pull), aux
-
-
 @boundary
-def _pulled(pull, cotangent):
+def _pull_back(pull, cotangent):
     """Return the cotangents of the differentiated values for a cotangent of the output."""
     return pull(cotangent)[0]
-
-
-def _watched_vjp(target, primals):
-    def run(*primals):
-        out, pull, aux = _vjp(target, primals)
-        return pull, (), out, aux
-
-    def ways(_, out):
-        cotangent = jax.tree.map(_cotangent, out)
-        return [Way(lambda pull, v: pull(v), cotangent, "the cotangent", target.inputs)]
-
-    (pull, _, out, aux), (guard,) = watched_map(repr(target), run, ways, primals, {})
-    return out, Partial(_watched_pull, guard, pull), aux
-
-
-def _watched_pull(guard, pull, cotangent):
-    """Return the cotangents of what is differentiated, which are finite, for the cotangent of the output."""
-    return guard(cotangent, pull(cotangent))
 
 
 def _cotangent(leaf):
@@ -225,27 +211,18 @@ def jvp(
     >>> out.tolist(), tangent.tolist()
     ([3.0, 6.0], [4.0, 2.0])
     """
-    if debug_nan:
-        inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
-        return watched_along(jvp, fun, inputs, {"grad_states": grad_states, "has_aux": has_aux})
     target = PureFunction(
         fun, "jvp", grad_states, all_positions("jvp", primals), has_aux=has_aux, allow_int="arguments"
     )
-    diff, call, rest = target.open(tuple(primals), {})
-    along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
-    out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)
-    _, aux, writes = carried.tree()
-    commit(writes)
+
+    def derive(primals, tangents, state_tangents):
+        diff, call, rest = target.open(tuple(primals), {})
+        along = direction("jvp", "tangents", diff, tangents, grad_states, state_tangents)
+        out, tangent, carried = jax.jvp(lambda d: target.pure(d, call, *rest), (diff,), (along,), has_aux=True)
+        _, aux, writes = carried.tree()
+        commit(writes)
+        return tangent, out, aux
+
+    inputs = {"primals": primals, "tangents": tangents, "state_tangents": state_tangents}
+    tangent, out, aux = DerivativeCheck(derive, repr(target)).run((), inputs) if debug_nan else derive(**inputs)
     return (out, tangent, aux) if has_aux else (out, tangent)
-
-
-def watched_along(transform, fun, inputs, options) -> tuple:
-    """Return ``transform(fun, **inputs, **options)``, a value and its derivative along something, if it is finite."""
-
-    def derivative_first(**inputs):
-        out, derivative, *aux = transform(fun, **inputs, **options)
-        return derivative, out, *aux
-
-    watch = Watch(f"{transform.__name__}({function_name(fun)})", derivative_first)
-    derivative, out, *aux = watched(watch, (), inputs)
-    return out, derivative, *aux

@@ -1,39 +1,189 @@
-"""What probably went wrong at an operation that made NaN or an infinity, and the usual repair."""
+"""The table of remedies: the likely cause and the usual repair, for an operation that made NaN or an infinity.
+
+A remedy is one row. `remedy_for` goes through `BACKWARD` in the backward pass, `REAL` for operations on real numbers,
+and `ANY`, and returns the first row that applies; so a row stands before those that are more general. To add one: write
+the row, and plant the fault in the tests. A condition gets the `Origin`, and its operands where the result is not
+finite.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .search import Origin
 
-__all__ = ["likely", "shown"]
+__all__ = ["ANY", "BACKWARD", "REAL", "Remedy", "describe_array", "remedy_for"]
+
+
+class Remedy(NamedTuple):
+    """A row: the names of primitives (none: all), the cause, the repair, and the condition under which it applies.
+
+    The texts may hold ``{name}``, the primitive, and ``{called}``, the library function that the user called.
+    """
+
+    primitives: str
+    cause: str
+    repair: str
+    applies: Callable[[Origin, list], Any] = lambda origin, at: True
+
+
+# ------------------------------------------------------------------------------------------ conditions
+
+
+_GROWING = "mul add add_any sub dot_general conv_general_dilated reduce_sum cumsum scatter-add"
+
+
+def _overflows(origin, at) -> bool:
+    """Tell whether a product or a sum of finite numbers is not finite: it was too large."""
+    return origin.primitive in _GROWING.split() and all(np.isfinite(x).all() for x in at if x.dtype.kind in "fc")
+
+
+def _is_rooted(origin) -> bool:
+    return "sqrt" in origin.makers
+
+
+def _is_norm(origin, at) -> bool:
+    return origin.where.called == "norm"
+
+
+def _divides_zero(origin, at) -> bool:
+    """Tell whether a cotangent of zero is divided by zero."""
+    return origin.kind == "NaN" and all((x == 0).any() for x in at)
+
+
+def _divides_by_zero(origin, at) -> bool:
+    return (at[1] == 0).any()
+
+
+def _has_infinity(origin, at) -> bool:
+    return any(np.isinf(x).any() for x in origin.operands if x.dtype.kind in "fcV")
+
+
+# ------------------------------------------------------------------------------------------ the table
+
 
 _EPS = "keep away from there: add a small number before, as in jnp.sqrt(x + eps)"
-_SAFE = "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result"
+_INFINITE = "the derivative of {called} is infinite at the edge of its domain"
 _TRAP = (
     "the derivative here is infinite, and it is multiplied by zero: the value is masked later (jnp.where and the "
-    "like), or nothing goes this way. Zero times infinity is NaN"
+    "like), or nothing goes this way. Zero times infinity is NaN",
+    "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result",
 )
-_EXPLODES = (
-    "the derivative grows on its way back, as from step to step of a loop, until it is too large for its dtype",
-    "clip it on the way, begin with smaller weights, go back fewer steps, or use a wider dtype",
-)
-_GROWING = {
-    "mul",
-    "add",
-    "add_any",
-    "sub",
-    "dot_general",
-    "conv_general_dilated",
-    "reduce_sum",
-    "cumsum",
-    "scatter-add",
-}
 _NORM = (
     "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",
     "add a small number under the root, or replace the zero before: x = jnp.where(is_zero, 1.0, x)",
 )
+_POSITIVE = "keep the operand positive: jnp.log(x + eps), or jnp.maximum(x, eps)"
+_DIVISOR = "make the divisor safe before: x / jnp.where(y == 0, 1.0, y), or y + eps"
+
+BACKWARD = [
+    Remedy(
+        "",
+        "the derivative grows on its way back, as from step to step of a loop, until it is too large for its dtype",
+        "clip it on the way, begin with smaller weights, go back fewer steps, or use a wider dtype",
+        _overflows,
+    ),
+    Remedy("", *_NORM, _is_norm),
+    Remedy("div", *_TRAP, _divides_zero),
+    Remedy("", *_TRAP, lambda origin, at: origin.spoilt is not None and origin.direct),
+    Remedy("", *_NORM, lambda origin, at: origin.spoilt is not None and _is_rooted(origin)),
+    Remedy("", "the derivative of sqrt is infinite at zero", _EPS, lambda origin, at: _is_rooted(origin)),
+    Remedy("rsqrt pow integer_pow", _INFINITE, _EPS),
+    Remedy("div", _INFINITE, _EPS, _divides_by_zero),
+]
+
+REAL = [
+    Remedy(
+        "log log1p",
+        "the logarithm of a negative number",
+        "keep the operand positive: jnp.maximum(x, eps), or a softplus",
+        lambda origin, at: (at[0] < (0 if origin.primitive == "log" else -1)).any(),
+    ),
+    Remedy("log log1p", "the logarithm of zero", _POSITIVE),
+    Remedy(
+        "sqrt rsqrt",
+        "the root of a negative number",
+        "clip what rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))",
+        lambda origin, at: (at[0] < 0).any(),
+    ),
+    Remedy("rsqrt", "one over the root of zero", "add a small number: jax.lax.rsqrt(x + eps)"),
+    Remedy(
+        "div rem",
+        "zero divided by zero",
+        _DIVISOR,
+        lambda origin, at: origin.kind == "NaN" and (at[0] == 0).any() and (at[1] == 0).any(),
+    ),
+    Remedy("div rem", "a division by zero", _DIVISOR, _divides_by_zero),
+    Remedy(
+        "pow integer_pow",
+        "a power outside its domain (of zero or of a negative number), or too large",
+        "make the base safe before",
+    ),
+    Remedy(
+        "exp exp2 expm1 sinh cosh",
+        "{name} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
+        "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
+    ),
+    Remedy(
+        "acos asin atanh acosh erf_inv",
+        "{name} outside its domain",
+        "clip the operand to the domain, a little inside of it",
+    ),
+    Remedy(
+        "cholesky custom_linear_solve triangular_solve lu eigh svd qr",
+        "a matrix that is singular, or not positive definite",
+        "add a small multiple of the identity matrix",
+    ),
+]
+
+ANY = [
+    Remedy(
+        "shard_map pallas_call pure_callback",
+        "something inside {name}, which is looked at as one operation",
+        "call what is inside alone",
+    ),
+    Remedy(
+        "mul",
+        "zero times infinity",
+        "do not multiply by a mask where a value may be infinite: use jnp.where",
+        _has_infinity,
+    ),
+    Remedy(
+        "",
+        "infinities that cancel (inf - inf)",
+        "mask with a large finite number in place of infinity",
+        _has_infinity,
+    ),
+    Remedy(
+        "",
+        "the result is too large for its dtype",
+        "scale the values down, or use a wider dtype",
+        lambda origin, at: origin.kind == "Inf" or _overflows(origin, at),
+    ),
+    Remedy("", "an operation outside its domain", "look at the ranges of the operands"),
+]
 
 
-def shown(array) -> str:
+def remedy_for(origin: Origin) -> tuple[str, str]:
+    """Return the likely cause and the usual repair: those of the first row that applies."""
+    bad = ~np.isfinite(origin.result)
+    at = [x[bad] if x.shape == bad.shape else x.ravel() for x in origin.operands]  # as far as they line up with it
+    real = not (at and np.iscomplexobj(at[0]))
+    rows = [*(BACKWARD if origin.phase == "backward" else ()), *(REAL if real else ()), *ANY]
+    found = next(row for row in rows if _applies(row, origin, at))
+    names = {"name": origin.primitive, "called": origin.where.called or "this function"}
+    return found.cause.format(**names), found.repair.format(**names)
+
+
+def _applies(row, origin, at) -> bool:
+    return (not row.primitives or origin.primitive in row.primitives.split()) and bool(row.applies(origin, at))
+
+
+# ------------------------------------------------------------------------------------------ an array in words
+
+
+def describe_array(array: Any) -> str:
     """Return dtype, shape and range of ``array``, and how many entries are not finite."""
     array = np.asarray(array)
     text = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
@@ -51,86 +201,3 @@ def shown(array) -> str:
         if count:
             parts.append(f"{count} {name}" if numbers.size > 1 else name)
     return f"{text}: {', '.join(parts)}"
-
-
-def likely(origin: Origin) -> tuple[str, str]:
-    """Return the likely cause and the usual repair."""
-    if origin.phase == "backward" and (found := _of_derivative(origin)):
-        return found
-    return _of_operation(origin) or _elsewhere(origin)
-
-
-def _at_fault(origin) -> list[np.ndarray]:
-    """Return the operands where the result is not finite, as far as they line up with it."""
-    bad = ~np.isfinite(origin.result)
-    return [x[bad] if x.shape == bad.shape else x.ravel() for x in origin.operands]
-
-
-def _overflows(origin) -> bool:
-    """Tell whether what is not finite is a product or sum of finite numbers, which then were too large."""
-    return origin.primitive in _GROWING and all(np.isfinite(x).all() for x in _at_fault(origin) if x.dtype.kind in "fc")
-
-
-def _of_derivative(origin) -> tuple[str, str] | None:
-    called, spoilt = origin.where.called or "", origin.spoilt
-    at = _at_fault(origin)
-    if _overflows(origin):
-        return _EXPLODES
-    if called == "norm":
-        return _NORM
-    if origin.primitive == "div" and origin.kind == "NaN" and all((x == 0).any() for x in at):
-        return _TRAP, _SAFE  # the cotangent is zero, and so is what it is divided by
-    if spoilt is not None and origin.direct:
-        return _TRAP, _SAFE
-    rooted = "sqrt" in origin.makers
-    if rooted and spoilt is not None:
-        return _NORM
-    if rooted or origin.primitive in ("rsqrt", "pow", "integer_pow") or (origin.primitive == "div" and not at[1].all()):
-        edge = "zero" if rooted else "the edge of its domain"
-        return f"the derivative of {'sqrt' if rooted else called or 'this function'} is infinite at {edge}", _EPS
-    return None
-
-
-def _of_operation(origin) -> tuple[str, str] | None:
-    name, at = origin.primitive, _at_fault(origin)
-    first = at[0] if at else np.zeros(0)
-    if np.iscomplexobj(first):
-        return None
-    if name in ("log", "log1p"):
-        edge = 0 if name == "log" else -1
-        if (first < edge).any():
-            return "the logarithm of a negative number", "keep the operand positive: jnp.maximum(x, eps), or a softplus"
-        return "the logarithm of zero", "keep the operand positive: jnp.log(x + eps), or jnp.maximum(x, eps)"
-    if name in ("sqrt", "rsqrt") and (first < 0).any():
-        return "the root of a negative number", "clip what rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))"
-    if name == "rsqrt":
-        return "one over the root of zero", "add a small number: jax.lax.rsqrt(x + eps)"
-    if name in ("div", "rem"):
-        what = "zero divided by zero" if origin.kind == "NaN" and (first == 0).any() else "a division by zero"
-        if (at[1] == 0).any():
-            return what, "make the divisor safe before: x / jnp.where(y == 0, 1.0, y), or y + eps"
-    if name in ("pow", "integer_pow"):
-        return "a power outside its domain (of zero or of a negative number), or too large", "make the base safe before"
-    if name in ("exp", "exp2", "expm1", "sinh", "cosh"):
-        return (
-            f"{name} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
-            "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
-        )
-    if name in ("acos", "asin", "atanh", "acosh", "erf_inv"):
-        return f"{name} outside its domain", "clip the operand to the domain, a little inside of it"
-    if name in ("cholesky", "custom_linear_solve", "triangular_solve", "lu", "eigh", "svd", "qr"):
-        return "a matrix that is singular, or not positive definite", "add a small multiple of the identity matrix"
-    return None
-
-
-def _elsewhere(origin) -> tuple[str, str]:
-    if origin.primitive in ("shard_map", "pallas_call", "pure_callback"):
-        return f"something inside {origin.primitive}, which is looked at as one operation", "call what is inside alone"
-    infinite = [np.isinf(x).any() for x in origin.operands if x.dtype.kind in "fcV"]
-    if any(infinite):
-        if origin.primitive == "mul":
-            return "zero times infinity", "do not multiply by a mask where a value may be infinite: use jnp.where"
-        return "infinities that cancel (inf - inf)", "mask with a large finite number in place of infinity"
-    if origin.kind == "Inf" or _overflows(origin):
-        return "the result is too large for its dtype", "scale the values down, or use a wider dtype"
-    return "an operation outside its domain", "look at the ranges of the operands"

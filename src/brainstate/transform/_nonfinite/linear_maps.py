@@ -1,54 +1,71 @@
-"""``debug_nan=True`` where a transform returns a linear map: a pullback, or a `LinearOperator`.
+"""``debug_nan=True`` where a transform returns a linear map: the pullback of `vjp`, or a `LinearOperator`.
 
 Its products come later, when the States may have moved on, and perhaps in another program. So the whole, function and
 product, is staged when the map is made, for a vector that is yet to come, and kept with the inputs that it had then:
-that is a `Guard`. A product that is not finite is found by the search that `check` makes, with its vector filled in.
+that is a `CheckedMap`. A product that is not finite is found by the same search, with its vector filled in.
 
 The function runs once more for that, abstractly, and once again for a Jacobian, whose transpose is a second map.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ..._seam.scope import Scope, commit, eager, is_tracer
-from .check import Program, Untraceable, Watch, checks, guarded, leaving_out, made
+from ..._seam.scope import commit, eager, is_tracer
+from .callback import check_at_run_time
+from .check import DerivativeCheck, find_faults
+from .report import Untraceable
 from .search import inexact
 
-__all__ = ["Guard", "Way", "watched_map"]
+__all__ = ["CheckedMap", "Linear", "LinearMapCheck"]
 
 
-class Way(NamedTuple):
-    """A way to multiply with a linear map: ``product(map, v)`` for a ``v`` like ``vector``.
+class Linear(NamedTuple):
+    """A linear function, a pytree, of vectors like ``vector``; ``inputs`` as in `DerivativeCheck`."""
 
-    ``what`` are the words for ``v``, and ``inputs`` that of `Watch`.
-    """
-
-    product: Callable
+    function: Callable
     vector: Any
-    what: str
-    inputs: Callable
+    inputs: Callable = DerivativeCheck.inputs
 
 
-def watched_map(name, run: Callable, ways: Callable, args: tuple, kwargs: dict) -> tuple:
-    """Return what ``run(*args, **kwargs)`` does, and a `Guard` for each way, and commit what it writes.
+@dataclass(frozen=True)
+class LinearMapCheck(DerivativeCheck):
+    """A derivative with a linear map: ``call(*args, **kwargs)`` returns ``((map, *derivatives), value, *aux)``.
 
-    That is ``(map, gradient or (), value, *aux)``, and ``ways(map, value)`` are the ways to multiply. Raises if what
-    comes out beside the map is not finite.
+    ``parts(map, value)`` returns the linear functions that the map is made of, a `Linear` each, and
+    ``rebuild(map, *functions)`` a map that is made of checked ones.
     """
-    transform = name.partition("(")[0]
-    with Scope(transform) as scope:
-        scope.firsts = weakref.WeakKeyDictionary()
-        linear, more, value, *aux = run(*args, **kwargs)
-        writes = scope.close()
-    with Scope(transform, made(scope, writes)):
-        guards = [Guard.of(name, run, way, args, kwargs) for way in ways(linear, value)]
-    (more, value), failed = guards[0].besides((more, value), aux, writes)
-    commit(writes)
-    return (linear, more, value, *aux), tuple(guard.after(failed) for guard in guards)
+
+    parts: Callable = lambda linear, value: [linear]
+    rebuild: Callable = lambda linear, checked: checked
+
+    def run(self, args: tuple, kwargs: dict, *vector: Any) -> tuple:
+        """Return what the call returns, its map checked, and commit what it writes.
+
+        Raises `NonFiniteError` if what comes out beside the map is not finite; the map does so for its products.
+        """
+        out, writes, again = self.first_run(args, kwargs)
+        (linear, *others), value, *aux = out
+        with again:
+            checked = [
+                CheckedMap.of(self, number, part, args, kwargs) for number, part in enumerate(self.parts(linear, value))
+            ]
+        (others, value), faults = checked[0].check_others((others, value), aux, writes)
+        commit(writes)
+        linear = self.rebuild(linear, *(part.with_faults(faults) for part in checked))
+        return (linear, *others), value, *aux
+
+    def product(self, number: int, inputs: Callable) -> DerivativeCheck:
+        """Return the product with a part of the map as a derivative: ``((product, derivatives), value, *aux)``."""
+
+        def call(v, *args, **kwargs):
+            (linear, *others), value, *aux = self.call(*args, **kwargs)
+            return (self.parts(linear, value)[number].function(v), others), value, *aux
+
+        return DerivativeCheck(call, self.name, inputs, self.vector_name)
 
 
 def _placeholder(leaf):
@@ -63,7 +80,7 @@ def _type_of(leaf):
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
-def _own(leaf):
+def _copy_array(leaf):
     """Return an array that stays as it is when a State gives its own away, or the user changes his in place."""
     return leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) and not is_tracer(leaf) else leaf
 
@@ -73,81 +90,75 @@ def _is_unknown(leaf) -> bool:
 
 
 @jax.tree_util.register_pytree_node_class
-class Guard:
-    """Watches the products with a linear map; for JAX a pytree of the inputs of its program.
+class CheckedMap:
+    """A linear function whose products have to be finite; for JAX a pytree, with the inputs of its program.
 
-    ``failed`` holds what is true if already that which came out beside the map was not finite: in a traced program it
-    is possible that nobody uses it, and then nothing is raised for it.
+    ``leaves`` are these inputs, with types in the places of the vector. ``faults`` are boolean arrays, true if what
+    came out beside the map was not finite: in a traced program it is possible that nobody uses that, and then nothing
+    is raised for it.
     """
 
-    def __init__(self, program, treedef, leaves, failed: Sequence = ()):
-        self._program, self._treedef, self._leaves, self._failed = program, treedef, leaves, failed
+    def __init__(self, function: Callable, program: Any, treedef: Any, leaves: list, faults: Sequence = ()):
+        self._function, self._program, self._treedef = function, program, treedef
+        self._leaves, self._faults = leaves, faults
 
     @classmethod
-    def of(cls, name, run, way, args, kwargs) -> "Guard":
-        """Stage the function and its product in one, for a vector that is yet to come."""
-
-        def product_first(*args, **kwargs):
-            v = kwargs.pop(way.what)
-            linear, more, value, *aux = run(*args, **kwargs)
-            return (way.product(linear, v), more), value, *aux
-
-        watch = Watch(name, product_first, leaving_out(way.what, way.inputs), of_map=True)
-        kwargs = {**kwargs, way.what: jax.tree.map(_placeholder, way.vector)}
-        mine = jax.tree.map(lambda _: False, (args, kwargs))
-        mine[1][way.what] = jax.tree.map(lambda _: True, kwargs[way.what])
-        mine = jax.tree.leaves(mine)
+    def of(cls, check: LinearMapCheck, number: int, linear: Linear, args: tuple, kwargs: dict) -> "CheckedMap":
+        """Stage the function of the user and a product in one, for a vector that is yet to come."""
+        vector = (jax.tree.map(_placeholder, linear.vector),)
+        first = len(jax.tree.leaves((args, kwargs)))  # the number of the first leaf of the vector
         try:
-            staged = watch.staged(args, kwargs)
-            program, (constants, states, given) = Program.of(watch, staged, args, kwargs)
+            product = check.product(number, linear.inputs)
+            program, (constants, states, given), staged = product.program(args, kwargs, vector, of_map=True)
             pairs = zip(staged.places, given, strict=True)
-            parts = constants, states, [_type_of(leaf) if mine[i] else leaf for i, leaf in pairs]
+            parts = constants, states, [_type_of(leaf) if i >= first else leaf for i, leaf in pairs]
         except Exception as problem:
             # It has just run well, so it is being abstract that it cannot do: no matter as long as all is finite.
-            program, parts = Untraceable(name, problem), ([], [], [])
+            program, parts = Untraceable(check.name, problem), ([], [], [])
         leaves, treedef = jax.tree.flatten(parts)
-        return cls(program, treedef, list(map(_own, leaves)))
+        return cls(linear.function, program, treedef, list(map(_copy_array, leaves)))
 
     def tree_flatten(self) -> tuple:
-        """Return the inputs, and what is static."""
+        """Return the linear function and the inputs, and what is static."""
         unknown = tuple((i, leaf) for i, leaf in enumerate(self._leaves) if _is_unknown(leaf))
         known = [leaf for leaf in self._leaves if not _is_unknown(leaf)]
-        return (known, self._failed), (self._program, self._treedef, unknown)
+        return (self._function, known, self._faults), (self._program, self._treedef, unknown)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple, children: tuple) -> "Guard":
+    def tree_unflatten(cls, static: tuple, children: tuple) -> "CheckedMap":
         """Undo `tree_flatten`."""
         program, treedef, unknown = static
-        known, failed = children
+        function, known, faults = children
         leaves = list(known)
         for i, leaf in unknown:
             leaves.insert(i, leaf)
-        return cls(program, treedef, leaves, failed)
+        return cls(function, program, treedef, leaves, faults)
 
-    def __call__(self, v: Any, product: Any) -> Any:
-        """Return ``product``, which is that with ``v``; raise if it is not finite."""
+    def __call__(self, v: Any) -> Any:
+        """Return the product with ``v``; raise if it is not finite."""
+        product = self._function(v)
         vector = [leaf for leaf in jax.tree.leaves(v) if inexact(leaf)]
-        return self._judged(self._program, vector, product, [*checks((product, ()), ()), *self._failed])
+        return self._check(self._program, vector, product, [*find_faults((product, ()), ()), *self._faults])
 
-    def besides(self, found: tuple, aux: Any, writes: Any) -> tuple[tuple, list]:
-        """Return ``found``, a gradient and a value, which came out beside the map; raise if they are not finite.
+    def check_others(self, found: tuple, aux: Any, writes: Any) -> tuple[tuple, list]:
+        """Return ``found``, derivatives and a value that came out beside the map; raise if they are not finite.
 
-        Returns also what is true if that will be raised when the program runs.
+        Returns also boolean arrays, true if that will be raised when the program runs.
         """
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in self._leaves if _is_unknown(leaf)]
-        bad = checks((*found, *aux), writes)
-        found = self._judged(self._program.without_product(), zeros, found, bad)
-        return found, [] if eager() else bad
+        faults = find_faults((*found, *aux), writes)
+        found = self._check(self._program.without_product(), zeros, found, faults)
+        return found, [] if eager() else faults
 
-    def after(self, failed: Sequence) -> "Guard":
-        """Return a guard that also raises if one of ``failed`` is true."""
-        return Guard(self._program, self._treedef, self._leaves, failed)
+    def with_faults(self, faults: Sequence) -> "CheckedMap":
+        """Return a map that also raises if one of ``faults`` is true."""
+        return CheckedMap(self._function, self._program, self._treedef, self._leaves, faults)
 
-    def _judged(self, program, vector, found, bad):
+    def _check(self, program, vector, found, faults):
         given = iter(vector)
         inputs = self._treedef.unflatten([next(given) if _is_unknown(leaf) else leaf for leaf in self._leaves])
         if not eager():
-            return guarded(program, inputs, found, bad)
-        if any(map(bool, bad)):
+            return check_at_run_time(program, inputs, found, faults)
+        if any(map(bool, faults)):
             raise program.search(*inputs)
         return found

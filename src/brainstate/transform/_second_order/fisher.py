@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import Partial
 
+from ..._arrays import at_least, layout
 from ..._errors import StateTypeError, StateValueError, a_type
 from .._random_keys import first_key
 from .hvp_ggn import Through
@@ -73,7 +74,7 @@ def _draw_poisson(key, f, number):
 
 
 def _exact_categorical(p, u):
-    return p * u - p * (p * u).sum(axis=-1, keepdims=True)  # (diag(p) - p pᵀ) u
+    return p * u - p * (p * u).sum(axis=-1, keepdims=True)  # (diag(p) - p pᵀ) u  # (diag(p) - p pᵀ) u
 
 
 LIKELIHOODS = {
@@ -139,7 +140,7 @@ class _Fisher(Through):
         shape, kind = (out.shape[:-1], jnp.integer) if law.classes else (out.shape, None)
         if targets.shape != shape or (kind and not jnp.issubdtype(targets.dtype, kind)):
             raise StateValueError(
-                f"fisher: the targets are {jax.typeof(targets).str_short()}. For {self.likelihood!r} and an output of "
+                f"fisher: the targets are {layout(targets)}. For {self.likelihood!r} and an output of "
                 f"shape {out.shape} they are {'integers' if kind else 'numbers'} of shape {shape}."
             )
         return targets if kind else targets.astype(out.dtype)
@@ -204,8 +205,8 @@ def fisher(
     >>> f.operator(jnp.array([[1.0, 2.0], [0.0, 2.0]])).dense().tolist()
     [[0.25, 0.5], [0.5, 2.0]]
     """
-    _check("likelihood", likelihood, tuple(LIKELIHOODS))
-    _check("kind", kind, ("exact", "sampled", "empirical"))
+    _check_known("likelihood", likelihood, tuple(LIKELIHOODS))
+    _check_known("kind", kind, ("exact", "sampled", "empirical"))
     for name, given, owner in (
         ("targets", targets, "empirical"),
         ("samples", samples, "sampled"),
@@ -219,13 +220,12 @@ def fisher(
             f"labels, such as lambda x, y: y; got {type(targets).__name__}."
         )
     samples = 1 if samples is None else samples
-    if type(samples) is not int or samples < 1:
-        raise StateValueError(f"fisher: samples={samples!r}: give how many labels to draw, an int from 1 up.")
+    at_least("fisher: samples", samples, 1, "how many labels to draw")
     labels = _Labels(kind, targets, samples, key)
     options = {"has_aux": has_aux, "check_states": check_states, "debug_nan": debug_nan}
     return _Fisher(model_fn, likelihood, labels, grad_states, argnums, **options)
 
 
-def _check(name, given, known):
+def _check_known(name, given, known):
     if given not in known:
         raise StateValueError(f"fisher: {name}={given!r} is not known; there are {', '.join(map(repr, known))}.")

@@ -17,7 +17,6 @@ curvature matrix-vector products for second-order gradient descent")::
 ``Jᵀ C J``; the Fisher matrix is another.
 """
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,18 +26,17 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from ..._arrays import differentiable
+from ..._arrays import differentiable, is_real_scalar, layout, scalar_in_words
 from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import Unbound, boundary
 from ..._seam.packing import Carried
-from ..._seam.scope import Scope, commit, refuse_states
-from .._first_order.gradients import is_scalar, shapes_of
+from ..._seam.scope import Scope, commit, run
 from .._first_order.pure_function import PureFunction, pick, place, positions
 from .._first_order.vector_space import Space
-from .._nonfinite.check import Watch, leaving_out, watched
-from .._wrapper import resemble
-from .linear_operator import LinearOperator, watched_operator
+from .._nonfinite.check import DerivativeCheck
+from .._wrapper import or_decorator, resemble
+from .linear_operator import LinearOperator, operator_check
 
 __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
 
@@ -66,9 +64,6 @@ class Curvature:
     aux: Any
 
 
-_VECTOR = "the vector"  # a keyword that is not the name of a parameter
-
-
 class Product(Remade):
     """A curvature as a function ``h(v, *args)``; subclasses define it in ``_linearize``."""
 
@@ -76,79 +71,59 @@ class Product(Remade):
 
     def __init__(self, fun, grad_states, argnums, *, has_aux, return_value, return_grad, check_states, debug_nan):
         self.fun, self.grad_states, self.argnums = fun, grad_states, argnums
-        self.has_aux, self.check_states = bool(has_aux), bool(check_states)
+        self.has_aux, self.check_states, self.debug_nan = bool(has_aux), bool(check_states), bool(debug_nan)
         self.return_value, self.return_grad = bool(return_value), bool(return_grad)
         numbers = positions(self.name, grad_states, argnums)
         self._target = PureFunction(
             fun, self.name, grad_states, numbers, has_aux=self.has_aux, keep_value=True, check_states=self.check_states
         )
         resemble(self, fun)
-        self._watched = None
-        if debug_nan:
-            # Runs instead of this one: with the value in the result, forward faults can be told from backward ones.
-            self._watched = copy.copy(self)
-            self._watched.return_value = True
 
     @boundary
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return the product with ``v`` at these arguments, with the other results asked for; commit the writes."""
-        if self._watched is not None:
-            return self._call_watched(self._watched, v, args, kwargs)
+        check = DerivativeCheck(self._derive_product, repr(self), self._target.inputs)
+        return self._arrange(*(check.run(args, kwargs, v) if self.debug_nan else check.call(v, *args, **kwargs)))
 
+    def operator(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the results of a call, with a `LinearOperator` instead of the product."""
+        check = operator_check(self._derive_operator, repr(self), self._target.inputs)
+        return self._arrange(*(check.run(args, kwargs) if self.debug_nan else check.call(*args, **kwargs)))
+
+    def _derive_product(self, v, /, *args, **kwargs):
         def multiply(point):
             point.space.check(f"{self.name}: the vector", v)
             return self._multiply(point, v)
 
-        return self._at(multiply, args, kwargs)
+        return self._derive(multiply, args, kwargs)
 
-    def _call_watched(self, run, v, args, kwargs):
-        last = 1 + self.return_grad
-
-        def derivative_first(*args, **kwargs):
-            out = run(kwargs.pop(_VECTOR), *args, **kwargs)
-            return out[:last], *out[last:]
-
-        watch = Watch(repr(self), derivative_first, leaving_out(_VECTOR, self._target.inputs))
-        first, value, *aux = watched(watch, args, {**kwargs, _VECTOR: v})
-        result = [*first, *((value,) if self.return_value else ()), *aux]
-        return tuple(result) if len(result) > 1 else result[0]
-
-    def operator(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return the results of a call, with a `LinearOperator` instead of the product."""
-        if self._watched is not None:
-            return self._operator_watched(self._watched, args, kwargs)
-
-        def whole(point):
+    def _derive_operator(self, /, *args, **kwargs):
+        def linearize(point):
             found = self._linearise(point)
             return LinearOperator(found.product, point.space), found
 
-        return self._at(whole, args, kwargs)
+        return self._derive(linearize, args, kwargs)
 
-    def _operator_watched(self, run, args, kwargs):
-        last = 1 + self.return_grad
+    def _derive(self, at_point, args, kwargs):
+        """Run ``at_point`` where the arguments and the States are, commit; return derivatives, the value and aux."""
 
-        def parts(*args, **kwargs):
-            operator, *out = run.operator(*args, **kwargs)
-            return operator, tuple(out[: last - 1]), *out[last - 1 :]
-
-        operator, more, value, *aux = watched_operator(repr(self), parts, self._target.inputs, args, kwargs)
-        result = operator, *more, *((value,) if self.return_value else ()), *aux
-        return result if len(result) > 1 else operator
-
-    def _at(self, then, args, kwargs):
-        """Run ``then`` at the point of the arguments and the States, commit, and put the result together."""
-        # Model, loss and targets run one after the other in this scope: each sees what the one before it wrote.
-        with Scope(self.name) as scope:
+        def derive():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = then(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
-            grad = found.gradient() if self.return_grad else None
-            writes = scope.close()
+            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
+            gradient = (found.gradient(),) if self.return_grad else ()
+            return (first, *gradient), found.value, found.aux
+
+        # Model, loss and targets run one after the other in one scope: each sees the writes of those before it.
+        result, writes = run(Scope(self.name), derive)
         commit(writes)
-        wanted = ((grad, self.return_grad), (found.value, self.return_value), (found.aux, self.has_aux))
-        result = (first, *(part for part, asked in wanted if asked))
-        return result if len(result) > 1 else first
+        return result
+
+    def _arrange(self, derivatives: tuple, value, aux):
+        """Return what a call returns, from its parts."""
+        result = [*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ())]
+        return tuple(result) if len(result) > 1 else result[0]
 
     def _linearise(self, point: Point) -> Curvature:
         raise NotImplementedError
@@ -165,13 +140,12 @@ def _of_diff(pure, call, rest, kwargs, diff):
     return pure(diff, call, *rest, **kwargs)
 
 
-def _scalar(name, what, value):
+def _real_scalar(name, what, value):
     """Return ``value`` if it is one real number; raise an error otherwise."""
-    if not is_scalar(value) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
-        kind = f"of dtype {jax.typeof(value).dtype}" if is_scalar(value) else f"of shape {shapes_of(value)}"
+    if not is_real_scalar(value):
         raise StateTypeError(
-            f"{name}: {what} returns one real number, a loss; its output is {kind}. Sum or average it, or use hessian "
-            f"for the second derivatives of every output."
+            f"{name}: {what} returns one real number, a loss; its output is {scalar_in_words(value)}. Sum or average "
+            f"it, or use hessian for the second derivatives of every output."
         )
     return value
 
@@ -185,7 +159,7 @@ class _Hessian(Product):
     def _gradient(self, point):
         def scalar(diff):
             value, carried = point.pure(diff)
-            return _scalar(self.name, "the function", value), carried
+            return _real_scalar(self.name, "the function", value), carried
 
         return jax.grad(scalar, has_aux=True)
 
@@ -204,7 +178,7 @@ class _Hessian(Product):
         if instance is None:
             return Unbound(self, owner)
         options = {"has_aux": self.has_aux, "return_value": self.return_value, "return_grad": self.return_grad}
-        options["debug_nan"] = self._watched is not None
+        options["debug_nan"] = self.debug_nan
         fun = self.fun.__get__(instance, owner)
         return type(self)(fun, self.grad_states, self.argnums, check_states=self.check_states, **options)
 
@@ -245,7 +219,7 @@ def hvp(
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
         `LinearOperator` instead of the product. With complex values, the product is the derivative of ``grad``
         along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
-        operator makes is watched; it is staged for that, and runs the function a second time, abstractly.
+        operator makes is checked; for that the function runs a second time, abstractly.
 
     Raises
     ------
@@ -265,9 +239,7 @@ def hvp(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "return_grad": return_grad}
     options["debug_nan"] = debug_nan
-    if fun is None:
-        return functools.partial(hvp, grad_states=grad_states, argnums=argnums, check_states=check_states, **options)
-    return _Hessian(fun, grad_states, argnums, check_states=check_states, **options)
+    return or_decorator(fun, lambda f: _Hessian(f, grad_states, argnums, check_states=check_states, **options))
 
 
 # ------------------------------------------------------------------------------------------ through the output
@@ -295,9 +267,8 @@ class Through(Product):
         for path, leaf in tree_leaves_with_path(out):
             if not differentiable(leaf) or jnp.issubdtype(jax.typeof(leaf).dtype, jnp.complexfloating):
                 raise StateTypeError(
-                    f"{self.name}: output{keystr(path)} of the model is {shapes_of(leaf)} "
-                    f"{getattr(leaf, 'dtype', type(leaf).__name__)}, and every output must be real and "
-                    f"floating. Return anything else as aux, with has_aux=True."
+                    f"{self.name}: output{keystr(path)} of the model is {layout(leaf)}, and every output is real and "
+                    f"floating. Return the rest as aux, with has_aux=True."
                 )
 
     def _curve(self, point: Point, out: Any) -> tuple:
@@ -328,12 +299,12 @@ class _OfOutput(Scope):
 
 
 @jax.custom_vjp
-def _constant(x):
+def _not_differentiated(x):
     """Return ``x``; its derivative is an error. Reverse mode asks for it only where the loss depends on ``x``."""
     return x
 
 
-def _refuse(_, cotangent):
+def _refuse_derivative(_, cotangent):
     raise StateValueError(
         "the loss of ggn depends on an argument that is differentiated, and the product has no term for that. Let the "
         "model return the value that the loss needs, or pass it a second time, as an argument that argnums does not "
@@ -341,7 +312,7 @@ def _refuse(_, cotangent):
     )
 
 
-_constant.defvjp(lambda x: (x, None), _refuse)
+_not_differentiated.defvjp(lambda x: (x, None), _refuse_derivative)
 
 
 class _GaussNewton(Through):
@@ -357,12 +328,9 @@ class _GaussNewton(Through):
         picked, rest = (None, point.args) if point.argnums is None else pick(point.args, point.argnums)
 
         def loss(out, picked):
-            args = place(rest, point.argnums, jax.tree.map(_constant, picked))
-            with _OfOutput(self.name, point.states) as scope:
-                value = self.loss_fn(out, *args, **point.kwargs)
-                refuse_states(value, f"results of a function under {self.name}")
-                writes = scope.close()
-            return _scalar(self.name, "loss_fn", value), Carried.of((value, writes))
+            args = place(rest, point.argnums, jax.tree.map(_not_differentiated, picked))
+            value, writes = run(_OfOutput(self.name, point.states), self.loss_fn, out, *args, **point.kwargs)
+            return _real_scalar(self.name, "loss_fn", value), Carried.of((value, writes))
 
         def slope_at(out):
             (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)

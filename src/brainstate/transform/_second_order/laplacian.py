@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from ..._arrays import differentiable
+from ..._arrays import at_least, differentiable, layout
 from ..._errors import StateTypeError, StateValueError
-from ..._program.interpret import program
+from ..._program.interpret import trace_flat
 from .._first_order.chunked_jacobians import check_chunk_size, count, unit
 from .._first_order.gradients import derivative
 from .._random_keys import Estimate, with_key
@@ -30,7 +30,7 @@ def _laplacian_transform(fun, *, argnums, has_aux, chunk_size, samples, key):
         for leaf in leaves:
             if jnp.iscomplexobj(leaf):
                 raise StateTypeError(
-                    f"laplacian is with respect to real values, one is {jax.typeof(leaf).str_short()}: differentiate "
+                    f"laplacian is with respect to real values, one is {layout(leaf)}: differentiate "
                     f"with respect to its real and imaginary parts."
                 )
 
@@ -50,7 +50,7 @@ def _check_outputs(value) -> None:
     for path, leaf in jax.tree.leaves_with_path(value):
         if not differentiable(leaf):
             raise StateTypeError(
-                f"laplacian: the output{jax.tree_util.keystr(path)} is {jax.typeof(leaf).str_short()}, and a "
+                f"laplacian: the output{jax.tree_util.keystr(path)} is {layout(leaf)}, and a "
                 f"differentiated output must be of a floating type. Return integers as aux."
             )
 
@@ -76,7 +76,7 @@ def _curvature(fun, leaves, along):
 
 def _staged(fun, leaves):
     """Return ``fun`` as a traced program that a loop may run again, without aux, and the aux of one run."""
-    closed, tree = program(fun, leaves)
+    closed, tree = trace_flat(fun, leaves)
     run = jaxpr_as_fun(closed)
     _, aux = tree.unflatten(run(*leaves))
     return lambda leaves: (tree.unflatten(run(*leaves))[0], None), aux
@@ -179,11 +179,9 @@ def laplacian(
     (True, True)
     """
     check_chunk_size("laplacian", chunk_size)
-    if samples is not None and (type(samples) is not int or samples < 2):
-        kind = StateValueError if type(samples) is int else StateTypeError
-        raise kind(f"laplacian: samples={samples!r}: give the number of directions, an int from 2 up, or None.")
+    at_least("laplacian: samples", samples, 2, "the number of directions", none="the exact sum")
     if key is not None and samples is None:
         raise StateValueError("laplacian: a key is given and no samples: without samples nothing is random.")
     params = {"chunk_size": chunk_size, "samples": samples, "key": key}
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    return derivative(_laplacian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("laplacian", _laplacian_transform, fun, grad_states, argnums, params, **options)

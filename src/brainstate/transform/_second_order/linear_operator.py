@@ -20,16 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._arrays import promoted
+from ..._arrays import at_least, layout, promoted
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
+from ..._seam.run_time_errors import await_errors
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.vector_space import Space
-from .._nonfinite.check import Watch, waiting
-from .._nonfinite.linear_maps import Way, watched_map
+from .._nonfinite.linear_maps import CheckedMap, Linear, LinearMapCheck
 from .._random_keys import Estimate, with_key
 
-__all__ = ["LinearOperator", "watched_operator"]
+__all__ = ["LinearOperator", "operator_check"]
 
 _CHUNK = 32
 
@@ -73,20 +73,20 @@ class LinearOperator:
     (LinearOperator(2 x 3, float32), [1.0, 2.0], [3.0, 0.0, 1.0])
     """
 
-    def __init__(self, linear: Callable, columns: Space, rows: Space | None = None, guards: tuple = ()):
+    def __init__(self, linear: Callable, columns: Space, rows: Space | None = None, transpose: Callable | None = None):
         self._linear, self._columns = linear, columns
         self._symmetric, self._rows = rows is None, rows or columns
-        self._guards = guards  # with debug_nan: of products, and of those with the transpose
+        self._transpose = transpose  # with debug_nan: a check has no transpose, so there are two linear maps
 
     def tree_flatten(self) -> tuple:
-        """Return the children, the linear map and its guards, and the static spaces."""
-        return (self._linear, self._guards), (self._columns, None if self._symmetric else self._rows)
+        """Return the linear map and its transpose if that is given, which JAX goes through, and what is static."""
+        return (self._linear, self._transpose), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
     def tree_unflatten(cls, spaces: tuple, children: tuple) -> "LinearOperator":
         """Undo `tree_flatten`."""
-        (linear, guards), (columns, rows) = children, spaces
-        return cls(linear, columns, rows, guards)
+        (linear, transpose), (columns, rows) = children, spaces
+        return cls(linear, columns, rows, transpose)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,8 +109,9 @@ class LinearOperator:
         if self._symmetric:
             return self
         self._require_real()
-        linear = Partial(_transposed, self._columns, self._linear)
-        return LinearOperator(linear, self._rows, self._columns, self._guards[::-1])
+        if self._transpose is not None:
+            return LinearOperator(self._transpose, self._rows, self._columns, self._linear)
+        return LinearOperator(Partial(_transposed, self._columns, self._linear), self._rows, self._columns)
 
     def __repr__(self) -> str:
         return f"LinearOperator({self.shape[0]} x {self.shape[1]}, {self.dtype})"
@@ -131,9 +132,9 @@ class LinearOperator:
             flat = isinstance(v, jax.Array | np.ndarray)
             if flat and (v.shape, v.dtype) == (self.shape[1:], self._columns.dtype):
                 return self._flat(v)
-            layout = f"{self._columns.dtype}[{self.shape[1]}]"
-            self._columns.check(f"the vector given to an operator (a flat one is {layout})", v)
-        return self._product(v)
+            flat = layout(jax.ShapeDtypeStruct(self.shape[1:], self._columns.dtype))
+            self._columns.check(f"the vector given to an operator (a flat one is {flat})", v)
+        return self._linear(v)
 
     @boundary
     def __call__(self, v: Any) -> Any:
@@ -159,14 +160,11 @@ class LinearOperator:
 
     def _flat(self, v):
         self._require_real()
-        return self._rows.ravel(self._product(self._columns.unravel(v)))
+        return self._rows.ravel(self._linear(self._columns.unravel(v)))
 
-    def _product(self, v):
-        return self._guards[0](v, self._linear(v)) if self._guards else self._linear(v)
-
-    def _done(self, compute):
+    def _run(self, compute):
         """Return ``compute()``, a program of many products; wait for its end if one of them may raise."""
-        return waiting(compute)() if self._guards else compute()
+        return await_errors(compute)() if isinstance(self._linear, CheckedMap) else compute()
 
     def _require_real(self):
         for space in (self._columns, self._rows):
@@ -234,7 +232,7 @@ class LinearOperator:
         size = math.ceil(count / chunks)
         # Chunks of one size, with a few numbers past the end: a smaller last chunk would be compiled separately.
         numbers = span.start + jnp.arange(chunks * size)
-        return self._done(lambda: jax.lax.map(entry, numbers, batch_size=size)[:count])
+        return self._run(lambda: jax.lax.map(entry, numbers, batch_size=size)[:count])
 
     def _unit(self, i):
         return (jnp.arange(self.shape[1]) == i).astype(self._columns.dtype)
@@ -296,8 +294,7 @@ class LinearOperator:
             return False
         if chunk_size is not None:
             raise StateValueError("chunk_size is for the exact result, samples for an estimate: give one of them.")
-        if type(samples) is not int or samples < 2:
-            raise StateValueError(f"samples={samples!r}: give an int from 2 up, as one sample has no standard error.")
+        at_least("samples", samples, 2, "the number of random vectors (one has no standard error)")
         return True
 
     def _estimate(self, probe, shape, samples, key):
@@ -318,27 +315,27 @@ class LinearOperator:
 
         def run(key):
             inputs = counts, jax.random.split(key, samples)
-            return self._done(lambda: jax.lax.scan(step, (zero, zero), inputs)[0])
+            return self._run(lambda: jax.lax.scan(step, (zero, zero), inputs)[0])
 
         mean, squares = with_key("operator", key, run)
         return Estimate(mean, jnp.sqrt(squares / (samples * (samples - 1))))
 
 
-def watched_operator(name, run: Callable, inputs: Callable, args: tuple, kwargs: dict) -> tuple:
-    """Return what `watched_map` does for a ``run`` whose map is an operator, which then is watched in all it does."""
+def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCheck:
+    """Return the check of a derivative whose map is an operator; see `LinearMapCheck` for ``derive``."""
 
-    def ways(operator, _):
+    def parts(operator, _):
         if operator._symmetric:
-            return [Way(LinearOperator.matvec, operator.structure, "the vector", inputs)]
-        vector = jax.tree.map(_like, operator.structure)
-        found = [Way(LinearOperator.matvec, vector, "the vector", Watch.inputs)]
+            return [Linear(operator._linear, operator.structure, inputs)]
+        found = [Linear(operator._linear, jax.tree.map(_like, operator.structure))]
         with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
-            found.append(Way(lambda operator, v: operator.T @ v, operator.T.structure, "the vector", inputs))
+            found.append(Linear(operator.T._linear, operator.T.structure, inputs))
         return found
 
-    (operator, *rest), guards = watched_map(name, run, ways, args, kwargs)
-    rows = None if operator._symmetric else operator._rows
-    return LinearOperator(operator._linear, operator._columns, rows, guards), *rest
+    def rebuild(operator, linear, transpose=None):
+        return LinearOperator(linear, operator._columns, None if operator._symmetric else operator._rows, transpose)
+
+    return LinearMapCheck(derive, name, parts=parts, rebuild=rebuild)
 
 
 def _like(leaf):

@@ -13,7 +13,7 @@ from ..._functions import boundary
 from ..._seam.scope import commit
 from .._first_order.pure_function import PureFunction, positions
 from .._first_order.vector_space import Outputs, Space
-from .linear_operator import LinearOperator, watched_operator
+from .linear_operator import LinearOperator, operator_check
 
 __all__ = ["linearize"]
 
@@ -72,22 +72,14 @@ def linearize(
     """
     numbers = positions("linearize", grad_states, argnums)
     target = PureFunction(fun, "linearize", grad_states, numbers, has_aux=has_aux, allow_int="arguments")
-    out, jacobian, aux = (_watched_linearize if debug_nan else _linearize)(target, primals)
+
+    def derive(*primals):
+        diff, call, rest = target.open(primals, {})
+        out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
+        _, aux, writes = carried.tree()
+        commit(writes)
+        return (LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)),), out, aux
+
+    check = operator_check(derive, repr(target), target.inputs)
+    (jacobian,), out, aux = check.run(primals, {}) if debug_nan else derive(*primals)
     return (out, jacobian, aux) if has_aux else (out, jacobian)
-
-
-def _linearize(target, primals):
-    diff, call, rest = target.open(primals, {})
-    out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
-    _, aux, writes = carried.tree()
-    commit(writes)
-    return out, LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)), aux
-
-
-def _watched_linearize(target, primals):
-    def run(*primals):
-        out, jacobian, aux = _linearize(target, primals)
-        return jacobian, (), out, aux
-
-    jacobian, _, out, aux = watched_operator(repr(target), run, target.inputs, primals, {})
-    return out, jacobian, aux

@@ -3,8 +3,8 @@
 A value in the program is a `Series`: ``primal + Σ_k terms[k-1] t^k``, or ``terms=None`` where it does not depend on
 ``t``. An equation takes series to a series; there is one rule for each kind of equation:
 
-1. What depends on no series is computed as it is.
-2. ``jit`` and rematerialised parts are run through, ``scan``, ``while`` and ``cond`` become the same loop or branch on
+1. An equation whose operands are all constant is computed as it is.
+2. ``jit`` and rematerialized parts are entered; ``scan``, ``while`` and ``cond`` become the same loop or branch on
    series. (Everything floating in their carry is a series then, perhaps of zeros.)
 3. A real primitive with a rule in ``jax.experimental.jet`` follows that rule (Griewank and Walther 2008, "Evaluating
    Derivatives", chapter 13): the cost grows with the square of the order.
@@ -21,9 +21,9 @@ from jax.experimental.jet import jet, jet_rules
 from jax.extend.core import jaxpr_as_fun
 
 from ..._arrays import differentiable
-from ..._compat import scan_inputs
 from ..._errors import StateTypeError, StateValueError
-from ..._program.interpret import bind, interpret, subprogram
+from ..._program.control_flow import Call, Cond, Scan, While, control_flow
+from ..._program.interpret import bind, interpret
 from ..._program.source_lines import at_line
 
 __all__ = ["NESTED", "Series", "push_series"]
@@ -42,45 +42,47 @@ class Series(NamedTuple):
 
 def push_series(closed, inputs, order) -> list[Series]:
     """Return the series of the results of a program for series of its inputs."""
-    rule = _Rule(order)
-    return rule.run(closed, inputs)
+    return _Rule(order).run(closed, inputs)
 
 
 class _Rule:
-    """What an equation does to series of one order."""
+    """The rule of `interpret` for series with ``order`` terms."""
 
     def __init__(self, order):
         self.order = order
 
     def run(self, closed, inputs):
+        """Return the series of the results of a program."""
         return interpret(closed.jaxpr, map(Series, closed.consts), inputs, self, Series)
 
     def __call__(self, eqn, inputs):
         with at_line(eqn):
-            return self._step(eqn, inputs)
+            return self._push(eqn, inputs)
 
-    def _step(self, eqn, inputs):
-        primals = [x.primal for x in inputs]
-        name = eqn.primitive.name
+    def _push(self, eqn, inputs):
+        name, primals = eqn.primitive.name, [x.primal for x in inputs]
         if name == "stop_gradient" or all(x.terms is None for x in inputs):
             return [Series(out) for out in bind(eqn, primals)]
-        if (inner := subprogram(eqn)) is not None:
-            return self.run(inner, inputs)
-        if name == "remat2":
-            return interpret(eqn.params["jaxpr"], (), inputs, self, Series)
-        if name.startswith("custom_vjp"):
+        match control_flow(eqn):
+            case Call(body=body, adds="" | "memory"):
+                return self.run(body, inputs)
+            case Scan() as loop:
+                return self._scan(loop, *loop.split(inputs))
+            case While() as loop:
+                return self._while(loop, *loop.split(inputs))
+            case Cond(branches=branches):
+                return self._cond(branches, *inputs)
+        if name == "custom_vjp_call":
             raise StateTypeError(
                 "taylor: the function calls one with a derivative for reverse mode only (custom_vjp), and a series "
                 "goes forward. Give that one a rule with custom_jvp."
             )
-        if name in _LOOPS:
-            return _LOOPS[name](self, eqn, inputs)
         if eqn.primitive in jet_rules and name not in _UNFIT and not any(jnp.iscomplexobj(p) for p in primals):
             return self._by_jet(eqn, inputs)
-        return self._nested(eqn, inputs)
+        return self._by_nested_jvp(eqn, inputs)
 
     def zeros(self, x):
-        """Return ``x`` with terms, if it is of a type that can depend on anything."""
+        """Return ``x`` with terms, zeros where it has none; as it is if its type is not differentiable."""
         if x.terms is not None or not differentiable(x.primal):
             return x
         return Series(x.primal, [jnp.zeros_like(x.primal)] * self.order)
@@ -95,30 +97,30 @@ class _Rule:
             return bind(eqn, full)
 
         primals, terms = [inputs[i].primal for i in moving], [inputs[i].terms for i in moving]
-        # The rules mix types as they like.
+        # The rules of jet rely on promotion, which the user may have made strict.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             outs, series = jet(of_moving, primals, terms, factorial_scaled=False)
         return [self._result(out, terms) for out, terms in zip(outs, series, strict=True)]
 
-    def _nested(self, eqn, inputs):
+    def _by_nested_jvp(self, eqn, inputs):
         if self.order > NESTED:
             raise StateValueError(
                 f"taylor: order={self.order}, and there is no rule for the series of {eqn.primitive.name!r}: nested "
                 f"derivatives take its place up to order {NESTED}, as their cost doubles with each order. Choose a "
                 f"lower order, or write this part of the function otherwise."
             )
-        kept: list = []
+        kept: list = []  # for each result if it is differentiable
 
         def along(t):
-            full = [x.primal if x.terms is None else _value(x, t) for x in inputs]
+            full = [x.primal if x.terms is None else _evaluate(x, t) for x in inputs]
             outs = bind(eqn, full)
             kept[:] = [differentiable(out) for out in outs]
             return [[out for out, keep in zip(outs, kept, strict=True) if keep]]
 
-        t = jnp.zeros((), jnp.result_type(*(_real(x.primal) for x in inputs if x.terms is not None)))
+        t = jnp.zeros((), jnp.result_type(*(_real_dtype(x.primal) for x in inputs if x.terms is not None)))
         derivatives = along
         for _ in range(self.order):
-            derivatives = _with_next(derivatives)
+            derivatives = _append_derivative(derivatives)
         primals, (_, *rest) = bind(eqn, [x.primal for x in inputs]), derivatives(t)
         scaled = [[d / math.factorial(k) for d in level] for k, level in enumerate(rest, 1)]
         columns = iter(zip(*scaled, strict=True))
@@ -131,46 +133,36 @@ class _Rule:
             return Series(out)
         return Series(out, [jnp.asarray(term, jax.typeof(out).dtype) for term in terms])
 
-    def _scan(self, eqn, inputs):
-        consts, carry, xs = scan_inputs(eqn.params, inputs)
-
+    def _scan(self, loop, constants, carry, xs):
         def step(carry, xs):
-            out = self.run(eqn.params["jaxpr"], [*consts, *carry, *xs])
+            out = self.run(loop.body, [*constants, *carry, *xs])
             return [self.zeros(x) for x in out[: len(carry)]], out[len(carry) :]
 
-        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-        last, ys = jax.lax.scan(step, [self.zeros(x) for x in carry], xs, **options)
+        carry, length = [self.zeros(x) for x in carry], loop.length
+        last, ys = jax.lax.scan(step, carry, xs, length=length, reverse=loop.reverse, unroll=loop.unroll)
         return [*last, *ys]
 
-    def _while(self, eqn, inputs):
-        first, second = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-        test, consts, carry = inputs[:first], inputs[first:second], inputs[second:]
-
+    def _while(self, loop, test_constants, constants, carry):
         def active(carry):
-            return jaxpr_as_fun(eqn.params["cond_jaxpr"])(*(x.primal for x in (*test, *carry)))[0]
+            return jaxpr_as_fun(loop.test)(*(x.primal for x in (*test_constants, *carry)))[0]
 
         def step(carry):
-            return [self.zeros(x) for x in self.run(eqn.params["body_jaxpr"], [*consts, *carry])]
+            return [self.zeros(x) for x in self.run(loop.body, [*constants, *carry])]
 
         return jax.lax.while_loop(active, step, [self.zeros(x) for x in carry])
 
-    def _cond(self, eqn, inputs):
-        index, *operands = inputs
-        branches = [
-            lambda *operands, branch=branch: [self.zeros(x) for x in self.run(branch, operands)]
-            for branch in eqn.params["branches"]
-        ]
-        return jax.lax.switch(index.primal, branches, *operands)
+    def _cond(self, branches, number, *operands):
+        def on_series(branch):
+            return lambda *operands: [self.zeros(x) for x in self.run(branch, operands)]
+
+        return jax.lax.switch(number.primal, list(map(on_series, branches)), *operands)
 
 
-_LOOPS = {"scan": _Rule._scan, "while": _Rule._while, "cond": _Rule._cond}
-
-
-def _real(x):
+def _real_dtype(x):
     return jnp.finfo(jax.typeof(x).dtype).dtype
 
 
-def _value(x, t):
+def _evaluate(x, t):
     """Return the value of a series at ``t``."""
     t = t.astype(jax.typeof(x.primal).dtype)
     total = jnp.zeros_like(x.primal)
@@ -179,8 +171,8 @@ def _value(x, t):
     return x.primal + total
 
 
-def _with_next(derivatives):
-    """Return a function of ``t`` that returns what ``derivatives`` does, a list, and the derivative of the last."""
+def _append_derivative(derivatives):
+    """Return a function of ``t``: the list that ``derivatives`` returns, and the derivative of its last item."""
 
     def longer(t):
         found, slopes = jax.jvp(derivatives, (t,), (jnp.ones_like(t),))

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._arrays import differentiable
-from ..._errors import StateTypeError, StateValueError
+from ..._arrays import at_least, differentiable
 from ..._functions import boundary
-from ..._program.interpret import program
+from ..._program.interpret import trace_flat
 from ..._seam.scope import commit
 from .._first_order.pure_function import PureFunction
-from .._first_order.vjp_jvp import all_positions, direction, watched_along
+from .._first_order.vjp_jvp import all_positions, direction
+from .._nonfinite.check import DerivativeCheck
 from .power_series import Series, push_series
 
 __all__ = ["taylor"]
@@ -76,28 +76,26 @@ def taylor(
     >>> [round(float(c), 3) for c in coefficients]
     [2.0, 2.0, 1.333]
     """
-    if type(order) is not int or order < 1:
-        kind = StateValueError if type(order) is int else StateTypeError
-        raise kind(f"taylor: order={order!r}: give the number of coefficients, an int from 1 up.")
-    if debug_nan:
-        inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
-        return watched_along(taylor, fun, inputs, {"order": order, "grad_states": grad_states, "has_aux": has_aux})
+    count: int = at_least("taylor: order", order, 1, "the number of coefficients")
     target = PureFunction(fun, "taylor", grad_states, all_positions("taylor", primals), has_aux=has_aux)
-    diff, call, rest = target.open(tuple(primals), {})
-    along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
-    leaves, treedef = jax.tree.flatten(diff)
-    closed, tree = program(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
-    rest_terms = order - 1
-    # The series of x + t v has one term, v; the others are zero.
-    inputs = [
-        Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * rest_terms])
-        for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
-    ]
-    out = push_series(closed, inputs, order)
-    value, carried = tree.unflatten([x.primal for x in out])
-    _, aux, writes = carried.tree()
-    commit(writes)
-    terms = [_coefficient(tree, out, k) for k in range(order)]
+
+    def derive(primals, directions, state_directions):
+        diff, call, rest = target.open(tuple(primals), {})
+        along = direction("taylor", "directions", diff, directions, grad_states, state_directions)
+        leaves, treedef = jax.tree.flatten(diff)
+        closed, tree = trace_flat(lambda leaves: target.pure(treedef.unflatten(leaves), call, *rest), leaves)
+        series = [
+            Series(jnp.asarray(leaf), [jnp.asarray(v), *[jnp.zeros_like(leaf)] * (count - 1)])
+            for leaf, v in zip(leaves, jax.tree.leaves(along), strict=True)
+        ]
+        out = push_series(closed, series, count)
+        value, carried = tree.unflatten([x.primal for x in out])
+        _, aux, writes = carried.tree()
+        commit(writes)
+        return [_coefficient(tree, out, k) for k in range(count)], value, aux
+
+    inputs = {"primals": primals, "directions": directions, "state_directions": state_directions}
+    terms, value, aux = DerivativeCheck(derive, repr(target)).run((), inputs) if debug_nan else derive(**inputs)
     return (value, terms, aux) if has_aux else (value, terms)
 
 

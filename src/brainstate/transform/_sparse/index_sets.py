@@ -1,11 +1,11 @@
-"""Sets of input numbers, one for each element of an array: what a dependency analysis computes with.
+"""Sets of input numbers, one for each element of an array: the values of the dependency analysis.
 
-A `Deps` is an array of set numbers, in the shape of the value it describes, beside a table of the sets. So what only
-moves elements (a reshape, a slice, a broadcast) is the same NumPy operation on the set numbers, whatever the sets
-hold; only what combines elements makes new sets, all of them in one sort.
+A `Deps` is an array of set numbers, in the shape of the value it describes, and a table of the sets (`Sets`). An
+operation that only moves elements (a reshape, a slice, a broadcast) is the same NumPy operation on the set numbers,
+whatever the sets hold. Only an operation that combines elements makes new sets, all of them in one sort.
 
 Set 0 is empty and set 1 holds every input. The second is never written out: a value that depends on everything costs
-one number an element, and to unite with it costs nothing.
+one number for each element, and a union with it costs nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,13 @@ __all__ = [
     "FULL",
     "Deps",
     "Sets",
-    "distinct",
-    "gathered",
+    "gather_flat",
     "identity",
-    "joined",
-    "reduced",
+    "reduce_groups",
     "same_sizes",
-    "united",
+    "share_table",
+    "sort_unique",
+    "unite",
 ]
 
 EMPTY, FULL = 0, 1
@@ -38,7 +38,7 @@ class Sets(NamedTuple):
     width: int
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
-        """Return how many inputs each of the sets holds."""
+        """Return the number of inputs in each of the sets ``ids``."""
         return np.where(ids == FULL, self.width, self.bounds[ids + 1] - self.bounds[ids])
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
@@ -49,13 +49,13 @@ class Sets(NamedTuple):
 
 
 class Deps(NamedTuple):
-    """On which inputs each element of an array depends."""
+    """The set of inputs that each element of an array depends on: set numbers, and the table of sets."""
 
     ids: np.ndarray
     sets: Sets
 
-    def moved(self, ids: np.ndarray) -> "Deps":
-        """Return the same sets at other places."""
+    def rearrange(self, ids: np.ndarray) -> "Deps":
+        """Return an array of the set numbers ``ids`` of the same table."""
         return Deps(ids, self.sets)
 
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ class Deps(NamedTuple):
         return np.repeat(np.arange(ids.size), sizes), columns
 
 
-def distinct(keys: np.ndarray) -> np.ndarray:
+def sort_unique(keys: np.ndarray) -> np.ndarray:
     """Return the different numbers among ``keys``, sorted; ``np.unique`` hashes, ten times slower on regular keys."""
     keys = np.sort(keys)
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if keys.size else keys
@@ -83,7 +83,7 @@ def identity(start: int, shape: tuple[int, ...], width: int) -> Deps:
     return Deps(ids.reshape(shape), Sets(bounds, np.arange(start, start + size), width))
 
 
-def _merged(pieces: Iterable[tuple[np.ndarray, Deps]], count: int) -> Deps:
+def _unions(pieces: Iterable[tuple[np.ndarray, Deps]], count: int) -> Deps:
     """Return for each of ``count`` groups the union of the sets assigned to it, as pairs of arrays (group, deps)."""
     pieces, keys, width = list(pieces), [], 0
     full = np.zeros(count, bool)
@@ -95,7 +95,7 @@ def _merged(pieces: Iterable[tuple[np.ndarray, Deps]], count: int) -> Deps:
         group, ids = group[wanted], ids[wanted]
         lengths = sets.bounds[ids + 1] - sets.bounds[ids]
         keys.append(np.repeat(group, lengths) * width + sets.expand(ids))
-    groups, members = np.divmod(distinct(np.concatenate(keys)), width)
+    groups, members = np.divmod(sort_unique(np.concatenate(keys)), width)
     sizes = np.bincount(groups, minlength=count)
     full |= sizes == width
     keep = ~full[groups]
@@ -106,33 +106,33 @@ def _merged(pieces: Iterable[tuple[np.ndarray, Deps]], count: int) -> Deps:
     return Deps(ids, Sets(np.concatenate([[0, 0, 0], np.cumsum(sizes[filled])]), members[keep], width))
 
 
-def reduced(pieces: Sequence[tuple[np.ndarray, Deps]], shape: tuple[int, ...]) -> Deps:
+def reduce_groups(pieces: Sequence[tuple[np.ndarray, Deps]], shape: tuple[int, ...]) -> Deps:
     """Return an array of ``shape`` whose element ``g`` (flat) has the union of all elements with the group ``g``."""
     once = []
     for group, (ids, sets) in pieces:
         group, ids = np.broadcast_arrays(group, ids)
-        pairs = distinct(group.astype(np.int64).ravel() * len(sets.bounds) + ids.ravel())
+        pairs = sort_unique(group.astype(np.int64).ravel() * len(sets.bounds) + ids.ravel())
         once.append((pairs // len(sets.bounds), Deps(pairs % len(sets.bounds), sets)))
-    merged = _merged(once, int(np.prod(shape)))
-    return merged.moved(merged.ids.reshape(shape))
+    merged = _unions(once, int(np.prod(shape)))
+    return merged.rearrange(merged.ids.reshape(shape))
 
 
-def united(parts: Sequence[Deps]) -> Deps:
+def unite(parts: Sequence[Deps]) -> Deps:
     """Return the union, element by element, of arrays of one shape."""
     result, *others = parts
     for other in others:
         if result.sets is other.sets and np.array_equal(result.ids, other.ids):
             continue
-        # Equal pairs of sets have equal unions: only the distinct ones are made.
+        # Equal pairs of sets have equal unions: each pair is united once.
         pairs, places = np.unique(result.ids.ravel() * len(other.sets.bounds) + other.ids.ravel(), return_inverse=True)
         left, right = np.divmod(pairs, len(other.sets.bounds))
         groups = np.arange(len(pairs))
-        merged = _merged([(groups, Deps(left, result.sets)), (groups, Deps(right, other.sets))], len(pairs))
-        result = merged.moved(merged.ids[places].reshape(result.ids.shape))
+        merged = _unions([(groups, Deps(left, result.sets)), (groups, Deps(right, other.sets))], len(pairs))
+        result = merged.rearrange(merged.ids[places].reshape(result.ids.shape))
     return result
 
 
-def joined(parts: Sequence[Deps]) -> list[Deps]:
+def share_table(parts: Sequence[Deps]) -> list[Deps]:
     """Return the same dependencies with one common table, so that their set numbers may stand in one array."""
     tables, starts, shift = {}, {}, 0
     used = [_compact(part) for part in parts] if len({id(part.sets) for part in parts}) > 1 else parts
@@ -157,10 +157,10 @@ def _compact(deps: Deps) -> Deps:
     return Deps(places[2:].reshape(ids.shape), Sets(bounds, sets.expand(kept), sets.width))
 
 
-def gathered(deps: Deps, places: np.ndarray) -> Deps:
+def gather_flat(deps: Deps, places: np.ndarray) -> Deps:
     """Return the elements at ``places`` (flat); where a place is negative, one that depends on nothing."""
     padded = np.append(deps.ids.ravel(), EMPTY)
-    return deps.moved(padded[np.where(places < 0, deps.ids.size, places)])
+    return deps.rearrange(padded[np.where(places < 0, deps.ids.size, places)])
 
 
 def same_sizes(a: Deps | None, b: Deps | None) -> bool:

@@ -1,12 +1,12 @@
-"""Sparsity patterns and their colourings: which columns of a matrix one product can tell apart.
+"""Sparsity patterns and their colorings: sets of columns of a matrix whose entries one product gives separately.
 
-*Columns* (and so rows) are coloured such that no two of one colour meet in a row: a product with the sum of the unit
-vectors of a colour then holds each of their entries by itself (Curtis, Powell and Reid 1974). A *symmetric* matrix
-needs fewer colours, since an entry may be read on either side of the diagonal: a star colouring, in which neighbours
-differ and every path of four vertices has three colours (Coleman and Moré 1984; Gebremedhin, Manne and Pothen 2005,
+*Columns* (and so rows) are colored such that no two of one color meet in a row: a product with the sum of the unit
+vectors of a color then holds each of their entries by itself (Curtis, Powell and Reid 1974). A *symmetric* matrix
+needs fewer colors, since an entry may be read on either side of the diagonal: a star coloring, in which neighbors
+differ and every path of four vertices has three colors (Coleman and Moré 1984; Gebremedhin, Manne and Pothen 2005,
 "What color is your Jacobian?", algorithm 4.1).
 
-Both are greedy, and keep for each row the colours it has met as the bits of one Python integer, so that a colour is
+Both are greedy, and keep for each row the colors it has met as the bits of one Python integer, so that a color is
 chosen by a few ``|`` and no graph of intersections is built: the time is proportional to the entries of the pattern.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 
 from ..._errors import StateTypeError, StateValueError, a_type
-from .index_sets import distinct
+from .index_sets import sort_unique
 
 __all__ = ["KINDS", "SparsityPattern"]
 
@@ -29,19 +29,19 @@ KINDS = ("column", "row", "symmetric")
 
 
 def _lowest_free(used: int) -> int:
-    """Return the lowest bit that is not set."""
+    """Return the number of the lowest bit that is not set."""
     return (~used & (used + 1)).bit_length() - 1
 
 
-def _neighbours(rows, cols, count) -> list[list[int]]:
+def _neighbors(rows, cols, count) -> list[list[int]]:
     """Return for each of ``count`` rows its columns."""
     order = np.argsort(rows, kind="stable")
     bounds = np.searchsorted(rows[order], np.arange(1, count))
     return [part.tolist() for part in np.split(cols[order], bounds)] if count else []
 
 
-def _distinct_in_rows(rows_of: list[list[int]], count: int, order: Iterable[int]) -> list[int]:
-    """Colour columns so that no row meets a colour twice; ``rows_of`` are the rows of each column."""
+def _column_coloring(rows_of: list[list[int]], count: int, order: Iterable[int]) -> list[int]:
+    """Color columns so that no row meets a color twice; ``rows_of`` are the rows of each column."""
     met, colors = [0] * count, [-1] * len(rows_of)
     for column in order:
         used = 0
@@ -53,23 +53,23 @@ def _distinct_in_rows(rows_of: list[list[int]], count: int, order: Iterable[int]
     return colors
 
 
-def _star(neighbours: list[list[int]], order: Iterable[int]) -> list[int]:
-    """Colour vertices so that neighbours differ and no path of four vertices has two colours.
+def _star_coloring(neighbors: list[list[int]], order: Iterable[int]) -> list[int]:
+    """Color vertices so that neighbors differ and no path of four vertices has two colors.
 
-    When ``v`` is coloured, a path of two colours can only end in ``v``, never have it inside: ``v`` differs from all
-    that its uncoloured neighbours have met, so what meets in a vertex before it is coloured differs. So the colours
-    that ``v`` must not get are those of its neighbours, those its uncoloured neighbours have met, and for a coloured
-    neighbour ``w`` those of the hubs of ``w``: its neighbours that have another neighbour in the colour of ``w``.
+    When ``v`` is colored, a path of two colors can only end in ``v``, never have it inside: ``v`` differs from all
+    that its uncolored neighbors have met, so the neighbors of a vertex that are colored before it differ. So the colors
+    that ``v`` must not get are those of its neighbors, those its uncolored neighbors have met, and for a colored
+    neighbor ``w`` those of the hubs of ``w``: its neighbors that have another neighbor in the color of ``w``.
     """
-    n = len(neighbours)
+    n = len(neighbors)
     met, hubs, colors = [0] * n, [0] * n, [-1] * n
-    first: list[dict[int, int]] = [{} for _ in range(n)]  # for each vertex, a neighbour of each colour
+    first: list[dict[int, int]] = [{} for _ in range(n)]  # for each vertex, a neighbor of each color
     for v in order:
         used = met[v]
-        for w in neighbours[v]:
+        for w in neighbors[v]:
             used |= met[w] if colors[w] < 0 else hubs[w]
         color = colors[v] = _lowest_free(used)
-        for w in neighbours[v]:
+        for w in neighbors[v]:
             met[w] |= 1 << color
             if colors[w] >= 0:
                 first[v][colors[w]] = w
@@ -82,7 +82,7 @@ def _star(neighbours: list[list[int]], order: Iterable[int]) -> list[int]:
 
 @jax.tree_util.register_static
 class SparsityPattern:
-    """The places of a matrix that may be other than zero, with its colourings.
+    """The entries of a matrix that may be other than zero (its *places*), with colorings of it.
 
     The matrix is the Jacobian of all outputs, flattened and put one after the other, with respect to all inputs,
     likewise: the leaves in the order of ``jax.tree.leaves``, each in row-major order. For JAX it is a constant: it may
@@ -98,7 +98,7 @@ class SparsityPattern:
     Raises
     ------
     StateTypeError, StateValueError
-        If these are no integers, of different lengths, or outside of the shape.
+        If these are not integers, differ in length, or reach outside of the shape.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class SparsityPattern:
     >>> pattern.coloring("column").tolist()
     [0, 1, 0]
     >>> pattern
-    SparsityPattern(3x3, 5 non-zeros, 2 column colours)
+    SparsityPattern(3x3, 5 non-zeros, 2 column colors)
     """
 
     def __init__(self, rows: Any, cols: Any, shape: tuple[int, ...]):
@@ -131,7 +131,7 @@ class SparsityPattern:
                 raise StateValueError(
                     f"SparsityPattern: {name} reach from {places.min()} to {places.max()}, outside of {m}x{n}."
                 )
-        places = distinct(rows.astype(np.int64) * max(n, 1) + cols.astype(np.int64))
+        places = sort_unique(rows.astype(np.int64) * max(n, 1) + cols.astype(np.int64))
         self.rows, self.cols = np.divmod(places, max(n, 1))
         self._colors: dict[str, np.ndarray] = {}
 
@@ -151,7 +151,7 @@ class SparsityPattern:
         Raises
         ------
         StateTypeError
-            If it is nothing of these.
+            If it is none of these.
 
         Examples
         --------
@@ -174,13 +174,13 @@ class SparsityPattern:
             return cls(rows, cols, np.shape(matrix))
         kind = f"an array of {np.ndim(matrix)} axes" if valid_jaxtype(matrix) else a_type(matrix)
         raise StateTypeError(
-            f"{kind} is no sparsity pattern: give a SparsityPattern, a BCOO or SciPy sparse matrix, or a dense array "
-            f"of two axes."
+            f"{kind} is not a sparsity pattern: give a SparsityPattern, a BCOO or SciPy sparse matrix, or a dense "
+            f"array of two axes."
         )
 
     @property
     def nnz(self) -> int:
-        """How many places there are."""
+        """The number of places."""
         return len(self.rows)
 
     @cached_property
@@ -203,7 +203,7 @@ class SparsityPattern:
         return self.shape == other.shape and bool(np.isin(theirs, ours).all())
 
     def coloring(self, kind: str) -> np.ndarray:
-        """Return the colour of each column (or row), numbered from 0; -1 where one is empty. It is kept.
+        """Return the color of each column (or row), numbered from 0, and -1 for an empty one. The pattern keeps it.
 
         Parameters
         ----------
@@ -220,17 +220,17 @@ class SparsityPattern:
             If the kind is another, or symmetric and the pattern is not.
         """
         if kind not in KINDS:
-            raise StateValueError(f"a colouring is of the kind {', '.join(map(repr, KINDS))}; got {kind!r}.")
+            raise StateValueError(f"a coloring is of the kind {', '.join(map(repr, KINDS))}; got {kind!r}.")
         if kind not in self._colors:
             self._colors[kind] = self._color(kind)
         return self._colors[kind]
 
     def colors(self, kind: str) -> int:
-        """Return how many colours there are, which is how many products the matrix takes; see `coloring`."""
+        """Return the number of colors, which is the number of products that the matrix takes; see `coloring`."""
         return int(self.coloring(kind).max(initial=-1)) + 1
 
     def at_least(self, kind: str) -> int:
-        """Return a number of colours that a column or row colouring cannot go below: the fullest row, or column."""
+        """Return a lower bound for `colors`: the number of entries in the fullest row, or for ``"row"`` column."""
         along = self.rows if kind == "column" else self.cols
         return int(np.bincount(along, minlength=1).max(initial=0))
 
@@ -238,24 +238,24 @@ class SparsityPattern:
         if kind == "symmetric":
             if not self.is_symmetric:
                 raise StateValueError(
-                    f"{self} is not symmetric, so it has no symmetric colouring: a Hessian's pattern has with each "
+                    f"{self} is not symmetric, so it has no symmetric coloring: a Hessian's pattern has with each "
                     f"place its mirror image. Use pattern.symmetrized()."
                 )
             aside = self.rows != self.cols
-            near = _neighbours(self.rows[aside], self.cols[aside], self.shape[0])
+            near = _neighbors(self.rows[aside], self.cols[aside], self.shape[0])
             present = np.bincount(self.rows, minlength=self.shape[0]) > 0
-            # Columns that a row tells apart need no mirror image; on wide bands that takes fewer colours.
-            star = self._best(lambda order: _star(near, order), near, present, 1)
+            # Columns that a row tells apart need no mirror image; on wide bands that takes fewer colors.
+            star = self._best(lambda order: _star_coloring(near, order), near, present, 1)
             return min(star, self.coloring("column"), key=np.max) if self.nnz else star
         across, along, sizes = self.rows, self.cols, self.shape
         if kind == "row":
             across, along, sizes = along, across, sizes[::-1]
-        met = _neighbours(along, across, sizes[1])
+        met = _neighbors(along, across, sizes[1])
         present = np.bincount(along, minlength=sizes[1]) > 0
-        return self._best(lambda order: _distinct_in_rows(met, sizes[0], order), met, present, self.at_least(kind))
+        return self._best(lambda order: _column_coloring(met, sizes[0], order), met, present, self.at_least(kind))
 
     def _best(self, color, near, present, enough):
-        """Colour in the natural order, best for bands, and if that may be improved, the fullest first."""
+        """Color in the natural order, best for bands; if fewer colors are possible, also with the fullest first."""
         natural = np.flatnonzero(present)
         fullest = natural[np.argsort([-len(near[i]) for i in natural], kind="stable")]
         best = None
@@ -268,9 +268,9 @@ class SparsityPattern:
         return best
 
     def sources(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        """Say where each entry is read, ``(product, mirrored)``: in which product, and whether at its mirror image.
+        """Return for each entry the number of the product that holds it, and if it is read at its mirror image.
 
-        Product ``k`` is the matrix (for ``"row"``, its transpose) times the sum of the unit vectors of colour ``k``.
+        Product ``k`` is the matrix (for ``"row"``, its transpose) times the sum of the unit vectors of color ``k``.
         """
         colors = self.coloring(kind)
         if kind == "row":
@@ -278,13 +278,13 @@ class SparsityPattern:
         product = colors[self.cols]
         if kind == "column":
             return product, np.zeros(self.nnz, bool)
-        met = self.rows * (self.shape[1] + 1) + product
+        met = self.rows * (self.shape[1] + 1) + product  # one number for each pair (row, color)
         _, place, count = np.unique(met, return_inverse=True, return_counts=True)
-        mirrored = count[place] > 1  # its row meets the colour of its column again; then the mirror image is alone
+        mirrored = count[place] > 1  # its row meets the color of its column again; then the mirror image is alone
         return np.where(mirrored, colors[self.rows], product), mirrored
 
     def _is_readable(self, kind) -> bool:
-        """Tell whether each entry is alone where it is read."""
+        """Tell whether every entry can be read: its product holds no other entry at that place."""
         colors = self._colors[kind]
         rows, cols = (self.cols, self.rows) if kind == "row" else (self.rows, self.cols)
         if colors.shape != (self.shape[kind != "row"],) or (self.nnz and colors[cols].min() < 0):
@@ -296,7 +296,7 @@ class SparsityPattern:
         return bool((np.searchsorted(met, read, "right") - np.searchsorted(met, read) == 1).all())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the pattern and the colourings made so far to ``path``, a file of the kind ``.npz``."""
+        """Write the pattern and the colorings made so far to ``path``, a file of the kind ``.npz``."""
         arrays: dict[str, Any] = {f"color_{kind}": value for kind, value in self._colors.items()}
         with open(path, "wb") as file:
             np.savez_compressed(file, rows=self.rows, cols=self.cols, shape=self.shape, **arrays)
@@ -308,7 +308,7 @@ class SparsityPattern:
         Raises
         ------
         StateValueError
-            If the file is none of a pattern.
+            If the file does not hold a pattern.
         """
         try:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -317,9 +317,9 @@ class SparsityPattern:
                     if f"color_{kind}" in file:
                         pattern._colors[kind] = file[f"color_{kind}"]
                         if not pattern._is_readable(kind):
-                            raise ValueError(f"its {kind} colours are none of this pattern.")
+                            raise ValueError(f"its {kind} colors are not a coloring of this pattern.")
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise StateValueError(f"{os.fspath(path)!r} holds no SparsityPattern: {error}") from error
+            raise StateValueError(f"{os.fspath(path)!r} does not hold a SparsityPattern: {error}") from error
         return pattern
 
     def __eq__(self, other: object) -> bool:
@@ -336,5 +336,5 @@ class SparsityPattern:
 
     def __repr__(self) -> str:
         m, n = self.shape
-        made = "".join(f", {self.colors(kind)} {kind} colours" for kind in KINDS if kind in self._colors)
-        return f"SparsityPattern({m}x{n}, {self.nnz} non-zeros{made})"
+        colors = "".join(f", {self.colors(kind)} {kind} colors" for kind in KINDS if kind in self._colors)
+        return f"SparsityPattern({m}x{n}, {self.nnz} non-zeros{colors})"

@@ -1,13 +1,14 @@
-"""Sparse Jacobians and Hessians: as many products as the pattern has colours, however large the matrix.
+"""Sparse Jacobians and Hessians: one product for each color of the pattern, however large the matrix.
 
-The three steps are those of Curtis, Powell and Reid (1974): which entries can be other than zero (`dependence` reads
-it off the jaxpr), which columns one product can tell apart (`_coloring`), and the products themselves, whose numbers
-are put in their places here. The States are handled by `GradientTransform` as for every derivative.
+The three steps are those of Curtis, Powell and Reid (1974): find the entries that can be other than zero
+(`dependence` reads them off the jaxpr), group the columns that one product tells apart (the coloring of `pattern`),
+and compute the products, whose numbers are put in their places here. The States are handled by `GradientTransform` as
+for every derivative.
 
 Detection needs a program, so the function is traced abstractly, once; values, products and writes then come from that
 same trace, and the user's Python runs once a call, with a given pattern as without.
 
-The program that is analysed is the one that is evaluated: the JVP, the pullback, or the JVP of the gradient, linear
+The program that is analyzed is the one that is evaluated: the JVP, the pullback, or the JVP of the gradient, linear
 in its tangents. So a custom derivative rule counts, not the function it belongs to: a surrogate gradient has the
 pattern of the surrogate.
 """
@@ -23,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from ..._arrays import is_scalar, layout, shapes_of
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
-from ..._program.interpret import program as traced
+from ..._program.interpret import trace_flat
 from ..._seam.scope import Scope, frozen_here, is_tracer
 from .._first_order.gradient_transform import GradientTransform
-from .._first_order.gradients import derivative, is_scalar, shapes_of
+from .._first_order.gradients import derivative
 from .dependence import dependencies, primitives
 from .pattern import SparsityPattern
 
@@ -41,19 +43,19 @@ _MODES = ("auto", "forward", "reverse")
 
 
 class _Program:
-    """A function of a pytree that was traced once: called, it gives value and aux and runs no Python of the user."""
+    """A function of a pytree that was traced once; called, it returns value and aux, and runs no Python of the user."""
 
     def __init__(self, name, fun, diff):
         frozen = frozen_here()
 
         def run(leaves):
-            # What is read while this traces is a constant of one call only, and so no frozen read.
+            # A State read during this trace is a constant of one call only, so the read does not freeze it.
             with Scope(name, frozen=frozen):
                 return fun(treedef.unflatten(leaves))
 
         leaves, treedef = jax.tree.flatten(diff)
         try:
-            self.closed, self.out_tree = traced(run, leaves)
+            self.closed, self.out_tree = trace_flat(run, leaves)
         except jax.errors.ConcretizationTypeError as error:
             error.add_note(
                 "A sparse derivative traces the function abstractly, as jit does: Python cannot branch on the values "
@@ -73,20 +75,20 @@ def _sizes(tree) -> list[int]:
     return [int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree)]
 
 
-def _opened(name, fun, diff, rest, kwargs):
-    """Return what is differentiated, as arrays, and the function of it as a program."""
+def _trace_function(name, fun, diff, rest, kwargs):
+    """Return the differentiated values as arrays, and the function of them as a program."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(diff):
         if not jnp.issubdtype(jax.typeof(leaf).dtype, jnp.floating):
             raise StateTypeError(
-                f"{name} takes derivatives with respect to real values, and {jax.typeof(leaf).str_short()}, at "
+                f"{name} takes derivatives with respect to real values, and {layout(leaf)}, at "
                 f"{jax.tree_util.keystr(path) or 'the argument'}, is complex: split it into real and imaginary parts."
             )
     diff = jax.tree.map(jnp.asarray, diff)
     return diff, _Program(name, lambda d: fun(d, *rest, **kwargs), diff)
 
 
-def _outputs(name, program, diff):
-    """Return the shapes and dtypes of the value; it has to be real."""
+def _real_outputs(name, program, diff):
+    """Return the shapes and dtypes of the value; raise if it is not real."""
     value = jax.eval_shape(program.value, diff)
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -98,8 +100,8 @@ def _outputs(name, program, diff):
     return value
 
 
-def _along(fun, diff):
-    """Return a function of the tangent: the derivative at ``diff`` of ``fun``, which has aux; value and aux."""
+def _pushforward(fun, diff):
+    """Return the JVP of ``fun`` at ``diff``, a function of the tangent that returns (slope, (value, aux))."""
 
     def product(tangent):
         value, slope, aux = jax.jvp(fun, (diff,), (tangent,), has_aux=True)
@@ -118,7 +120,7 @@ def _gradient(name, program):
                 f"{name} is for functions that return one number; the output has shape {shapes_of(out)}. Use "
                 f"sparse_jacobian for the derivatives of an array."
             )
-        _outputs(name, program, diff)
+        _real_outputs(name, program, diff)
         return out, aux
 
     return jax.grad(value, has_aux=True)
@@ -127,33 +129,33 @@ def _gradient(name, program):
 # ------------------------------------------------------------------------------------------ detection
 
 
-def _pattern_of(linear, diff, along, sizes) -> SparsityPattern:
-    """Return the pattern of ``linear(diff, t)`` as a matrix that takes ``t``, which is like ``along``."""
-    closed = jax.make_jaxpr(linear)(diff, along)
+def _linear_pattern(linear, diff, like, sizes) -> SparsityPattern:
+    """Return the pattern of ``linear(diff, t)`` as a matrix that multiplies ``t``, which has the shapes of ``like``."""
+    closed = jax.make_jaxpr(linear)(diff, like)
     outs = dependencies(closed, len(jax.tree.leaves(diff)))
     starts = np.cumsum([0, *sizes])
     rows = np.concatenate([start + rows for start, (rows, _) in zip(starts, outs, strict=False)])
-    return SparsityPattern(rows, np.concatenate([cols for _, cols in outs]), (int(starts[-1]), sum(_sizes(along))))
+    return SparsityPattern(rows, np.concatenate([cols for _, cols in outs]), (int(starts[-1]), sum(_sizes(like))))
 
 
-def _detect(program, diff, out, mode):
-    """Return the pattern of a Jacobian with outputs like ``out``, from a program that JAX can make in that mode."""
+def _detect_jacobian(program, diff, out, mode):
+    """Return the pattern of the Jacobian, read from its JVP or its pullback; ``out`` are the shapes of the outputs."""
     if mode == "reverse":
-        turned = _pattern_of(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
+        turned = _linear_pattern(lambda d, ct: jax.vjp(program.value, d)[1](ct), diff, out, _sizes(diff))
         return SparsityPattern(turned.cols, turned.rows, turned.shape[::-1])
-    return _pattern_of(lambda d, t: _along(program, d)(t)[0], diff, diff, _sizes(out))
+    return _linear_pattern(lambda d, t: _pushforward(program, d)(t)[0], diff, diff, _sizes(out))
 
 
 def _detect_hessian(gradient, diff):
-    return _pattern_of(lambda d, t: _along(gradient, d)(t)[0], diff, diff, _sizes(diff)).symmetrized()
+    return _linear_pattern(lambda d, t: _pushforward(gradient, d)(t)[0], diff, diff, _sizes(diff)).symmetrized()
 
 
-def _possible(name, program, mode) -> str:
-    """Return the mode, or the only one that the function's primitives leave to ``"auto"``."""
+def _choose_mode(name, program, mode) -> str:
+    """Return the mode, or for ``"auto"`` the only one that the function's primitives allow, if one does not."""
     if mode not in _MODES:
-        raise StateValueError(f"{name}: mode={mode!r} is none of {', '.join(map(repr, _MODES))}.")
+        raise StateValueError(f"{name}: mode={mode!r} is not one of {', '.join(map(repr, _MODES))}.")
     found = primitives(program.closed.jaxpr)
-    custom = any("custom_vjp" in primitive for primitive in found)
+    custom = "custom_vjp_call" in found
     if custom and mode == "forward":
         raise StateTypeError(
             f"{name}: the function uses a custom_vjp, which has no forward mode. Use mode='reverse', or 'auto'."
@@ -163,7 +165,7 @@ def _possible(name, program, mode) -> str:
     return "reverse" if custom else "forward" if "while" in found else "auto"
 
 
-def _cheaper(pattern) -> str:
+def _cheaper_mode(pattern) -> str:
     """Return the mode that needs fewer products, forward if both need as many."""
     kinds = sorted(("column", "row"), key=pattern.at_least)
     if pattern.colors(kinds[0]) > pattern.at_least(kinds[1]):
@@ -174,27 +176,27 @@ def _cheaper(pattern) -> str:
 # ------------------------------------------------------------------------------------------ products and their places
 
 
-def _products(along, like, pattern, kind) -> tuple[list, Any]:
-    """Apply ``along`` to the sum of the unit vectors of each colour.
+def _products(multiply, like, pattern, kind) -> tuple[list, Any]:
+    """Apply ``multiply`` to the sum of the unit vectors of each color.
 
-    It returns a product and what does not depend on the vector. Returned are the leaves of the products, one row a
-    colour, and the rest.
+    ``multiply(vector)`` returns a product, and a rest that does not depend on the vector. Returned are the leaves of
+    the products, with one row for each color, and the rest.
     """
     colors, count = pattern.coloring(kind), pattern.colors(kind)
     leaves, treedef = jax.tree.flatten(like)
     if count == 0:
-        product, rest = along(jax.tree.map(jnp.zeros_like, like))
+        product, rest = multiply(jax.tree.map(jnp.zeros_like, like))
         return [jnp.zeros((0, leaf.size), leaf.dtype) for leaf in jax.tree.leaves(product)], rest
     seeds = []
     for leaf, part in zip(leaves, np.split(colors, np.cumsum(_sizes(like))[:-1]), strict=True):
         hot = (part == np.arange(count)[:, None]).reshape(count, *leaf.shape)
         seeds.append(jnp.asarray(hot, leaf.dtype))
-    products, rest = jax.vmap(along, out_axes=(0, None))(treedef.unflatten(seeds))
+    products, rest = jax.vmap(multiply, out_axes=(0, None))(treedef.unflatten(seeds))
     return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(products)], rest
 
 
 class _Blocks:
-    """The entries of a pattern leaf by leaf: where each is read, and where it goes."""
+    """The entries of a pattern, by *block*: one output leaf by one input leaf. Reads them from the products."""
 
     def __init__(self, pattern, kind, outs, ins):
         self.pattern, self.kind, self.outs, self.ins = pattern, kind, jax.tree.leaves(outs), jax.tree.leaves(ins)
@@ -202,11 +204,11 @@ class _Blocks:
         row_starts, col_starts = (np.cumsum([0, *_sizes(tree)]) for tree in (outs, ins))
         # {block: numbers of its entries, and their rows and columns in it}
         self.places = {
-            (i, j): self._within(row_starts[i : i + 2], col_starts[j : j + 2])
+            (i, j): self._entries(row_starts[i : i + 2], col_starts[j : j + 2])
             for i, j in itertools.product(range(len(self.outs)), range(len(self.ins)))
         }
 
-    def _within(self, row_range, col_range):
+    def _entries(self, row_range, col_range):
         rows, cols = self.pattern.rows, self.pattern.cols
         first, last = np.searchsorted(rows, row_range)
         inside = (cols[first:last] >= col_range[0]) & (cols[first:last] < col_range[1])
@@ -255,7 +257,7 @@ def _bcoo():
     return importlib.import_module("jax.experimental.sparse").BCOO
 
 
-def _given(name, pattern, outs, ins) -> SparsityPattern:
+def _check_given_pattern(name, pattern, outs, ins) -> SparsityPattern:
     pattern = SparsityPattern.of(pattern)
     wanted = sum(_sizes(outs)), sum(_sizes(ins))
     if pattern.shape != wanted:
@@ -267,15 +269,15 @@ def _given(name, pattern, outs, ins) -> SparsityPattern:
     return pattern
 
 
-def _probe(name, along, like, blocks, data):
-    """Compare one more product with what the entries give: a given pattern that misses some is an error."""
+def _check_by_product(name, multiply, like, blocks, data):
+    """Compare one more product with that of the sparse matrix: a given pattern that misses entries is an error."""
     if any(map(is_tracer, jax.tree.leaves((data, like)))):
         return
     turned = blocks.kind == "row"
     rng = np.random.default_rng(0)
     leaves, treedef = jax.tree.flatten(like)
     probe = [np.asarray(rng.uniform(1, 2, leaf.shape), leaf.dtype) for leaf in leaves]
-    true = jax.tree.leaves(along(treedef.unflatten(map(jnp.asarray, probe)))[0])
+    true = jax.tree.leaves(multiply(treedef.unflatten(map(jnp.asarray, probe)))[0])
     got, size = ([np.zeros(leaf.size) for leaf in true] for _ in range(2))
     for (i, j), entries in data.items():
         _, rows, cols = blocks.places[i, j]
@@ -298,11 +300,11 @@ def _probe(name, along, like, blocks, data):
 # ------------------------------------------------------------------------------------------ the transforms
 
 
-def _evaluate(name, along, like, blocks, dense, probe):
-    products, rest = _products(along, like, blocks.pattern, blocks.kind)
+def _evaluate(name, multiply, like, blocks, dense, check):
+    products, rest = _products(multiply, like, blocks.pattern, blocks.kind)
     data, rows = blocks.result(products, dense)
-    if probe:
-        _probe(name, along, like, blocks, data)
+    if check:
+        _check_by_product(name, multiply, like, blocks, data)
     return rows, rest
 
 
@@ -311,13 +313,15 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
     name = "sparse_jacobian"
 
     def wrapped(diff, /, *rest, **kwargs):
-        diff, program = _opened(name, fun, diff, rest, kwargs)
-        chosen, given, out = _possible(name, program, mode), pattern is not None, _outputs(name, program, diff)
-        found = _given(name, pattern, out, diff) if given else _detect(program, diff, out, chosen)
-        chosen = _cheaper(found) if chosen == "auto" else chosen
+        diff, program = _trace_function(name, fun, diff, rest, kwargs)
+        chosen, given, out = _choose_mode(name, program, mode), pattern is not None, _real_outputs(name, program, diff)
+        found = (
+            _check_given_pattern(name, pattern, out, diff) if given else _detect_jacobian(program, diff, out, chosen)
+        )
+        chosen = _cheaper_mode(found) if chosen == "auto" else chosen
         if chosen == "forward":
             blocks = _Blocks(found, "column", out, diff)
-            rows, (_, aux) = _evaluate(name, _along(program, diff), diff, blocks, dense, given and check_pattern)
+            rows, (_, aux) = _evaluate(name, _pushforward(program, diff), diff, blocks, dense, given and check_pattern)
         else:
             out, pull, aux = jax.vjp(program, diff, has_aux=True)
             blocks = _Blocks(found, "row", out, diff)
@@ -333,11 +337,11 @@ def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pa
     name = "sparse_hessian"
 
     def wrapped(diff, /, *rest, **kwargs):
-        diff, program = _opened(name, fun, diff, rest, kwargs)
+        diff, program = _trace_function(name, fun, diff, rest, kwargs)
         gradient, given = _gradient(name, program), pattern is not None
-        found = _given(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
+        found = _check_given_pattern(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
         blocks = _Blocks(found, "symmetric", diff, diff)
-        rows, (_, aux) = _evaluate(name, _along(gradient, diff), diff, blocks, dense, given and check_pattern)
+        rows, (_, aux) = _evaluate(name, _pushforward(gradient, diff), diff, blocks, dense, given and check_pattern)
         structure = jax.tree.structure(diff)
         return structure.unflatten([structure.unflatten(row) for row in rows]), aux
 
@@ -349,8 +353,8 @@ def _jacobian_sparsity_transform(fun, *, argnums, has_aux):
     name = "jacobian_sparsity"
 
     def wrapped(diff, /, *rest, **kwargs):
-        diff, program = _opened(name, fun, diff, rest, kwargs)
-        return _detect(program, diff, _outputs(name, program, diff), _possible(name, program, "auto"))
+        diff, program = _trace_function(name, fun, diff, rest, kwargs)
+        return _detect_jacobian(program, diff, _real_outputs(name, program, diff), _choose_mode(name, program, "auto"))
 
     return wrapped
 
@@ -360,24 +364,18 @@ def _hessian_sparsity_transform(fun, *, argnums, has_aux):
     name = "hessian_sparsity"
 
     def wrapped(diff, /, *rest, **kwargs):
-        diff, program = _opened(name, fun, diff, rest, kwargs)
+        diff, program = _trace_function(name, fun, diff, rest, kwargs)
         return _detect_hessian(_gradient(name, program), diff)
 
     return wrapped
 
 
 class _Sparsity(GradientTransform):
-    """A look at the function: nothing is computed, and nothing committed."""
+    """An analysis of the function: it computes no values, and commits none."""
 
     def __call__(self, /, *args, **kwargs):
         diff, call, rest = self._pure.open(args, kwargs)
         return self._derivative(diff, call, *rest, **kwargs)
-
-
-def _sparsity(transform, fun, grad_states, argnums, has_aux, check_states) -> Any:
-    if fun is None:
-        return lambda fun: _sparsity(transform, fun, grad_states, argnums, has_aux, check_states)
-    return _Sparsity(fun, transform, grad_states, argnums, has_aux=has_aux, check_states=check_states)
 
 
 def sparse_jacobian(
@@ -394,7 +392,7 @@ def sparse_jacobian(
     check_pattern: bool = True,
     debug_nan: bool = False,
 ) -> Any:
-    """Jacobian of which only what can be other than zero is computed, in as many products as its pattern has colours.
+    """Sparse Jacobian: computes only the structurally non-zero entries, with one product per color of the pattern.
 
     Parameters
     ----------
@@ -402,14 +400,14 @@ def sparse_jacobian(
         The function; it returns a real array or a pytree of these. It is traced abstractly, as under ``jit``, once a
         call. Left out: a decorator is returned.
     grad_states, argnums, has_aux, return_value, check_states, debug_nan
-        See `GradientTransform`. What is differentiated is real.
+        See `GradientTransform`. The differentiated values are real.
     pattern : SparsityPattern, sparse or dense matrix, optional
-        The places that may be other than zero, of all outputs and all inputs (see `SparsityPattern`), with its
-        colourings, if known. Without it both are found at each call, or each trace of an enclosing ``jit``.
+        The entries that may be other than zero, of all outputs and all inputs (see `SparsityPattern`), with its
+        colorings, if known. Without it both are found at each call, or each trace of an enclosing ``jit``.
     mode : {"auto", "forward", "reverse"}
-        Columns by JVPs, rows by VJPs, or whichever needs fewer products.
+        Columns by JVPs, rows by VJPs, or the one of both that needs fewer products.
     dense : bool
-        Return ordinary arrays in the place of ``BCOO``.
+        Return ordinary arrays instead of ``BCOO``.
     check_pattern : bool
         Outside ``jit``, spend one more product on a given pattern to see that it misses nothing.
 
@@ -422,8 +420,8 @@ def sparse_jacobian(
     Raises
     ------
     StateTypeError, StateValueError
-        For what is not real, a mode that is none or that the function does not have, and a given pattern that is of
-        another shape or, outside ``jit``, misses non-zeros.
+        For values that are not real, an unknown mode or one that the function does not have, and a given pattern that
+        has another shape or, outside ``jit``, misses non-zeros.
 
     See Also
     --------
@@ -438,7 +436,7 @@ def sparse_jacobian(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "mode": mode, "dense": bool(dense), "check_pattern": bool(check_pattern)}
-    return derivative(_sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("sparse_jacobian", _sparse_jacobian_transform, fun, grad_states, argnums, params, **options)
 
 
 def sparse_hessian(
@@ -454,9 +452,9 @@ def sparse_hessian(
     check_pattern: bool = True,
     debug_nan: bool = False,
 ) -> Any:
-    """Hessian of which only what can be other than zero is computed, by forward over reverse mode.
+    """Sparse Hessian: computes only the structurally non-zero entries, by forward over reverse mode.
 
-    A star colouring of the symmetric pattern says which columns one product tells apart; an entry is read on either
+    A star coloring of the symmetric pattern says which columns one product tells apart; an entry is read on either
     side of the diagonal.
 
     Parameters
@@ -476,7 +474,7 @@ def sparse_hessian(
     Raises
     ------
     StateTypeError, StateValueError
-        As `sparse_jacobian`; if the output is no number; if a given pattern is not symmetric.
+        As `sparse_jacobian`; if the output is not a number; if a given pattern is not symmetric.
 
     Examples
     --------
@@ -488,7 +486,7 @@ def sparse_hessian(
     """
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     params = {"pattern": pattern, "dense": bool(dense), "check_pattern": bool(check_pattern)}
-    return derivative(_sparse_hessian_transform, fun, grad_states, argnums, params, **options)
+    return derivative("sparse_hessian", _sparse_hessian_transform, fun, grad_states, argnums, params, **options)
 
 
 @boundary
@@ -502,8 +500,8 @@ def jacobian_sparsity(
 ) -> Any:
     """Detect which entries of a Jacobian can be other than zero.
 
-    The pattern contains every entry that can be other than zero at any floating values, of what is differentiated and
-    of all else. Shapes, and integers and booleans that are not traced (indices, masks, also as arguments and in
+    The pattern contains every entry that can be other than zero for any floating values, of the differentiated arrays
+    and of all others. Shapes, and integers and booleans that are not traced (indices, masks, also as arguments and in
     States) are taken as they are: with other ones the pattern is another.
 
     Parameters
@@ -529,7 +527,10 @@ def jacobian_sparsity(
     >>> brainstate.transform.jacobian_sparsity(lambda x: x[1:] * x[:-1])(jnp.ones(1000))
     SparsityPattern(999x1000, 1998 non-zeros)
     """
-    return _sparsity(_jacobian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
+    options = {"has_aux": has_aux, "check_states": check_states}
+    return derivative(
+        "jacobian_sparsity", _jacobian_sparsity_transform, fun, grad_states, argnums, None, _Sparsity, **options
+    )
 
 
 @boundary
@@ -559,4 +560,7 @@ def hessian_sparsity(
     >>> brainstate.transform.hessian_sparsity(lambda x: (x[1:] * x[:-1] + x[1:]).sum())(jnp.ones(1000))
     SparsityPattern(1000x1000, 1998 non-zeros)
     """
-    return _sparsity(_hessian_sparsity_transform, fun, grad_states, argnums, has_aux, check_states)
+    options = {"has_aux": has_aux, "check_states": check_states}
+    return derivative(
+        "hessian_sparsity", _hessian_sparsity_transform, fun, grad_states, argnums, None, _Sparsity, **options
+    )
