@@ -38,7 +38,7 @@ class Carried:
         self.arrays, self.rest = arrays, rest
 
     @classmethod
-    def of(cls, tree):
+    def pack(cls, tree):
         """Pack ``tree``."""
         return cls(*partition(tree, valid_jaxtype))
 

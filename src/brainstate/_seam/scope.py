@@ -57,7 +57,6 @@ __all__ = [
     "claim_lock",
     "commit",
     "create",
-    "differentiated",
     "eager",
     "frozen_here",
     "gather",
@@ -65,14 +64,15 @@ __all__ = [
     "glance",
     "innermost",
     "invalidate",
+    "is_differentiated",
     "is_tracer",
     "read",
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
     "retag",
-    "retagged",
     "run",
+    "tag_changes",
     "write",
 ]
 
@@ -107,7 +107,7 @@ def retag(what: str) -> None:
     invalidate(what)
 
 
-def retagged() -> int:
+def tag_changes() -> int:
     """Return the number of changes of tags so far."""
     return _retagged[0]
 
@@ -192,14 +192,14 @@ class Scope:
             return self.values[state]
         except KeyError:
             if local_trace(state, self.trace) is not None:  # made under a raw transform inside: not ours to keep
-                return _stored(state)
+                return _stored_value(state)
             value = self.values[state] = self._inherit(state)
             return value
 
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
-            if is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
+            if is_local(state) or (_is_new(state) and state not in self.values and not self._is_known(state)):
                 _keep_local(state, value)
                 return
             forget(current_trace())
@@ -208,7 +208,7 @@ class Scope:
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
             )
         _admit(state, value)
-        if state not in self.values and _is_new(state) and not self._known(state):
+        if state not in self.values and _is_new(state) and not self._is_known(state):
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
@@ -232,7 +232,7 @@ class Scope:
         values = [*(self.values[s] for s in self.written), *survivors.values()]
         return Writes((*self.written, *survivors), values)
 
-    def _known(self, state):
+    def _is_known(self, state):
         scope = self.parent
         while scope is not None and state not in scope.values:
             scope = scope.parent
@@ -240,7 +240,7 @@ class Scope:
 
     def _inherit(self, state):
         # Each scope on the way keeps the value: later reads agree, even if another thread commits meanwhile.
-        outer = self.parent.read(state) if self.parent is not None else _stored(state)
+        outer = self.parent.read(state) if self.parent is not None else _stored_value(state)
         if self.frozen:
             meet(self.parent, state)
         if state.branch is not None and self.parent is None and not self.stages:
@@ -294,10 +294,10 @@ def run(scope: Scope, fun, /, *args, **kwargs) -> tuple[Any, Writes]:
 def innermost():
     """Return the innermost scope that is open in this thread, or None."""
     scope = _open.get(get_ident()) if _open else None
-    return scope if scope is None or scope.inside() is not None else _abandoned(scope)
+    return scope if scope is None or scope.inside() is not None else _skip_abandoned(scope)
 
 
-def _abandoned(scope):
+def _skip_abandoned(scope):
     """Return the innermost scope that is open, where an interrupt kept ``scope`` from being left."""
     while scope is not None and scope.inside() is None:
         if scope.context is not None:
@@ -335,12 +335,12 @@ def read(state):
     try:
         value = state._value
     except AttributeError:
-        value = _stored(state)
+        value = _stored_value(state)
     if current_trace() is not AT_ONCE and staging():
         meet(None, state)
     elif switched and type(value) not in _plain:
         altered(None, state)
-    return _kept(state) if donors and is_deleted(value) else value
+    return _await_value(state) if donors and is_deleted(value) else value
 
 
 def glance(state) -> Any:
@@ -348,7 +348,7 @@ def glance(state) -> Any:
     scope = innermost()
     while scope is not None and state not in scope.values:
         scope = scope.parent
-    return _stored(state) if scope is None else scope.values[state]
+    return _stored_value(state) if scope is None else scope.values[state]
 
 
 def write(state, value) -> None:
@@ -395,8 +395,8 @@ def gather(states, generators=None) -> list:
         with _commit_lock:
             values = [s._value for s in states]
     except AttributeError:
-        values = [_stored(s) for s in states]
-    values = [_kept(s) for s in states] if donors and is_deleted(values) else values
+        values = [_stored_value(s) for s in states]
+    values = [_await_value(s) for s in states] if donors and is_deleted(values) else values
     for i in range(len(states)) if generators is None else generators:
         if states[i].branch is not None:
             values[i] = claim(states[i])
@@ -417,7 +417,7 @@ def claim(state):
         return value
 
 
-def _kept(state):
+def _await_value(state):
     """Return the value of ``state``, which a call in another thread has taken and is about to replace."""
     with _step_lock:
         if is_deleted(state._value):
@@ -456,7 +456,7 @@ def eager() -> bool:
     return current_trace() is AT_ONCE
 
 
-def differentiated(state) -> bool:
+def is_differentiated(state) -> bool:
     """Tell whether a derivative in progress in this thread is with respect to ``state``."""
     scope = innermost()
     while scope is not None and state not in scope.given:
@@ -472,7 +472,7 @@ def frozen_here() -> bool:
     return current_trace() is not scope.trace and bool(stages_within(scope.trace))
 
 
-def _stored(state):
+def _stored_value(state):
     try:
         value = state._value
     except AttributeError:
@@ -488,7 +488,7 @@ def _stored(state):
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
         ) from None
-    return _kept(state) if donors and is_deleted(value) else value
+    return _await_value(state) if donors and is_deleted(value) else value
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.

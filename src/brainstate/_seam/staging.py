@@ -14,10 +14,10 @@ from .marker import state_read
 from .marker import thread as _thread
 from .scope import Scope, is_tracer, refuse_foreign, run
 
-__all__ = ["Restart", "Staged", "caught", "stage", "traced_part"]
+__all__ = ["Restart", "Staged", "catch_restart", "stage", "traced_part"]
 
 
-def caught(call, fun) -> "Staged":
+def catch_restart(call, fun) -> "Staged":
     """Return the `Staged` that ``fun`` raised as `Restart` when JAX called it in ``call(fun)``."""
     try:
         call(fun)

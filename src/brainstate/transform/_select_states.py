@@ -16,7 +16,17 @@ from .._errors import StateTypeError, StateValueError, a_type
 from .._state import ParamState, State
 from ..filters import All, to_predicate
 
-__all__ = ["Selection", "chooser", "draws", "is_live", "is_pair", "listed", "narrowed", "owns_states", "select_states"]
+__all__ = [
+    "Selection",
+    "chooser",
+    "draws",
+    "is_live",
+    "is_pair",
+    "list_states",
+    "narrow",
+    "owns_states",
+    "select_states",
+]
 
 
 def owns_states(leaf: Any) -> bool:
@@ -37,7 +47,7 @@ def is_pair(leaf: Any) -> bool:
     return type(leaf) is tuple and len(leaf) == 2 and owns_states(leaf[0]) and _is_filter(leaf[1])
 
 
-def narrowed(what: str, pair: tuple, kind: type[State] = State) -> Any:
+def narrow(what: str, pair: tuple, kind: type[State] = State) -> Any:
     """Return ``{path: State}`` of the States of this kind that a pair stands for; ``what`` names it in errors.
 
     Raises
@@ -65,14 +75,14 @@ def draws(state: State) -> bool:
     return type(state).lanes is not State.lanes
 
 
-def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
+def list_states(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
     """Return the States that a declaration names one by one, and a predicate for those that it selects by filter."""
     exact, filters = set(), []
     for leaf in jax.tree.leaves(states, is_leaf=lambda x: owns_states(x) or is_pair(x)):
         if isinstance(leaf, State):
             exact.add(leaf)
         elif is_pair(leaf):
-            exact.update(narrowed(what, leaf).values())
+            exact.update(narrow(what, leaf).values())
         elif owns_states(leaf):
             exact.update(leaf.states().values())
         else:
@@ -88,7 +98,7 @@ def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]
 
 def chooser(what: str, states: Any) -> Callable[[State], bool]:
     """Return a predicate for a State, Module, (Module, filter), container of these, or filter; ``what`` names it."""
-    exact, matches = listed(what, states)
+    exact, matches = list_states(what, states)
     return lambda state: state in exact or matches(state)
 
 
@@ -132,14 +142,14 @@ def is_live(grad_states) -> bool:
     return any(owns_states(leaf) or is_pair(leaf) for _, leaf in _flatten_container(grad_states)[0])
 
 
-def _looked_up(what, leaf, kind):
+def _look_up(what, leaf, kind):
     """Return the States of a kind that a Module, alone or with a filter, stands for; anything else unchanged."""
     if is_pair(leaf):
-        return narrowed(what, leaf, kind)
+        return narrow(what, leaf, kind)
     return leaf.states(kind) if owns_states(leaf) else leaf
 
 
-def _meant(leaf) -> str:
+def _hint(leaf) -> str:
     """Return the likely fix for a ``leaf`` that is not a State, in words."""
     if isinstance(leaf, bool):
         return ""
@@ -165,7 +175,7 @@ def select_states(states, what: str = "grad_states", kind: type[State] = ParamSt
         If nothing is selected, by a pair or at all, or a State is listed twice.
     """
     outer, treedef = _flatten_container(states, what)
-    found = [_looked_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
+    found = [_look_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
     found, treedef = _flatten_container(treedef.unflatten(found), what)
     paths = {}
     for path, state in found:
@@ -177,7 +187,7 @@ def select_states(states, what: str = "grad_states", kind: type[State] = ParamSt
             )
         if not isinstance(state, State):
             raise StateTypeError(
-                f"{what}{where} is {a_type(state)}, not a State. {_meant(state)}Pass a State, a list, "
+                f"{what}{where} is {a_type(state)}, not a State. {_hint(state)}Pass a State, a list, "
                 f"tuple or dict of States (not a set or an iterator), a Module, (Module, filter), or "
                 f"model.states(...)."
             )

@@ -28,21 +28,21 @@ from .._wrapper import resemble
 __all__ = ["accumulate"]
 
 
-def _cleared(dropped, leaf):
+def _clear(dropped, leaf):
     """Return ``leaf``, or zeros if its part is dropped; a key stays as it is."""
     return jnp.where(dropped, jnp.zeros_like(leaf), leaf) if jnp.issubdtype(leaf.dtype, jnp.generic) else leaf
 
 
-def _undone(dropped, writes) -> Writes:
+def _undo_writes(dropped, writes) -> Writes:
     """Return ``writes``, or the values before them if their part is dropped."""
 
-    def undone(state, new):
+    def undo(state, new):
         old = glance(state)
         if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new):
             return new  # the State had no such value before: `scan` refuses that in its own words
         return jax.tree.map(functools.partial(jnp.where, dropped), read(state), new)
 
-    return Writes(writes.states, [undone(*each) for each in zip(writes.states, writes.values, strict=True)])
+    return Writes(writes.states, [undo(*each) for each in zip(writes.states, writes.values, strict=True)])
 
 
 class _Accumulated:
@@ -70,8 +70,8 @@ class _Accumulated:
             reads = list(staged.reads)
             (added, aux), writes = staged(dict(zip(reads, gather(reads), strict=True)), given, kwargs)
             if self.weight is not None:
-                added, aux = jax.tree.map(functools.partial(_cleared, added[1] == 0), (added, aux))
-                writes = _undone(added[1] == 0, writes)
+                added, aux = jax.tree.map(functools.partial(_clear, added[1] == 0), (added, aux))
+                writes = _undo_writes(added[1] == 0, writes)
             commit(writes)
             return jax.tree.map(jnp.add, total, added), aux
 

@@ -68,18 +68,18 @@ def _in_chunks(lane, in_axes, out_axes, count, size, *inputs):
     _, (out, new) = jax.lax.scan(lambda _, parts: (None, run(parts)), None, cut)
     rest = run({i: leaf[full:] for i, leaf in mapped.items()}) if full < count else (None, new)
 
-    def joined(chunks, last=None):
+    def join(chunks, last=None):
         chunks = chunks.reshape(full, *chunks.shape[2:])
         return chunks if last is None else jnp.concatenate([chunks, last])
 
-    def written(value, last, axis):
+    def join_written(value, last, axis):
         if axis is None:  # the same in all lanes, and so in all chunks
             return jax.tree.map(lambda leaf: leaf[0], value)
-        whole = jax.tree.map(joined, value, last) if full < count else jax.tree.map(joined, value)
+        whole = jax.tree.map(join, value, last) if full < count else jax.tree.map(join, value)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), whole)
 
-    out = jax.tree.map(joined, out, rest[0]) if full < count else jax.tree.map(joined, out)
-    return out, [written(*each) for each in zip(new, rest[1], out_axes[1], strict=True)]
+    out = jax.tree.map(join, out, rest[0]) if full < count else jax.tree.map(join, out)
+    return out, [join_written(*each) for each in zip(new, rest[1], out_axes[1], strict=True)]
 
 
 def _per_example_grad_transform(fun, *, argnums, has_aux):

@@ -37,7 +37,7 @@ from ..._arrays import at_least, differentiable
 from ..._errors import GradientCheckError, StateValueError
 from ..._functions import boundary
 from ..._seam.scope import Scope
-from .flat_function import call_plainly, is_python, pulled, random_like, settled, subject_of, wide
+from .flat_function import call_plainly, is_python, pull_back, random_like, settle, subject_of, wide
 
 __all__ = ["check_grads"]
 
@@ -127,7 +127,7 @@ class _Settings:
         """Whether there is room for a smaller step."""
         return self.unit < 1e-12
 
-    def allowed(self, a, b, value, norm=0.0):
+    def tolerance(self, a, b, value, norm=0.0):
         """Return the allowed distance of derivative ``a`` and difference ``b``; ``norm`` is the size of its kind."""
         rounding = _NOISE * self.unit * np.abs(value) / self.step
         return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + rounding
@@ -160,7 +160,7 @@ def _check_effects(subject, plain, settings) -> None:
         others = [_draw(subject, value, settings, n)[1] for n in (1, 2)]
         value, gradients, effects, pull = subject.reverse(cotangent, *others)
         _same_call("differentiated in reverse mode", plain, value, effects)
-        _same_derivative("reverse", subject.inputs, gradients[0], pulled(pull, cotangent))
+        _same_derivative("reverse", subject.inputs, gradients[0], pull_back(pull, cotangent))
         _same_derivative("reverse", subject.inputs, gradients[0], subject.reverse(cotangent)[1][0])
         _check_batched(subject, pull, [cotangent, *others], gradients)
 
@@ -218,7 +218,7 @@ def _check_batched(subject, pull, cotangents, gradients) -> None:
     """Compare the pullback under vmap with the pullback of each cotangent alone."""
     stacked = [jnp.stack([jnp.asarray(c) for c in column]) for column in zip(*cotangents, strict=True)]
     try:
-        batched = jax.vmap(lambda c: pulled(pull, c))(stacked)
+        batched = jax.vmap(lambda c: pull_back(pull, c))(stacked)
     except Exception as error:
         raise GradientCheckError(
             f"the pullback works alone and fails under vmap, as jacrev would call it: {type(error).__name__}: {error}"
@@ -266,7 +266,7 @@ class _Probe:
     bends: list
 
     @classmethod
-    def measured(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
+    def measure(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
         """Return a probe with its differences, and with its gradient, computed unless given."""
         if gradient is None and "rev" in settings.modes:
             gradient = subject.reverse(cotangent)[1][0]
@@ -275,7 +275,7 @@ class _Probe:
     def alone(self, subject, settings, here, number) -> "_Probe":
         """Return the probe along the part of this direction that belongs to one input."""
         direction = [v if k == number else v * 0 for k, v in enumerate(self.direction)]
-        return _Probe.measured(subject, settings, here, direction, self.cotangent, self.gradient)
+        return _Probe.measure(subject, settings, here, direction, self.cotangent, self.gradient)
 
 
 def _norms(probes) -> list[float]:
@@ -290,7 +290,7 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     h, slopes, bends, direction = settings.step, probe.slopes, probe.bends, probe.direction
     if not all(np.isfinite(s).all() for s in slopes):
         return _worst("value", subject, [~np.isfinite(s) for s in slopes], here, slopes, _EDGE)
-    limits = [settings.allowed(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
+    limits = [settings.tolerance(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
     # A bend beyond the tolerance may be a kink. It is one if it does not shrink with the step.
     bent = [np.abs(b) > limit for b, limit in zip(bends, limits, strict=True)]
     if any(b.any() for b in bent):
@@ -322,7 +322,7 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
 
 def _slopes(subject, here, direction, h) -> tuple[list, list]:
     """Return the slopes, as central differences, and the bends: by how much right and left slope differ."""
-    up, down = subject.at(h, direction), subject.at(-h, direction)
+    up, down = subject.value_at(h, direction), subject.value_at(-h, direction)
     with np.errstate(invalid="ignore"):
         slopes = [(u - d) / (2 * h) for u, d in zip(up, down, strict=True)]
         # (f(x+h) - f(x)) / h - (f(x) - f(x-h)) / h, which is h f'' for a smooth function.
@@ -336,7 +336,7 @@ def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[t
     given = list(zip(slopes, here, norms, unsure, strict=True))
     if "fwd" in settings.modes:
         tangents = [wide(t) for t in subject.forward(probe.direction)[1]]
-        limits = [settings.allowed(t, s, x, n) + u for t, (s, x, n, u) in zip(tangents, given, strict=True)]
+        limits = [settings.tolerance(t, s, x, n) + u for t, (s, x, n, u) in zip(tangents, given, strict=True)]
         wrong = [~(np.abs(t - s) <= limit) for t, s, limit in zip(tangents, slopes, limits, strict=True)]
         if any(w.any() for w in wrong):
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
@@ -344,7 +344,7 @@ def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[t
         terms = _inner_product(cotangent, slopes)
         product, slope = _inner_product(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
-        limits = [settings.allowed(s, s, x, n) + u for s, x, n, u in given]
+        limits = [settings.tolerance(s, s, x, n) + u for s, x, n, u in given]
         limits = [limit * np.abs(wide(c)) for limit, c in zip(limits, cotangent, strict=True)]
         limit = float(np.sqrt(sum((x**2).sum() for x in limits)))
         if not abs(product - slope) <= limit:
@@ -401,9 +401,7 @@ def _check_order(subject, settings, order) -> None:
     inputs = range(len(subject.leaves))
 
     def probes(numbers):
-        return [
-            _Probe.measured(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers
-        ]
+        return [_Probe.measure(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers]
 
     def alone(probe, i):
         probe = probe.alone(subject, settings, here, i)
@@ -509,7 +507,7 @@ def check_grads(
     """
     modes = _check_options(order, modes, directions)
     subject_of("check_grads", f, args, grad_states, argnums)
-    plain, again = settled("check_grads", f, args), call_plainly("check_grads", f, args)[:2]
+    plain, again = settle("check_grads", f, args), call_plainly("check_grads", f, args)[:2]
     if found := _difference(plain[0], again[0]):
         raise GradientCheckError(
             f"two calls with the same States and keys return different results: result{found}.\nlikely cause: the "

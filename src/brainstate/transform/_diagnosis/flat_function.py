@@ -1,6 +1,6 @@
 """A function with States as a pure function of a flat list of arrays, for tools that examine derivatives.
 
-`settled` calls the function as a user does and commits only the States that it creates; `subject_of` packs it. A
+`settle` calls the function as a user does and commits only the States that it creates; `subject_of` packs it. A
 derivative of a `Subject` is a subject again. Its writes are a result, ``effects`` (`Carried`), and are not committed.
 """
 
@@ -19,7 +19,7 @@ from ..._seam.scope import Cell, Scope, commit, is_tracer, run
 from .._first_order.pure_function import PureFunction, check_argnums, names_of
 from .._select_states import owns_states
 
-__all__ = ["Subject", "call_plainly", "is_python", "pulled", "random_like", "settled", "subject_of", "wide"]
+__all__ = ["Subject", "call_plainly", "is_python", "pull_back", "random_like", "settle", "subject_of", "wide"]
 
 
 def is_python(leaf) -> bool:
@@ -36,12 +36,12 @@ def wide(leaf) -> np.ndarray:
 def random_like(rng: np.random.Generator, leaves: list) -> list:
     """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``; for both parts of complex ones."""
 
-    def like(leaf):
+    def sample(leaf):
         numbers = (rng.choice((-1, 1), jnp.shape(leaf)) * rng.uniform(2 / 3, 4 / 3, jnp.shape(leaf)) for _ in "xy")
         value = next(numbers) + (1j * next(numbers) if jnp.iscomplexobj(leaf) else 0)
         return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
 
-    return [like(leaf) for leaf in leaves]
+    return [sample(leaf) for leaf in leaves]
 
 
 # ------------------------------------------------------------------------------------------ plain calls
@@ -54,7 +54,7 @@ def call_plainly(name, fun, args) -> tuple[Any, Writes, int]:
     return out, writes, len(scope.born)
 
 
-def settled(name, fun, args) -> tuple[Any, Writes]:
+def settle(name, fun, args) -> tuple[Any, Writes]:
     """Call ``fun`` until it creates no more States, and return the last call; only created States get their values."""
     out, writes, born = call_plainly(name, fun, args)
     if not born:
@@ -84,9 +84,9 @@ class Subject:
     owners: list  # the State that an input belongs to, or None
     outputs: list[str]
 
-    def at(self, step, direction) -> list[np.ndarray]:
+    def value_at(self, step, direction) -> list[np.ndarray]:
         """Return the value a step away along ``direction``."""
-        moved = [_moved(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
+        moved = [_move(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
         return [wide(out) for out in self.call(moved)[0]]
 
     def forward(self, direction):
@@ -96,7 +96,7 @@ class Subject:
     def reverse(self, *cotangents):
         """Return ``(value, the gradient for each of the cotangents, effects, pullback)``."""
         out, pull, effects = jax.vjp(self.call, self.leaves, has_aux=True)
-        return out, [pulled(pull, c) for c in cotangents], effects, pull
+        return out, [pull_back(pull, c) for c in cotangents], effects, pull
 
     def derivatives(self, modes, direction, cotangent) -> "Iterator[Subject]":
         """Return the derivatives in this direction as subjects of their own."""
@@ -116,12 +116,12 @@ class Subject:
             yield replace(self, label=label, call=gradient, outputs=[f"gradient: {name}" for name in self.inputs])
 
 
-def pulled(pull, cotangent) -> list:
+def pull_back(pull, cotangent) -> list:
     """Return the gradient; conjugated, so that for complex values too <gradient, v> = <cotangent, J v>."""
     return [jnp.conj(g) for g in pull([jnp.conj(c) for c in cotangent])[0]]
 
 
-def _moved(leaf, step, v):
+def _move(leaf, step, v):
     return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
 
 

@@ -46,7 +46,7 @@ def _map_units(line, over, size):
     return jax.lax.map(lambda i: line(unit(over, i)), jnp.arange(count(over)), batch_size=size)
 
 
-def _cut(lines, like):
+def _cut_rows(lines, like):
     """Cut the leading axis of ``lines`` into one array for each leaf of ``like``, in its shape."""
     ends = np.cumsum([np.size(leaf) for leaf in like])
     return [
@@ -55,11 +55,11 @@ def _cut(lines, like):
     ]
 
 
-def _last(lines, like):
-    """Cut as `_cut` does, and move the axes of each leaf to the end of its shape."""
+def _cut_columns(lines, like):
+    """Cut as `_cut_rows` does, and move the axes of each leaf to the end of its shape."""
     return [
         jnp.moveaxis(part, range(jnp.ndim(leaf)), range(-jnp.ndim(leaf), 0))
-        for leaf, part in zip(like, _cut(lines, like), strict=True)
+        for leaf, part in zip(like, _cut_rows(lines, like), strict=True)
     ]
 
 
@@ -81,7 +81,7 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
     """Return ``jax.jacrev(fun, has_aux=True)`` that pulls back ``chunk_size`` unit cotangents at once."""
     del allow_int  # the selection was checked; the derivative by an integer is a zero of its type, as in JAX
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
         moving, fixed = partition(diff, differentiable)
         if holomorphic:
@@ -90,7 +90,7 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
         outs, out_tree = jax.tree.flatten(value)
         _check_kind("jacrev", "outputs", outs, jnp.complexfloating if holomorphic else jnp.floating)
         rows = _map_units(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
-        cut = {i: _cut(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
+        cut = {i: _cut_rows(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
         blocks = [
             treedef.unflatten(
                 [cut[i][k] if i in cut else _zeros(out, leaf, jax.typeof(leaf).dtype) for i, leaf in enumerate(leaves)]
@@ -99,13 +99,13 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
         ]
         return out_tree.unflatten(blocks), aux
 
-    return wrapped
+    return jacobian
 
 
 def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
     """Return ``jax.jacfwd(fun, has_aux=True)`` that pushes ``chunk_size`` unit tangents forward at once."""
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
         _check_kind(name, "inputs", leaves, jnp.complexfloating if holomorphic else jnp.floating)
         value, push, aux = jax.linearize(lambda d: fun(d, *rest, **kwargs), diff, has_aux=True)
@@ -121,7 +121,7 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
 
         columns = _map_units(line, leaves, chunk_size)
         blocks = [
-            _last(columns[k], leaves)
+            _cut_columns(columns[k], leaves)
             if k in columns
             else [_zeros(out, leaf, jax.typeof(out).dtype) for leaf in leaves]  # an integer, as in JAX
             for k, out in enumerate(outs)
@@ -129,4 +129,4 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
         blocks = [treedef.unflatten(block) for block in blocks]
         return out_tree.unflatten(blocks), aux
 
-    return wrapped
+    return jacobian

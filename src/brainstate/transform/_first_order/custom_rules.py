@@ -15,7 +15,7 @@ import jax
 from ..._copies import Remade
 from ..._errors import StateValueError
 from ..._functions import boundary, check_function, positional_parameters, signature_of, with_leading
-from ..._seam.scope import Scope, differentiated, gather, run
+from ..._seam.scope import Scope, gather, is_differentiated, run
 from ..._seam.tokens import deferred, outside_rule
 from .._select_states import select_states
 from .._wrapper import or_decorator, resemble
@@ -30,7 +30,7 @@ class _Ruled(Scope):
     opaque = True
 
     def _inherit(self, state):
-        if differentiated(state):
+        if is_differentiated(state):
             raise StateValueError(
                 f"{state.describe()} is differentiated and read by a function under {self.name} that does not declare "
                 f"it, so the rule cannot give its derivative. Add it to states=, and take its value from the first "
@@ -56,7 +56,7 @@ class _Custom(Remade):
             select_states(states)
             numbers = tuple(n + 1 for n in numbers)  # JAX counts the declared values as argument 0
         # Without declared States, JAX sees the signature of `fun` itself.
-        pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
+        pure = self._guard(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = self.of_jax(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
         resemble(self, fun)
@@ -64,13 +64,13 @@ class _Custom(Remade):
     def _pure(self, values, *args):
         selection = select_states(self.states)
         flat = selection.treedef.flatten_up_to(values)
-        return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
+        return self._guard(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 
-    def _guarded(self, fun, values=None):
+    def _guard(self, fun, values=None):
         """Return ``fun`` in a scope with these values of the declared States; reads of others and writes are errors."""
 
         @functools.wraps(fun, updated=())
-        def guarded(*args, **kwargs):
+        def call(*args, **kwargs):
             out, writes = run(_Ruled(self.name, values or {}, frozen=False), fun, *args, **kwargs)
             for state in writes.states:
                 raise StateValueError(
@@ -79,7 +79,7 @@ class _Custom(Remade):
                 )
             return out
 
-        return guarded
+        return call
 
     @boundary
     def __call__(self, *args, **kwargs):
@@ -127,7 +127,7 @@ class CustomVJP(_Custom):
     ) -> None:
         """Set the rule, as ``defvjp`` of ``jax.custom_vjp``, which has the same options; see `custom_vjp`."""
         options = {"symbolic_zeros": symbolic_zeros, "optimize_remat": optimize_remat, **options}
-        self._ruled.defvjp(self._guarded(fwd), self._guarded(bwd), **options)
+        self._ruled.defvjp(self._guard(fwd), self._guard(bwd), **options)
         self._has_rule = True
 
 
@@ -138,7 +138,7 @@ class CustomJVP(_Custom):
 
     def defjvp(self, rule: Callable, symbolic_zeros: bool = False) -> Callable:
         """Set the rule, as ``defjvp`` of ``jax.custom_jvp``; see `custom_jvp`. Returns the rule."""
-        self._ruled.defjvp(self._guarded(rule), symbolic_zeros=symbolic_zeros)
+        self._ruled.defjvp(self._guard(rule), symbolic_zeros=symbolic_zeros)
         self._has_rule = True
         return rule
 
@@ -147,7 +147,7 @@ class CustomJVP(_Custom):
 
         With States the first rule is for their values, and each rule gets ``(tangent, out, values, *args)``.
         """
-        self._ruled.defjvps(*(rule and self._guarded(rule) for rule in rules))
+        self._ruled.defjvps(*(rule and self._guard(rule) for rule in rules))
         self._has_rule = True
 
 

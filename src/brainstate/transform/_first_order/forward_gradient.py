@@ -24,10 +24,10 @@ __all__ = ["fwd_grad"]
 def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, key):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def estimator(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
 
-        def along(key):
+        def sample(key):
             keys = jax.random.split(key, len(leaves))
             tangents = [_normal(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
             primals, directions = (diff,), (treedef.unflatten(tangents),)
@@ -40,17 +40,17 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
             # One sample of the estimate, (∇f·v) conj(v).
             return [jnp.asarray(slope, t.dtype) * jnp.conj(t) for t in tangents], aux
 
-        def averaged(key):
+        def average(key):
             if tangent_size is None:
-                return along(key)
+                return sample(key)
             # The function itself does not depend on the direction: only the tangents are mapped.
-            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(key, tangent_size))
+            samples, aux = jax.vmap(sample, out_axes=(0, None))(jax.random.split(key, tangent_size))
             return [jnp.mean(s, axis=0) for s in samples], aux
 
-        estimate, aux = with_key("fwd_grad", key, averaged)
+        estimate, aux = with_key("fwd_grad", key, average)
         return treedef.unflatten(estimate), aux
 
-    return wrapped
+    return estimator
 
 
 def _normal(key, leaf):

@@ -50,7 +50,7 @@ def _grad_transform(fun, *, argnums, has_aux, **params):
 
 
 def _vector_grad_transform(fun, *, argnums, has_aux):
-    def wrapped(diff, /, *rest, **kwargs):
+    def gradient(diff, /, *rest, **kwargs):
         value, pull, aux = jax.vjp(lambda d: fun(d, *rest, **kwargs), diff, has_aux=has_aux)
         if not any(map(differentiable, jax.tree.leaves(value))):
             raise StateTypeError(
@@ -59,7 +59,7 @@ def _vector_grad_transform(fun, *, argnums, has_aux):
             )
         return pull(jax.tree.map(_one, value))[0], aux  # ∇ Σᵢ yᵢ = Jᵀ 1
 
-    return wrapped
+    return gradient
 
 
 def _one(leaf):

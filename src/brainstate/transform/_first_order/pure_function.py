@@ -211,7 +211,7 @@ class PureFunction:
         scope = Scope(self.name, values, frozen=call.frozen)
         out, writes = run(scope, self.fun, *args, **kwargs)
         if self.check_states and (scope.unused or scope.overwritten):
-            raise self._unused(call.selection, scope.unused, scope.overwritten)
+            raise self._unused_error(call.selection, scope.unused, scope.overwritten)
         # JAX differentiates the first output. It returns no value beside the derivative, so that travels as aux.
         value, aux = self._parts(out)
         if not jax.tree.leaves(value):
@@ -219,7 +219,7 @@ class PureFunction:
                 f"{self.name} differentiates the result of the function, and it returned {value!r}: return an array "
                 f"or a number."
             )
-        return value, Carried.of((value if self.keep_value else None, aux, writes))
+        return value, Carried.pack((value if self.keep_value else None, aux, writes))
 
     def _parts(self, out):
         if not self.has_aux:
@@ -262,7 +262,7 @@ class PureFunction:
                 values[i] = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, value)
         return tuple(mixed)
 
-    def _unused(self, selection, unused, overwritten):
+    def _unused_error(self, selection, unused, overwritten):
         idle = ", ".join(selection.locate(s) for s in selection.states if s in unused)
         lost = ", ".join(selection.locate(s) for s in selection.states if s in overwritten)
         faults = [f"never reads {idle}"] if idle else []

@@ -58,9 +58,9 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     chooser("stop_gradient", states)  # refuses unusable declarations here rather than at the first call
 
     @boundary
-    def wrapped(*args, **kwargs):
+    def call(*args, **kwargs):
         out, writes = run(_Stopped(chooser("stop_gradient", states)), fun, *args, **kwargs)
         commit(writes)
         return out
 
-    return resemble(wrapped, fun)
+    return resemble(call, fun)

@@ -43,7 +43,7 @@ class Space:
     _without_integers = "leave it out of argnums"
 
     @classmethod
-    def of(cls, diff, call) -> "Space":
+    def from_diff(cls, diff, call) -> "Space":
         """Return the space of derivatives with respect to ``diff``."""
         return cls(*_types(diff), call.selection is not None, call.argnums)
 
@@ -145,18 +145,18 @@ class Space:
     # -------------------------------------------------------------------------------------- a part of it
 
     @property
-    def numbered(self) -> Any:
+    def leaf_numbers(self) -> Any:
         """The number of each leaf in its place."""
         return self.treedef.unflatten(range(len(self.shapes)))
 
     def span(self, part: Any) -> slice:
-        """Return where the leaves of a part of `numbered` stand in the flat vector: side by side."""
+        """Return where the leaves of a part of `leaf_numbers` stand in the flat vector: side by side."""
         numbers, spans = jax.tree.leaves(part), self.spans
         return slice(spans[numbers[0]].start, spans[numbers[-1]].stop)
 
     def part(self, path: str | int) -> Any:
-        """Return the part of `numbered` that ``path`` names."""
-        tree = self.numbered
+        """Return the part of `leaf_numbers` that ``path`` names."""
+        tree = self.leaf_numbers
         states, arguments = tree if self.has_states and self.argnums is not None else (tree, tree)
         if isinstance(path, str) and self.has_states:
             return self._walk(states, path, path)
@@ -200,7 +200,7 @@ class Outputs(Space):
     _without_integers = "return it as aux, with has_aux=True"
 
     @classmethod
-    def of_output(cls, out) -> "Outputs":
+    def from_output(cls, out) -> "Outputs":
         """Return the space of the tangents of ``out``."""
         return cls(*_types(out), False, None)
 
@@ -208,9 +208,9 @@ class Outputs(Space):
         return f"output{keystr(path)}"
 
     def part(self, path: str | int) -> Any:
-        """Return the part of `numbered` that ``path`` names."""
+        """Return the part of `leaf_numbers` that ``path`` names."""
         if isinstance(path, str):
-            return self._walk(self.numbered, path, path)
+            return self._walk(self.leaf_numbers, path, path)
         raise self._unknown(path)
 
     def _unknown(self, path) -> StateValueError:

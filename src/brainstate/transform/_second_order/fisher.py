@@ -74,7 +74,7 @@ def _draw_poisson(key, f, number):
 
 
 def _exact_categorical(p, u):
-    return p * u - p * (p * u).sum(axis=-1, keepdims=True)  # (diag(p) - p pᵀ) u  # (diag(p) - p pᵀ) u
+    return p * u - p * (p * u).sum(axis=-1, keepdims=True)  # (diag(p) - p pᵀ) u
 
 
 LIKELIHOODS = {
@@ -130,12 +130,12 @@ class _Fisher(Through):
         if self.labels.kind == "sampled":
             targets = law.draw(first_key(self.labels.key), out, self.labels.samples)
         else:
-            targets = self._given(point, out, law)[None]
+            targets = self._read_targets(point, out, law)[None]
         # For each of the four, sᵢ = ∂(-log p(y | fᵢ))/∂fᵢ = E[y] - y, since fᵢ is its natural parameter.
         scores = jax.vmap(lambda y: mean - law.encode(y, out))(targets)
         return Partial(_outer, scores), None, None
 
-    def _given(self, point, out, law):
+    def _read_targets(self, point, out, law):
         targets = jnp.asarray(self.labels.targets(*point.args, **point.kwargs))
         shape, kind = (out.shape[:-1], jnp.integer) if law.classes else (out.shape, None)
         if targets.shape != shape or (kind and not jnp.issubdtype(targets.dtype, kind)):

@@ -99,19 +99,19 @@ class Product(Remade):
 
     def _derive_operator(self, /, *args, **kwargs):
         def linearize(point):
-            found = self._linearise(point)
+            found = self._linearize(point)
             return LinearOperator(found.product, point.space), found
 
         return self._derive(linearize, args, kwargs)
 
     def _derive(self, at_point, args, kwargs):
-        """Run ``at_point`` where the arguments and the States are, commit; return derivatives, the value and aux."""
+        """Run ``at_point`` at the arguments and the States, commit the writes; return derivatives, value and aux."""
 
         def derive():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
+            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.from_diff(diff, call), states, pure))
             gradient = (found.gradient(),) if self.return_grad else ()
             return (first, *gradient), found.value, found.aux
 
@@ -121,15 +121,15 @@ class Product(Remade):
         return result
 
     def _arrange(self, derivatives: tuple, value, aux):
-        """Return what a call returns, from its parts."""
+        """Return the result of a call, from its parts."""
         result = [*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ())]
         return tuple(result) if len(result) > 1 else result[0]
 
-    def _linearise(self, point: Point) -> Curvature:
+    def _linearize(self, point: Point) -> Curvature:
         raise NotImplementedError
 
     def _multiply(self, point, v):
-        found = self._linearise(point)
+        found = self._linearize(point)
         return found.product(v), found
 
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ class _Hessian(Product):
 
         return jax.grad(scalar, has_aux=True)
 
-    def _linearise(self, point):
+    def _linearize(self, point):
         point.space.require_real(self.name)
         grad, product, carried = jax.linearize(self._gradient(point), point.diff, has_aux=True)
         return _with_gradient(product, grad, carried)
@@ -248,7 +248,7 @@ def hvp(
 class Through(Product):
     """A curvature ``Jᵀ C J`` with the Jacobian ``J`` of a model; subclasses give ``C`` at the output in ``_curve``."""
 
-    def _linearise(self, point):
+    def _linearize(self, point):
         point.space.require_real(self.name)
 
         def model(diff):
@@ -330,7 +330,7 @@ class _GaussNewton(Through):
         def loss(out, picked):
             args = place(rest, point.argnums, jax.tree.map(_not_differentiated, picked))
             value, writes = run(_OfOutput(self.name, point.states), self.loss_fn, out, *args, **point.kwargs)
-            return _real_scalar(self.name, "loss_fn", value), Carried.of((value, writes))
+            return _real_scalar(self.name, "loss_fn", value), Carried.pack((value, writes))
 
         def slope_at(out):
             (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)

@@ -25,7 +25,7 @@ __all__ = ["laplacian"]
 def _laplacian_transform(fun, *, argnums, has_aux, chunk_size, samples, key):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def laplacian_at(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
         for leaf in leaves:
             if jnp.iscomplexobj(leaf):
@@ -41,9 +41,9 @@ def _laplacian_transform(fun, *, argnums, has_aux, chunk_size, samples, key):
 
         if samples is None:
             return _exact(of_leaves, leaves, chunk_size)
-        return with_key("laplacian", key, lambda key: _estimated(of_leaves, leaves, chunk_size, samples, key))
+        return with_key("laplacian", key, lambda key: _estimate(of_leaves, leaves, chunk_size, samples, key))
 
-    return wrapped
+    return laplacian_at
 
 
 def _check_outputs(value) -> None:
@@ -74,7 +74,7 @@ def _curvature(fun, leaves, along):
     return out, aux
 
 
-def _staged(fun, leaves):
+def _trace(fun, leaves):
     """Return ``fun`` as a traced program that a loop may run again, without aux, and the aux of one run."""
     closed, tree = trace_flat(fun, leaves)
     run = jaxpr_as_fun(closed)
@@ -89,7 +89,7 @@ def _exact(fun, leaves, chunk_size):
         each = jax.vmap(lambda i: _curvature(fun, leaves, unit(leaves, i)), out_axes=(0, None))
         curvatures, aux = each(jnp.arange(size))
         return _sum(curvatures), aux
-    staged, aux = _staged(fun, leaves)
+    staged, aux = _trace(fun, leaves)
     each = jax.vmap(lambda i: _curvature(staged, leaves, unit(leaves, i))[0])
     # The numbers that fill up the last chunk belong to no entry: `unit` gives zeros, which add nothing.
     chunks = jnp.arange(-(-size // chunk_size) * chunk_size).reshape(-1, chunk_size)
@@ -103,7 +103,7 @@ def _sum(curvatures):
     return jax.tree.map(lambda c: jnp.sum(c, axis=0, dtype=c.dtype), curvatures)
 
 
-def _estimated(fun, leaves, chunk_size, samples, key):
+def _estimate(fun, leaves, chunk_size, samples, key):
     def one(fun, key):
         keys = jax.random.split(key, len(leaves))
         signs = [
@@ -116,7 +116,7 @@ def _estimated(fun, leaves, chunk_size, samples, key):
     if chunk_size is None:
         found, aux = jax.vmap(lambda key: one(fun, key), out_axes=(0, None))(keys)
     else:
-        staged, aux = _staged(fun, leaves)
+        staged, aux = _trace(fun, leaves)
         found = jax.lax.map(lambda key: one(staged, key)[0], keys, batch_size=chunk_size)
     mean = jax.tree.map(lambda s: jnp.mean(s, axis=0), found)
     error = jax.tree.map(lambda s: jnp.std(s, axis=0, ddof=1) / math.sqrt(samples), found)

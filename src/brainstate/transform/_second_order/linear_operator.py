@@ -79,7 +79,7 @@ class LinearOperator:
         self._transpose = transpose  # with debug_nan: a check has no transpose, so there are two linear maps
 
     def tree_flatten(self) -> tuple:
-        """Return the linear map and its transpose if that is given, which JAX goes through, and what is static."""
+        """Return the children, the linear map and its transpose if that is given, and the static spaces."""
         return (self._linear, self._transpose), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
@@ -111,7 +111,7 @@ class LinearOperator:
         self._require_real()
         if self._transpose is not None:
             return LinearOperator(self._transpose, self._rows, self._columns, self._linear)
-        return LinearOperator(Partial(_transposed, self._columns, self._linear), self._rows, self._columns)
+        return LinearOperator(Partial(_multiply_transposed, self._columns, self._linear), self._rows, self._columns)
 
     def __repr__(self) -> str:
         return f"LinearOperator({self.shape[0]} x {self.shape[1]}, {self.dtype})"
@@ -178,7 +178,7 @@ class LinearOperator:
 
     def tree(self, *, chunk_size: int | None = None) -> Any:
         """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` for each row leaf."""
-        return self._blocks(self._rows.numbered, self._columns.numbered, chunk_size)
+        return self._blocks(self._rows.leaf_numbers, self._columns.leaf_numbers, chunk_size)
 
     def __getitem__(self, paths: tuple[str | int, str | int]) -> Any:
         """Return the block of the rows and the columns that two paths name, ``H["layer.weight", "layer.bias"]``.
@@ -206,7 +206,7 @@ class LinearOperator:
         entries = self._entries(down, along, chunk_size)
 
         def block(i, j):
-            inner = entries[_within(self._rows.spans[i], down), _within(self._columns.spans[j], along)]
+            inner = entries[_relative_span(self._rows.spans[i], down), _relative_span(self._columns.spans[j], along)]
             return inner.reshape(self._rows.shapes[i] + self._columns.shapes[j]).astype(self._rows.dtypes[i])
 
         return jax.tree.map(lambda i: jax.tree.map(lambda j: block(i, j), columns), rows)
@@ -262,7 +262,7 @@ class LinearOperator:
             If ``chunk_size`` and ``samples`` are given together, or ``samples`` is less than 2; or if the matrix is
             not square.
         """
-        if not self._sampled(chunk_size, samples, key):
+        if not self._is_estimate(chunk_size, samples, key):
             return self.unravel(self._diagonal(chunk_size))
         estimate = self._estimate(lambda z, product: z * product, self.shape[1:], samples, key)
         return Estimate(self.unravel(estimate.mean), self.unravel(estimate.error))
@@ -275,7 +275,7 @@ class LinearOperator:
         array, or Estimate of two
             The trace; with ``samples``, the unbiased estimate and its standard error.
         """
-        if not self._sampled(chunk_size, samples, key):
+        if not self._is_estimate(chunk_size, samples, key):
             return self._diagonal(chunk_size).sum()
         return self._estimate(lambda z, product: z @ product, (), samples, key)
 
@@ -284,7 +284,7 @@ class LinearOperator:
             return jnp.zeros((0,), self.dtype)
         return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[1]), chunk_size)
 
-    def _sampled(self, chunk_size, samples, key) -> bool:
+    def _is_estimate(self, chunk_size, samples, key) -> bool:
         if self.shape[0] != self.shape[1]:
             raise StateValueError(f"an operator of shape {self.shape} is not square, it has no diagonal and no trace.")
         self._require_real()
@@ -327,7 +327,7 @@ def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCh
     def parts(operator, _):
         if operator._symmetric:
             return [Linear(operator._linear, operator.structure, inputs)]
-        found = [Linear(operator._linear, jax.tree.map(_like, operator.structure))]
+        found = [Linear(operator._linear, jax.tree.map(_stand_in, operator.structure))]
         with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
             found.append(Linear(operator.T._linear, operator.T.structure, inputs))
         return found
@@ -338,14 +338,14 @@ def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCh
     return LinearMapCheck(derive, name, parts=parts, rebuild=rebuild)
 
 
-def _like(leaf):
+def _stand_in(leaf):
     """Return a stand-in for an array of a vector; a float0 array, which holds nothing, stands for itself."""
     return np.zeros(leaf.shape, leaf.dtype) if leaf.dtype == jax.dtypes.float0 else leaf
 
 
-def _transposed(columns, linear, v):
+def _multiply_transposed(columns, linear, v):
     return jax.linear_transpose(linear, columns.structure)(v)[0]
 
 
-def _within(span, outer):
+def _relative_span(span, outer):
     return slice(span.start - outer.start, span.stop - outer.start)

@@ -78,7 +78,7 @@ def linearize(
         out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
         _, aux, writes = carried.tree()
         commit(writes)
-        return (LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)),), out, aux
+        return (LinearOperator(linear, Space.from_diff(diff, call), Outputs.from_output(out)),), out, aux
 
     check = operator_check(derive, repr(target), target.inputs)
     (jacobian,), out, aux = check.run(primals, {}) if debug_nan else derive(*primals)
