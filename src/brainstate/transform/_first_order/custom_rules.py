@@ -62,7 +62,7 @@ class _Custom(Remade):
         resemble(self, fun)
 
     def _pure(self, values, *args):
-        selection = select_states(self.states)
+        selection = select_states(self.states)  # the States that a Module has now
         flat = selection.treedef.flatten_up_to(values)
         return self._guard(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 

@@ -130,6 +130,7 @@ class GradientTransform(Remade):
             check_states=self.check_states,
             allow_int=self.transform_params.get("allow_int", False),
         )
+        # Argument 0 of `pure` holds all differentiated values, of States and arguments.
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
         resemble(self, target)
 
@@ -147,6 +148,7 @@ class GradientTransform(Remade):
     def _parts(self, /, *args, **kwargs):
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
+        # A custom transform that loses the aux would lose the writes of the function with it.
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
             raise StateTypeError(
                 f"the transform {self._pure.name} returned {type(out).__name__} instead of (derivative, aux): it is "

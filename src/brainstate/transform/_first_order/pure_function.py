@@ -171,7 +171,7 @@ class PureFunction:
         refuse_states((args, kwargs), f"arguments of {self.name}")
         selection = self._selection
         if selection is None and self.grad_states is not None:
-            selection = select_states(self.grad_states)
+            selection = select_states(self.grad_states)  # the States that a Module has now
         numbers = from_front(self.argnums, len(args))
         picked, rest = (None, args) if numbers is None else pick(args, numbers)
         if numbers is not None:
@@ -179,9 +179,9 @@ class PureFunction:
         if selection is None:
             return picked, Call(None, numbers, (), frozen_here()), rest
         values = gather(selection.states)
-        # `frozen_here` is asked now: inside `pure`, JAX traces in any case, for the derivative.
         mixed = () if self.allow_int is True else self._strip(selection, values)
         diff = selection.treedef.unflatten(values)
+        # `frozen_here` is asked now: inside `pure`, JAX traces in any case, for the derivative.
         return (
             diff if numbers is None else (diff, picked),
             Call(selection, numbers, mixed, frozen_here()),

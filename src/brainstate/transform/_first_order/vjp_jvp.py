@@ -79,7 +79,7 @@ def vjp(
     ([3.0, 6.0], [3.0, 3.0], 3.0)
     """
     numbers = check_argnums(argnums)
-    if numbers == 0 and not primals and grad_states is not None:
+    if numbers == 0 and not primals and grad_states is not None:  # the default, for a function without arguments
         numbers = None
     if grad_states is None and numbers in (None, ()):
         raise StateValueError("vjp: neither grad_states nor argnums is given, there is nothing to differentiate.")
@@ -111,6 +111,7 @@ def _pull_back(pull, cotangent):
 
 
 def _cotangent(leaf):
+    """Return an example of the cotangent of an output; only its type matters."""
     return leaf if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
