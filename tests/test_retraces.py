@@ -343,7 +343,7 @@ def test_a_call_that_is_not_traced_records_nothing(monkeypatch):
     s = State(X, name="s")
     jitted = T.jit(lambda x: setattr(s, "value", s.value + x))
     jitted(X)
-    for name in ("begin", "open", "told"):
+    for name in ("begin", "open", "entries"):
         monkeypatch.setattr(_retraces.Journal, name, None)
     jitted(X), jitted(X)
 
@@ -357,7 +357,7 @@ def test_nothing_is_kept_alive(no_leaks):
     jax.clear_caches()
     gc.collect()
     assert [ref() for ref in alive] == [None] * 4
-    assert str(journal.told()[0]) == "trace 1: first call"
+    assert str(journal.entries()[0]) == "trace 1: first call"
 
 
 def test_the_number_of_records_is_bounded():

@@ -5,16 +5,18 @@ This is where Python adds to the price of a call, so it belongs to the seam and 
 that only reads gathers under the lock of a commit, so that it sees no half of one.
 
 A signal may come at any time. Locks are taken by ``with`` only, as CPython looks for no signal between the lock and
-the block; a commit that is interrupted is completed; what a program returns that was given buffers is kept (`box`).
+the block; a commit that is interrupted is completed; the results of a program that took buffers are kept (see
+`with_donation`).
 
-`Launcher` calls what JAX traces when it must, and `Ready` a program that was compiled ahead of time and knows one
-kind of call. JAX runs such a program at once, under a raw transform as well, and what it returns then looks like
-any other result. So `Ready` asks beforehand where it is called; `Launcher` can tell by the tracers that it gets back.
+`Launcher` is a function that JAX traces when it must; `Ready` is a program that was compiled ahead of time for one kind
+of call. JAX runs such a program at once, under a raw transform as well, and its results then look like any others. So
+`Ready` asks beforehand where it is called; `Launcher` can tell by the tracers that it gets back.
 """
 
 import contextlib
 from functools import partial
-from itertools import starmap
+from itertools import compress, starmap
+from operator import not_
 from typing import Any
 
 import jax
@@ -40,15 +42,15 @@ from .scope import (
     is_tracer,
 )
 from .staging import Restart
-from .tokens import apart, changed, refuse_leak, switched, token
+from .tokens import apart, changed, refuse_leak, switched
 
-__all__ = ["Launcher", "Ready", "Sealed", "box", "generators", "give", "launch", "outside"]
+__all__ = ["Launcher", "Ready", "generators", "give", "is_outside", "launch", "with_donation"]
 
-# Errors that a State without a value, or one among the arguments, may cause; they have other causes, too.
+# Errors that may come from a State without a value, or from a State among the arguments.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
 
 
-def outside() -> bool:
+def is_outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
     return innermost() is None and eager()
 
@@ -59,7 +61,7 @@ def generators(states) -> list[int]:
 
 
 def _refuse_taken(states, error, by=None) -> None:
-    """Say which of ``states`` have arrays that are gone, if that is why a call failed or if it took them."""
+    """Name those of ``states`` whose arrays are gone: a call failed because of that, or ``by`` took them."""
     gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
     if not gone or innermost() is not None or isinstance(error, StateValueError):
         return
@@ -70,8 +72,8 @@ def _refuse_taken(states, error, by=None) -> None:
 
 
 @contextlib.contextmanager
-def _called_in(scope):
-    """Run a compiled function that ``scope`` calls: what reads a State there meanwhile is not the user's function."""
+def _marked_as_launch(scope):
+    """Run a compiled function that ``scope`` calls: until it ends, reads of States are not those of the user."""
     with apart():
         if scope is not None:
             scope.launches += 1
@@ -82,23 +84,23 @@ def _called_in(scope):
                 scope.launches -= 1
 
 
-def _new(written, values) -> Writes:
-    """Return what a program says of the States in ``written``, without those that it left alone."""
+def _writes_of(written, values) -> Writes:
+    """Return the values that a program gives to the States in ``written``, without those that it left alone."""
     new = {s: v for s, v in zip(written, values, strict=False) if v is not ABSENT}
     return Writes(tuple(new), list(new.values()))
 
 
 def launch(jitted, states, generators, written, args, kwargs):
-    """Call ``jitted`` with the values of ``states`` and the arguments, commit the new values, and return the result.
+    """Call ``jitted`` with the values of ``states`` and the arguments, and commit the values that it returns.
 
-    ``jitted`` returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``.
-    ``generators`` are the positions of random generators among the States.
+    It returns its result and a list with the new value, or ``ABSENT``, of each State in ``written``. ``generators`` are
+    the positions of random generators among the States.
     """
     locked = bool(written)
     with _step_lock if locked else contextlib.nullcontext():
         given = gather(states, generators)
         try:
-            with _called_in(innermost()):
+            with _marked_as_launch(innermost()):
                 out, values = jitted(given, *args, **kwargs)
         except (RuntimeError, ValueError) as error:
             if innermost() is not None or not is_deleted(given):
@@ -109,26 +111,26 @@ def launch(jitted, states, generators, written, args, kwargs):
         if values and not locked and not jit_disabled():
             # Another thread has found out meanwhile that this function writes: again, alone, and this never happened.
             return launch(jitted, states, generators, written, args, kwargs)
-        commit(_new(written, values))
+        commit(_writes_of(written, values))
     return out
 
 
 def give(name, returned, jitted, states, generators, written, args, kwargs):
-    """Do as `launch` for the function ``name``, where values are given away: what is not committed would be lost.
+    """Do as `launch` for the function ``name`` that takes the arrays of States: results must be committed or are lost.
 
-    C puts what the program returns into the list ``returned`` (`box`), so no signal comes between its end and that.
+    ``jitted`` comes from `with_donation`, which puts the results of the program into the list ``returned``.
     """
     donors[name] = None
     with _step_lock:
         try:
             given = gather(states, generators)
-            with _called_in(innermost()):
+            with _marked_as_launch(innermost()):
                 out, values = jitted(given, *args, **kwargs)
             if returned:
                 with _commit_lock:
                     _assign_all(written, values)
             else:  # inside a transform nothing is given away
-                commit(_new(written, values))
+                commit(_writes_of(written, values))
         except BaseException as error:
             if returned:
                 _assign_all(written, returned[-1][1])
@@ -142,32 +144,60 @@ def give(name, returned, jitted, states, generators, written, args, kwargs):
     return out
 
 
-def box(returned, compiled, args, kwargs):
-    """Return ``compiled(*args, **kwargs)``, which is also the last element of ``returned``."""
-    returned.extend(starmap(partial(compiled, **kwargs), [args]))
-    return returned[-1]
+def with_donation(compiled, gives, returned):
+    """Return ``compiled``, whose first argument is donated, as a function of the values of all States in one list.
+
+    ``gives`` says of each State whether its value is to be donated. A result is also put into ``returned``, by C: no
+    signal comes between the end of the program, which has taken the arrays, and that.
+    """
+
+    def call(values, /, *args, **kwargs):
+        given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
+        if not given:
+            return compiled(given, kept, *args, **kwargs)
+        if not is_outside():  # the transform around may fail yet, and then the States are as they were
+            with jax.ensure_compile_time_eval():
+                given = jax.tree.map(_copy, given)
+            return compiled(given, kept, *args, **kwargs)
+        leaves = jax.tree.leaves((given, kept, args, kwargs))
+        if len(set(map(id, leaves))) < len(leaves):
+            given = _owned(given, (kept, args, kwargs))
+        returned.extend(starmap(partial(compiled, **kwargs), [(given, kept, *args)]))
+        return returned[-1]
+
+    return call
 
 
-def _stored_all(states) -> bool:
-    return innermost() is not None or all(hasattr(s, "_value") for s in states)
+def _copy(leaf):
+    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
+
+
+def _owned(given: list, others: Any) -> list:
+    """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
+    seen, (leaves, treedef) = set(map(id, jax.tree.leaves(others))), jax.tree.flatten(given)
+    for i, leaf in enumerate(leaves):
+        if id(leaf) in seen:
+            leaves[i] = jax.numpy.copy(leaf)
+        seen.add(id(leaf))
+    return treedef.unflatten(leaves)
 
 
 class Launcher:
-    """A compiled function whose call does nothing but what must be done: gather, call, commit.
+    """A compiled function whose steady call only gathers, calls and commits.
 
-    ``_program`` has what `launch` takes, and calls it; ``_retry`` does the calls that trace, ``_begin(why)`` begins a
-    new program, ``_look(program)`` does if something changed that concerns it, and ``_explain`` has the words for
-    arguments that JAX refuses.
+    ``_program`` holds the arguments of `launch`, and calls it. ``_retry`` does the calls that trace, ``_begin(why)``
+    begins a new program, ``_look(program)`` does so if a Module changed that the program has read, and
+    ``check_arguments`` raises the error for arguments that JAX refuses.
     """
 
     _program: Any
     _retry: Any
-    _explain: Any
+    check_arguments: Any
     _begin: Any
     _look: Any
 
     def __call__(self, /, *args, **kwargs):
-        """Run the compiled function on the present values of the States and commit what it writes."""
+        """Run the compiled function on the present values of the States and commit its writes."""
         program = self._program
         if program.generation != _generation[0]:
             program = self._look(program)
@@ -185,7 +215,7 @@ class Launcher:
                     # The shorter call is cheaper.
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
-                        # A plain array is not a tracer, whatever is around; only otherwise ask which trace is on.
+                        # A plain array is not a tracer in any trace; only for others ask which trace is on.
                         if type(value) not in _plain:
                             if not eager():
                                 raise _raw_transform(written[0])
@@ -213,60 +243,50 @@ class Launcher:
         return self._retry(program, staged, args, kwargs)
 
     def _lacks_value(self, program, error, args, kwargs) -> bool:
-        """Tell whether a call failed for want of a value, or find better words for what it failed of."""
+        """Tell whether a call failed because a State had no value; for other causes raise a better error, if any."""
         _refuse_taken(program.states, error)
         if not isinstance(error, _NO_VALUE):
             return False
-        if _stored_all(program.states):
+        if innermost() is not None or all(hasattr(s, "_value") for s in program.states):
             refuse_leak(error)
-            self._explain(args, kwargs)
+            self.check_arguments(args, kwargs)
             return False
         return True  # an input was created by a call that failed, or by an enclosing transform that has ended
-
-
-class Sealed(Exception):
-    """JAX was about to trace or compile a program that is ready."""
 
 
 class Ready:
     """A program compiled ahead of time: a call gathers, computes and commits, and leaves the checks of inputs to JAX.
 
-    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or raises `Sealed`. Then
-    ``_run_any``, which is slower and takes all that can be run, does it, and takes its place if it can. ``_refused``
-    has the words for a call that failed, ``_renew`` looks again after a replacement, ``_donates`` says whether
-    values are given away, and `give` has the use of ``_label`` and ``_returned``.
+    ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a
+    whole call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all``
+    is false). ``_refuse`` raises the error for a call that failed, and ``_renew`` looks again after a replacement.
     """
 
     _run: Any
-    _run_any: Any
     _states: tuple
     _generators: list
     _written: tuple
     _generation: int
     _touched: Any
-    _donates: bool
-    _label: str
-    _returned: list
+    _writes_all: bool
+    _launch: Any
     _renew: Any
-    _refused: Any
+    _refuse: Any
 
     def __call__(self, /, *args, **kwargs):
-        """Run the program on the present values of the States and commit what it writes."""
+        """Run the program on the present values of the States and commit its writes."""
         if self._generation != _generation[0]:
             self._renew()
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
             return self._call_within(args, kwargs)
-        if switched and token() is not None:
-            with apart():
-                return self(*args, **kwargs)
         written, values, i = self._written, [], 0
         try:
+            if switched or not self._writes_all:
+                return self._launch(args, kwargs)
             if not written:
                 with _commit_lock:
                     values = [s._value for s in self._states]
                 return self._run(values, *args, **kwargs)[0]
-            if self._donates:
-                return self._give(args, kwargs)
             with _step_lock:
                 for state in self._states:
                     values.append(state._value)
@@ -281,36 +301,15 @@ class Ready:
                     except BaseException:  # an interrupt between two of them
                         _assign_all(written, values)
                         raise
-            if switched:
-                changed(written)
             return out
-        except Sealed:
-            return self._call_any(args, kwargs)
         except Exception as error:
             shorten(error)
             if not self._written and is_deleted(values):  # a call in another thread was taking them
-                return launch(self._run, self._states, (), (), args, kwargs)
-            self._explain(error, args, kwargs)
+                return self._launch(args, kwargs)
+            _refuse_taken(self._states, error)
+            if not isinstance(error, StateValueError):
+                self._refuse(args, kwargs)
             raise
-
-    def _give(self, args, kwargs):
-        more = self._run, self._states, self._generators, self._written, args, kwargs
-        return give(self._label, self._returned, *more)
-
-    def _call_any(self, args, kwargs):
-        """Do a call that was not like those that run fast, and from then on all that are like it."""
-        fast, self._run = self._run, self._run_any
-        try:
-            return self(*args, **kwargs)
-        except BaseException:
-            self._run = fast
-            raise
-
-    def _explain(self, error, args, kwargs):
-        """Find better words for what a call failed of."""
-        _refuse_taken(self._states, error)
-        if not isinstance(error, StateValueError):
-            self._refused(args, kwargs)
 
     def _call_within(self, args, kwargs):
         """Do a call inside a transform, which is right as long as no input is traced."""
@@ -320,13 +319,10 @@ class Ready:
                 raise TypeError
             if self._written and innermost() is None:
                 raise _raw_transform(self._written[0])
-            if self._donates:  # if the transform fails later on, the States must be as they were
-                with jax.ensure_compile_time_eval():
-                    values = jax.tree.map(jax.numpy.copy, values)
-            out, new = self._run_any(values, *args, **kwargs)
+            out, new = self._run(values, *args, **kwargs)
         except Exception:
-            self._refused(args, kwargs)
+            self._refuse(args, kwargs)
             raise
-        commit(Writes(self._written, list(new)))
+        commit(_writes_of(self._written, new))
         self._touched.pass_on()
         return out

@@ -2,9 +2,10 @@
 
 from ._batches.accumulate import accumulate
 from ._batches.per_example import per_example_grad, per_example_norms
+from ._compile.ahead import Prepared
 from ._compile.inspect import FoundStates, eval_shape, make_jaxpr, named_scope
 from ._compile.jit import jit
-from ._compile.prepare import Prepared, prepare
+from ._compile.prepare import prepare
 from ._compile.state_finder import StateFinder
 from ._control.branches import cond, ifelse, switch
 from ._control.checkify import checkify

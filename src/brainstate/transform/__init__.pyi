@@ -26,8 +26,8 @@ from jax import named_scope as named_scope
 from jax.experimental.checkify import Error
 from jax.extend.core import ClosedJaxpr
 
+from ._compile.ahead import Cost, Memory
 from ._compile.inspect import FoundStates as FoundStates
-from ._compile.prepare import Cost, Memory
 from ._compile.retraces import Retraces
 from ._compile.state_finder import StateFinder as StateFinder
 from ._control.checkpoint import save_states as save_states

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._seam.run_time_errors import original_errors
-from .._control.vmap import NO_AXES, Mapped
+from .._control.vmap import Mapped
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.gradient_transform import GradientTransform
 from .._wrapper import or_decorator
@@ -28,10 +28,9 @@ class _Examples(Mapped):
 
     remedy = "give the argument that holds the examples an axis in in_axes, or declare a State in in_states"
 
-    def __init__(self, fn, name, in_axes, in_states, out_states, chunk_size):
-        super().__init__(fn, in_axes, 0, in_states, out_states, 0, NO_AXES)
-        self._parts = {"name": name, "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
-        self._parts["chunk_size"] = chunk_size
+    def __init__(self, fn, *, name, chunk_size, **mapping):
+        super().__init__(fn, **mapping)
+        self._given |= {"name": name, "chunk_size": chunk_size}
         self.name, self.chunk_size = name, chunk_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,9 +90,11 @@ def _per_example_grad_transform(fun, *, argnums, has_aux):
     return jax.grad(scalar, argnums=argnums, has_aux=has_aux)
 
 
-def _examples(fun, name, transform, options, *mapping) -> Any:
-    """Return the map over examples of this name, or a decorator if ``fun`` is None."""
-    return or_decorator(fun, lambda f: _Examples(GradientTransform(f, transform, name=name, **options), name, *mapping))
+def _examples(fun, transform, options, mapping) -> Any:
+    """Return the map over examples, or a decorator if ``fun`` is None."""
+    return or_decorator(
+        fun, lambda f: _Examples(GradientTransform(f, transform, name=mapping["name"], **options), **mapping)
+    )
 
 
 def per_example_grad(
@@ -153,8 +154,9 @@ def per_example_grad(
     check_chunk_size("per_example_grad", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = in_axes, in_states, out_states, chunk_size
-    return _examples(fun, "per_example_grad", _per_example_grad_transform, options, *mapping)
+    mapping = {"name": "per_example_grad", "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+    mapping["chunk_size"] = chunk_size
+    return _examples(fun, _per_example_grad_transform, options, mapping)
 
 
 def per_example_norms(
@@ -211,6 +213,7 @@ def per_example_norms(
     check_chunk_size("per_example_norms", chunk_size)
     options = {"grad_states": grad_states, "argnums": argnums}
     options |= {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
-    mapping = in_axes, in_states, out_states, chunk_size
+    mapping = {"name": "per_example_norms", "in_axes": in_axes, "in_states": in_states, "out_states": out_states}
+    mapping["chunk_size"] = chunk_size
     options["transform_params"] = {"per_leaf": per_leaf, "name": "per_example_norms"}
-    return _examples(fun, "per_example_norms", norms_transform, options, *mapping)
+    return _examples(fun, norms_transform, options, mapping)

@@ -1,6 +1,6 @@
 """Looking at a function without running it, and checks inside compiled code: thin wrappers of JAX's own.
 
-``named_scope`` is JAX's: what is staged keeps the names, so nothing about States is to be added to it.
+``named_scope`` is JAX's own: a staged program keeps the names, so States need nothing more.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = ["FoundStates", "eval_shape", "make_jaxpr", "named_scope"]
 
 @boundary
 def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Return what ``f`` would return, with shapes and dtypes in the place of arrays: ``jax.eval_shape`` with States.
+    """Return the result of ``f`` with shapes and dtypes instead of arrays: ``jax.eval_shape`` with States.
 
     Parameters
     ----------

@@ -1,24 +1,25 @@
 """``jit``: compile a function that reads and writes States.
 
-The compiled program takes the values of the States that the function reads as inputs and returns what it
+The compiled program takes the values of the States that the function reads, and returns the values that it
 writes. Which States these are is found while JAX traces, by staging (``_seam/staging``)::
 
     call ── gather the values of the known States ── jax.jit of `_Program.pure` ── commit the writes ── result
                                                             │ cache miss: stage the function, once
                                                             └ States that are no inputs yet? leave JAX with
                                                               `Restart`; the call adds them to its inputs and runs
-                                                              again, `pure` then only evaluates what was staged
+                                                              again, `pure` then only evaluates the staged program
 
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
 arguments, and the number of input States is part of what it sees.
 
-A new program is begun when something has changed that a trace has read of a Module (``_seam/module_reads``). States that a
+A new program begins when a part of a Module has changed that a trace has read (``_seam/module_reads``). States that a
 call created and left behind are inputs from the next call on, which is therefore traced again; unless that trace
-too creates States and never uses the old ones, as a function does that makes its States anew each time.
+too creates States and never uses the old ones, because the function makes its States in each call.
 
 A call that writes holds one lock from reading to committing, so concurrent calls lose no update.
 """
 
+import copy
 import functools
 import sys
 import threading
@@ -26,13 +27,10 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from itertools import compress
-from operator import not_
 from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import tree_leaves
 
 from ..._compat import jit_disabled
 from ..._copies import Remade
@@ -45,16 +43,16 @@ from ..._seam.packing import ABSENT
 from ..._seam.run_time_errors import announce_error, await_errors, is_marked
 from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, run, tag_changes
 from ..._seam.staging import Restart, stage
-from ..._seam.step import Launcher, box, generators, give, launch, outside
+from ..._seam.step import Launcher, generators, give, launch, with_donation
 from ..._seam.tokens import apart, refuse_leak
 from .._select_states import owns_states
 from .._wrapper import or_decorator, resemble
+from .ahead import Source, Stage
 from .jit_options import compiler, in_tuples, static_places, with_states
 from .retraces import Journal, Retraces
-from .seal import Seal
 from .signature import state_part
 
-__all__ = ["Jit", "compiled_form", "jit", "owned"]
+__all__ = ["Jit", "compiled_form", "jit"]
 
 _OFTEN = 5  # changes of one attribute that a compiled function is traced again for, before it says so
 
@@ -62,35 +60,29 @@ _OFTEN = 5  # changes of one attribute that a compiled function is traced again 
 class _Program:
     """The compiled forms of a function for one state of the object graph, and the States they take and give."""
 
-    def __init__(self, fun, options, donates, journal, seal):
-        self.fun, self.donates, self.journal, self.seal = fun, donates, journal, seal
+    def __init__(self, fun, options, donates, journal):
+        self.fun, self.donates, self.journal = fun, donates, journal
         self.generation, self.retagged = generation(), tag_changes()
-        self.touched = Touched()  # what its traces read of Modules
+        self.touched = Touched()  # the parts of Modules that its traces have read
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.generators = []  # positions of random generators among the inputs
         self.gives = []  # donates: whether each of `states` is given away
-        self.newborn, self.kind = (), None  # what the last trace left behind, and for which arguments
+        self.newborn, self.kind = (), None  # States that the last trace left behind, and the kind of its arguments
         self.adopted = {}  # kind of the arguments -> the States that their trace left behind
-        self.pending = {}  # thread -> what was staged before the restart
-        self.records = weakref.WeakKeyDictionary()  # what was staged -> what the journal says of it
+        self.pending = {}  # thread -> the function that was staged before the restart
+        self.records = weakref.WeakKeyDictionary()  # staged function -> its record in the journal
         self.waits = False  # whether a call waits for its end, since it may fail while it runs
         self.returned = []  # donates: see `give`
         if donates or options.get("donate_argnums") is not None or options.get("donate_argnames") is not None:
             donors[_name(fun)] = None
         self.compiled = compiler(with_states(fun, self), fun, options, 2 if donates else 1)
-        self.jitted = self.arranged(self.compiled, self.returned)
+        self.jitted = self.with_donation(self.compiled, self.returned)
 
     def pure(self, values, /, *args, **kwargs):
         """Compute ``(out, new values of self.written)``; JAX traces this."""
-        if self.seal is None:
-            return self._pure(values, args, kwargs)
-        self.seal.check()
-        return self.seal.mark(self._pure(values, args, kwargs))
-
-    def _pure(self, values, args, kwargs):
         if jit_disabled():
             out, writes = run(Scope("jit"), self.fun, *args, **kwargs)
-            return out, self._aligned(writes.states, writes.values)
+            return out, self._align(writes.states, writes.values)
         given = dict(zip(self.states, values, strict=False))
         staged = self.pending.pop(threading.get_ident(), None)
         if staged is None:
@@ -98,11 +90,11 @@ class _Program:
             fails = is_marked(staged.closed)
             if fails:
                 announce_error()  # of the program around too
-            # A trace that does not use what an earlier one of its kind left behind makes its States anew each time.
+            # A trace that uses none of the States that an earlier one of its kind left behind makes new ones each time.
             self.kind = _kind(args), tuple(kwargs), _kind(kwargs.values())
             before = self.adopted.get(self.kind)
-            anew = before and before.isdisjoint((*staged.reads, *staged.writes))
-            self.newborn = () if anew else tuple(staged.born)
+            makes_new = before and before.isdisjoint((*staged.reads, *staged.writes))
+            self.newborn = () if makes_new else tuple(staged.born)
             if fails and not self.waits:
                 # The States keep their values if it fails, so nothing is given away.
                 self.waits, self.jitted, self.gives[:] = True, await_errors(self.jitted), [False] * len(self.gives)
@@ -111,12 +103,12 @@ class _Program:
             raise Restart(staged)
         out, writes = staged(given, args, kwargs)
         self.records[staged].finish(self._inputs(values), frozenset(map(id, self.newborn)))
-        # What was donated and not written must come back, or its State would be left with a deleted buffer.
+        # A State that was donated and not written is returned, or it would be left with a deleted buffer.
         back = [s for s, gives in zip(self.states, self.gives, strict=False) if gives and s not in writes.states]
-        return out, self._aligned((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
+        return out, self._align((*writes.states, *back), (*writes.values, *(given[s] for s in back)))
 
     def _stage(self, values, args, kwargs):
-        """Run the function, and note why."""
+        """Stage the function, and record why."""
         record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
         try:
             with reading(self.touched):
@@ -128,7 +120,7 @@ class _Program:
         return staged
 
     def _inputs(self, values):
-        """Return what the journal keeps of the States that go in."""
+        """Return the types of the input States, as the journal keeps them."""
         given = zip(self.states, values, self.gives, strict=False)
         return {id(s): state_part(s, value, "donated" if gives else "") for s, value, gives in given}
 
@@ -138,7 +130,7 @@ class _Program:
         if self.donates and not self.waits:
             pairs = zip(self.states, self.gives, strict=False)
             self.gives[:] = [gives or _is_given(s, staged) for s, gives in pairs]
-        self._aligned(staged.writes, [None] * len(staged.writes))
+        self._align(staged.writes, [None] * len(staged.writes))
         self.pending[threading.get_ident()] = staged
 
     def _keeps(self, staged):
@@ -159,21 +151,15 @@ class _Program:
 
     def launch(self, args, kwargs):
         """Call the compiled function and commit what it writes."""
-        return self.call(self.jitted, self.states, args, kwargs)
-
-    def call(self, jitted, states, args, kwargs):
-        """Call a form of the compiled function that takes the values of ``states``, and commit what it writes."""
-        if self.donates and not self.waits:  # what may fail keeps its values, so nothing is given away
-            more = jitted, states, self.generators, self.written, args, kwargs
-            out = give(_name(self.fun), self.returned, *more)
-        else:
-            out = launch(jitted, states, self.generators, self.written, args, kwargs)
+        call = self.jitted, self.states, self.generators, self.written, args, kwargs
+        gives = self.donates and not self.waits  # a program that may fail keeps its values
+        out = give(_name(self.fun), self.returned, *call) if gives else launch(*call)
         self.touched.pass_on()  # a trace around this call reads the same
         return out
 
     def ahead(self, step):
-        """Return ``lower``, ``trace``, … of the compiled function, with the States filled in."""
-        entry = self.arranged(getattr(self.compiled, step), [])
+        """Return ``trace`` or ``eval_shape`` of the compiled function, with the States filled in."""
+        entry = self.with_donation(getattr(self.compiled, step), [])
 
         def call(args, kwargs):
             values = gather(self.states)
@@ -181,6 +167,12 @@ class _Program:
                 return entry(values, *args, **kwargs)
 
         return call
+
+    def snapshot(self) -> "_Program":
+        """Return this with the States that it has now; those of the original may grow."""
+        new = copy.copy(self)
+        new.states, new.written, new.gives, new.returned = [*self.states], [*self.written], [*self.gives], []
+        return new
 
     def run(self, entry, args, kwargs, staged=None):
         """Call ``entry(args, kwargs)``, adding inputs until it needs no more."""
@@ -196,31 +188,15 @@ class _Program:
         finally:
             self.pending.pop(thread, None)
 
-    def _aligned(self, states, values):
+    def _align(self, states, values):
         """Return ``values`` in the places of their States in ``self.written``, which is extended as needed."""
         self.written.extend(s for s in states if s not in set(self.written))
         table = dict(zip(states, values, strict=True))
         return [table.get(s, ABSENT) for s in self.written]
 
-    def arranged(self, compiled, returned, gives=None):
-        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments.
-
-        What it returns when something was given away is also put into ``returned``.
-        """
-        if not self.donates:
-            return compiled
-        gives = self.gives if gives is None else gives
-
-        def giving(values, /, *args, **kwargs):
-            given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
-            if not outside():  # the transform around may fail yet, and then the States are as they were
-                return compiled(jax.tree.map(_copy, given), kept, *args, **kwargs)
-            leaves = tree_leaves((given, kept, args, kwargs))
-            if len(set(map(id, leaves))) < len(leaves):
-                given = owned(given, (kept, args, kwargs))
-            return box(returned, compiled, (given, kept, *args), kwargs)
-
-        return giving
+    def with_donation(self, compiled, returned):
+        """Return ``compiled`` as a function of the values of all States in one list, and of the arguments."""
+        return with_donation(compiled, self.gives, returned) if self.donates else compiled
 
     def restore(self, donated, kept) -> list:
         """Return the values of all States in their order."""
@@ -237,22 +213,8 @@ def _name(fun) -> str:
     return getattr(fun, "__qualname__", type(fun).__name__)
 
 
-def _copy(leaf):
-    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
-
-
-def owned(given: list, others: Any) -> list:
-    """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
-    seen, (leaves, treedef) = set(map(id, tree_leaves(others))), jax.tree.flatten(given)
-    for i, leaf in enumerate(leaves):
-        if id(leaf) in seen:
-            leaves[i] = jax.numpy.copy(leaf)
-        seen.add(id(leaf))
-    return treedef.unflatten(leaves)
-
-
 def _kind(args):
-    """Return what tells the traces for arguments apart: types of what is traced, and static arguments as they are."""
+    """Return the key of a trace: the types of traced arguments, and static arguments as they are."""
     kinds = []
     for arg in args:
         leaves, treedef = jax.tree.flatten(arg)
@@ -260,74 +222,16 @@ def _kind(args):
     return tuple(kinds)
 
 
-# What JAX says by argument and by result: of the program, whose first arguments and last result are those of States.
-_OF_INPUTS = {"args_info", "in_avals", "input_formats", "input_layouts", "input_shardings"}
-_OF_RESULTS = {"out_avals", "out_info", "output_formats", "output_layouts", "output_shardings"}
-
-
-class _Ahead:
-    """A step of ahead-of-time compilation (traced, lowered or compiled), with the States filled in.
-
-    ``args_info``, ``in_tree``, ``out_info``, ``input_shardings`` and the like are about the arguments and results of
-    the function. ``jaxpr``, ``as_text()``, ``memory_analysis()`` and the like are about the program, where the values
-    of the States come before the arguments and after the results.
-    """
-
-    def __init__(self, program, step, inputs):
-        self._program, self._step, self._inputs = program, step, inputs
-        self._gives = program.gives[:inputs]  # as they were: what a later trace donates is nothing to this one
-
-    def __getattr__(self, name):
-        found = getattr(self._step, name)
-        if name in _OF_INPUTS:
-            args, kwargs = found
-            return args[2 if self._program.donates else 1 :], kwargs
-        return found[0] if name in _OF_RESULTS else found
-
-    @property
-    def in_tree(self):
-        """The structure of the arguments."""
-        return jax.tree.structure(self.args_info)
-
-    @property
-    def out_tree(self):
-        """The structure of the result."""
-        return jax.tree.structure(self.out_info)
-
-    @property
-    def donate_argnums(self):
-        """The leaves of the arguments, by number, that are given away."""
-        return tuple(i for i, leaf in enumerate(jax.tree.leaves(self.args_info)) if leaf.donated)
-
-    def lower(self, **options):
-        """Lower what was traced, as ``jax.stages.Traced.lower``."""
-        with apart():
-            lowered = self._step.lower(**options)
-        # Only `jax.export` asks with parameters of its own, and it reads the trees of the whole program.
-        return lowered if "_private_parameters" in options else _Ahead(self._program, lowered, self._inputs)
-
-    def compile(self, *options, **more):
-        """Compile what was lowered, as ``jax.stages.Lowered.compile``."""
-        return _Ahead(self._program, self._step.compile(*options, **more), self._inputs)
-
-    def __call__(self, /, *args, **kwargs):
-        """Run what was compiled on the present values of the States and commit the writes."""
-        program, step = self._program, self._step
-        entry = program.arranged(step, program.returned, self._gives)
-        entry = await_errors(entry) if program.waits else entry
-        return program.call(entry, program.states[: self._inputs], args, kwargs)
-
-
 class Jit(Remade, Launcher):
     """A compiled function with States; made by `jit`."""
 
-    def __init__(self, fun, options, donates, seal=None):
+    def __init__(self, fun, options, donates):
         check_function("jit compiles a function", fun)
         if not isinstance(donates, bool | np.bool_):
             raise StateTypeError(f"jit: donate_states={donates!r}: give True or False.")
         options = in_tuples(options)
         jax.jit(fun, **options)  # checks them
-        self._fun, self._options, self._donates, self._seal = fun, options, bool(donates), seal
+        self._fun, self._options, self._donates = fun, options, bool(donates)
         self._methods = {}  # id of an instance -> (weak reference to it, the Jit of its bound method)
         self._journal, self._changes = Journal(), Counter()
         self._begin()
@@ -335,8 +239,8 @@ class Jit(Remade, Launcher):
 
     def _recipe(self):
         name = self.__module__, getattr(self, "__qualname__", "")
-        if _known_as(*name) is self:  # a function of a module, or of a class there: one for all
-            return _known_as, name
+        if _find_by_name(*name) is self:  # a function of a module, or of a class there: one for all
+            return _find_by_name, name
         return Jit, (self._fun, self._options, self._donates)
 
     @boundary
@@ -352,8 +256,8 @@ class Jit(Remade, Launcher):
         return out
 
     @boundary
-    def _explain(self, args, kwargs):
-        """Raise an error that names a State or Module among the arguments, if that is what JAX refused."""
+    def check_arguments(self, args: Any, kwargs: Any) -> None:
+        """Raise an error that names a State or Module among the arguments, if there is one."""
         refuse_states((args, kwargs), "arguments of jit")
         for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
             if owns_states(leaf):
@@ -362,31 +266,28 @@ class Jit(Remade, Launcher):
                     f"function refer to it by name instead: its States are found automatically."
                 )
 
-    def lower(self, *args: Any, **kwargs: Any) -> _Ahead:
+    @boundary
+    def lower(self, *args: Any, **kwargs: Any) -> Stage:
         """Lower for these arguments, as ``jax.stages.Wrapped.lower``; the States are filled in."""
-        return self._ahead("lower", args, kwargs)
+        return self.trace(*args, **kwargs).lower()
 
-    def trace(self, *args: Any, **kwargs: Any) -> _Ahead:
+    def trace(self, *args: Any, **kwargs: Any) -> Stage:
         """Trace for these arguments, as ``jax.stages.Wrapped.trace``; the States are filled in."""
-        return self._ahead("trace", args, kwargs)
+        program, traced = self._ahead("trace", args, kwargs)
+        return Stage(Source.of(self, program.snapshot(), traced, args, kwargs), traced)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Return shapes and dtypes of the result; no State changes."""
-        return self._ahead("eval_shape", args, kwargs)._step[0]
+        return self._ahead("eval_shape", args, kwargs)[1][0]
 
     @property
     def donates(self) -> bool:
         """Whether the buffers of the States that are written are given away."""
         return self._donates
 
-    def afresh(self, seal: Seal | None = None) -> "Jit":
-        """Return a `Jit` of the same function and options that has compiled nothing; what it will may be sealed."""
-        return Jit(self._fun, self._options, self._donates, seal)
-
-    def traced(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Program, Any]:
-        """Return the program, which knows its States now, and JAX's trace of it for these arguments."""
-        ahead = self._ahead("trace", args, kwargs)
-        return ahead._program, ahead._step
+    def fresh_copy(self) -> "Jit":
+        """Return a `Jit` of the same function and options that has compiled nothing."""
+        return Jit(self._fun, self._options, self._donates)
 
     def statics(self, count: int) -> set[int | str]:
         """Return the positions, of ``count`` arguments, and the names of those that are static."""
@@ -418,7 +319,7 @@ class Jit(Remade, Launcher):
         trace 2: argument x: float32[2] → float32[3,2]
         trace 3: argument rate: not given → float32[] (weak)
         """
-        return self._journal.told()
+        return self._journal.entries()
 
     def _look(self, program: _Program) -> _Program:
         """Begin a new program if something has changed that this one has read."""
@@ -440,7 +341,7 @@ class Jit(Remade, Launcher):
     def _begin(self, why: str = "") -> _Program:
         """Begin a new program."""
         self._journal.begin(why)
-        self._program = _Program(self._fun, self._options, self._donates, self._journal, self._seal)
+        self._program = _Program(self._fun, self._options, self._donates, self._journal)
         return self._program
 
     @boundary
@@ -459,7 +360,7 @@ class Jit(Remade, Launcher):
                     f"{made.describe()} is created by the function and outlives it, so a program made ahead of time "
                     f"would create it at every call. Call the function once before, or create the State outside."
                 )
-        return _Ahead(program, done, len(program.states))
+        return program, done
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method; each instance has compiled functions of its own, which do not keep it alive."""
@@ -488,7 +389,7 @@ class _Method(Remade):
         return self._jitted(*args, **kwargs)
 
     def _recipe(self):
-        return _bound, (self._unbound, self.__self__)
+        return _bind, (self._unbound, self.__self__)
 
     def __getattr__(self, name):
         return getattr(self._jitted, name)
@@ -497,13 +398,13 @@ class _Method(Remade):
         return f"<bound {self._jitted!r} of {self.__self__!r}>"
 
 
-def _known_as(module, name) -> Any:
-    """Return what has this name in this module, or None."""
+def _find_by_name(module, name) -> Any:
+    """Return the object of this name in this module, or None."""
     found = functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
     return found.method if isinstance(found, Unbound) else found
 
 
-def _bound(unbound, instance) -> _Method:
+def _bind(unbound, instance) -> _Method:
     return unbound.__get__(instance, type(instance))
 
 

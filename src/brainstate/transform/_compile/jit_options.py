@@ -31,7 +31,7 @@ def with_states(fun, program):
     """Return ``program.pure`` under the name of ``fun``, with its signature behind the values of the States.
 
     From the signature JAX infers names of static arguments from numbers and back, and names the inputs. The program
-    holds what JAX makes of the function, which does not hold the program: so both go as soon as nobody needs them.
+    holds JAX's compiled function, which does not hold the program: so both go as soon as nobody needs them.
     """
     held: Any = weakref.ref(program)
 
@@ -54,7 +54,7 @@ def with_states(fun, program):
 
 def compiler(stateful, fun, given, lead):
     """Return ``jax.jit`` of ``stateful``, which takes ``lead`` more arguments in front than ``fun``."""
-    shifted, front = _shifted(fun, given, lead), [UNSPECIFIED] * lead
+    shifted, front = _shift(fun, given, lead), [UNSPECIFIED] * lead
     shardings = shifted.get("in_shardings")
     if shardings is None or shardings is UNSPECIFIED:
         return jax.jit(stateful, **shifted)
@@ -97,7 +97,7 @@ def static_places(fun, options, lead):
     return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
 
 
-def _shifted(fun, given, lead) -> dict[str, Any]:
+def _shift(fun, given, lead) -> dict[str, Any]:
     """Return the options ``given`` to ``jax.jit`` for a function with ``lead`` more arguments, two where it donates."""
     options: dict[str, Any] = dict(given)
     for key in ("static_argnums", "donate_argnums"):

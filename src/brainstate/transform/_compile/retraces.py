@@ -1,16 +1,15 @@
 """``retraces()``: in words, why a compiled function was traced again.
 
 A `Journal` belongs to one compiled function and is written while JAX traces, so a call that is not traced pays
-nothing. Each trace leaves a record: its signature as text, what JAX calls its context, and its causes, which are
-found at once by comparison with the *nearest* earlier trace that could have
-served, the latest of several. Which ones could:
+nothing. Each trace leaves a record: its signature as text, its context (options of JAX, the mesh), and its causes. They
+are found at once by comparison with the *nearest* earlier trace that could have served, the latest of several:
 
 * a trace that was left with an exception served nobody, and is only mentioned;
-* a new program (a State was replaced on a Module, ``clear_cache``) begins anew;
+* a new program (a State was replaced on a Module, ``clear_cache``) has no earlier traces;
 * the inputs of a trace include the States that it met itself. A State that a later trace met is an input from then
   on, and one that a trace created and left behind as well: kinds of calls that were traced before are traced again.
 
-Where nothing differs that is recorded, the record says so and names what is left: it never guesses.
+Where no recorded thing differs, the record says so and names the causes that remain: it never guesses.
 """
 
 from collections import deque
@@ -78,7 +77,7 @@ class Retraces(tuple[Retrace, ...]):
 
 @dataclass(eq=False)
 class Record:
-    """A trace: what it was for, and once it is finished what it is good for."""
+    """A trace: its call, and once it is finished the States that it takes in and has created."""
 
     number: int
     arguments: dict[Any, Part]
@@ -94,7 +93,7 @@ class Record:
         self.error = type(error).__name__
 
     def finish(self, inputs: dict[Any, Part], born: frozenset) -> None:
-        """Note which States the trace takes in besides those known before, and which it created."""
+        """Note which further States the trace takes in, and which it created."""
         self.inputs = {**self.inputs, **inputs}
         self.born, self.finished = born, True
 
@@ -124,8 +123,8 @@ class Journal:
         self._serving = [*self._serving[1 - _KEPT :], record]
         return record
 
-    def told(self) -> Retraces:
-        """Return what there is to say."""
+    def entries(self) -> Retraces:
+        """Return the causes of each recorded trace."""
         return Retraces(Retrace(record.number, record.causes) for record in self._records)
 
     # -------------------------------------------------------------------------------------- causes
@@ -146,7 +145,7 @@ class Journal:
         if not seen:
             yield "no trace before it was finished"
             return
-        # What a call is like counts first: who repeats a call wants to know what else is new.
+        # Differences of the call count first: a user who repeats a call asks for the other causes.
         of_call, of_inputs = min(seen, key=lambda differences: tuple(map(len, differences)))
         yield from (of_call + of_inputs) or [_UNSEEN]
 

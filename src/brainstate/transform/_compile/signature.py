@@ -1,4 +1,4 @@
-"""What a call looks like in words: the types of its arguments and of the States, by name, and how two calls differ.
+"""The signature of a call in words: the types of its arguments and States by name; and how two calls differ.
 
 A `Part` is one argument or one State, as text only: nothing here keeps an array, a tracer or a Module. Two
 signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
@@ -70,7 +70,9 @@ def _type_in_words(leaf, weak) -> str:
     except TypeError:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return layout(leaf) + " (weak)" * (weak and leaf.weak_type)
-        return _in_words(leaf)
+        if not hasattr(leaf, "str_short"):
+            return _in_words(leaf)
+        aval = leaf  # a type itself
     weak = weak and bool(getattr(aval, "weak_type", False))
     return str(aval).removeprefix("~") + " (weak)" * weak + _mesh_of(aval)
 
@@ -85,7 +87,7 @@ def _mesh_of(aval) -> str:
 
 
 def _in_words(thing) -> str:
-    """Write something that is no array; what cannot write itself is named by its type."""
+    """Write an object that is not an array; one whose ``repr`` fails is named by its type."""
     kind = type(thing).__name__
     try:
         text = " ".join(_short.repr(thing).split())

@@ -18,7 +18,7 @@ from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import commit, gather, is_tracer, refuse_states
-from .loops import agree, directly, layouts, probe, spread, types_of, varying
+from .loops import agree, device_axes, directly, layouts, probe, spread, types_of
 
 __all__ = ["cond", "ifelse", "switch"]
 
@@ -31,7 +31,7 @@ def _functions(name, branches):
 
 
 def _check_pred(what, pred):
-    """Refuse a condition that is no scalar, or neither true nor false."""
+    """Refuse a condition that is not a scalar, or neither true nor false."""
     if not valid_jaxtype(pred) or jnp.ndim(pred) != 0:
         raise StateTypeError(
             f"{what} is {layout(pred)}, a scalar is needed. Reduce it with .any() or .all(), or use vmap."
@@ -49,7 +49,8 @@ def _branches(name, branches, operands):
     staged = [probe(name, b, lambda run: jax.lax.cond(True, run, run, *operands)) for b in branches]
     written = tuple(dict.fromkeys(s for one in staged for s in one.writes))
     _check_results(name, staged)
-    used = list(dict.fromkeys([s for one in staged for s in one.reads] + [s for s in written if _partly(s, staged)]))
+    kept = [s for s in written if _is_partial(s, staged)]
+    used = list(dict.fromkeys([s for one in staged for s in one.reads] + kept))
     given = dict(zip(used, gather(used), strict=True))
     for state in written:
         _check_types(name, state, staged, given)
@@ -70,14 +71,14 @@ def _branches(name, branches, operands):
     return [pure(fun, one) for fun, one in zip(branches, staged, strict=True)], finish
 
 
-def _partly(state, staged):
+def _is_partial(state, staged):
     return not all(state in one.writes for one in staged)
 
 
 def _check_types(name, state, staged, given):
     """Refuse a State whose value differs in kind between the branches."""
     kinds = [(f"after branch {i}", one.written_types[state]) for i, one in enumerate(staged) if state in one.writes]
-    if state in given and _partly(state, staged):
+    if state in given and _is_partial(state, staged):
         kinds.append(("where no branch writes it", types_of(given[state])))
     _check_same(kinds, f"{state.describe()} is", f"all branches of {name} leave a State with")
 
@@ -95,7 +96,7 @@ def _check_same(kinds, what, rule):
                 f"{what} {layouts(first)} {where} and {layouts(other)} {elsewhere}: {rule} the same structure, shapes "
                 f"and dtypes. Cast what differs."
             )
-        if varying(first) != varying(other):
+        if device_axes(first) != device_axes(other):
             raise StateTypeError(
                 f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce what "
                 f"differs with jax.lax.psum or pmean, or make both differ with jax.lax.pcast(..., to='varying')."
@@ -124,7 +125,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     Raises
     ------
     StateTypeError
-        If ``pred`` is no scalar or complex, or the branches leave a State or return results of different kinds.
+        If ``pred`` is not a scalar, or complex, or the branches leave a State or return results of different kinds.
     StateValueError
         If ``pred`` is NaN, as far as its value is known, or a State created in a branch outlives it.
 

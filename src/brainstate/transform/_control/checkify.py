@@ -1,4 +1,4 @@
-"""``checkify``: failed checks in compiled code as a value, beside what the function returns."""
+"""``checkify``: failed checks in compiled code as a value, next to the result of the function."""
 
 from collections.abc import Callable
 from typing import Any

@@ -26,7 +26,7 @@ _NAME = "brainstate.saved"
 
 
 class _Saving(Scope):
-    """A scope that names what is written to the chosen States, so that the policy finds it."""
+    """A scope that names the values written to the chosen States, so that the policy finds them."""
 
     def __init__(self, keep, frozen):
         super().__init__("checkpoint", frozen=frozen)
@@ -40,7 +40,7 @@ class _Saving(Scope):
 
 
 class save_states:
-    """Policy for `checkpoint`: save what is written to these States, recompute all else.
+    """Policy for `checkpoint`: save the values written to these States, recompute all others.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ class Checkpointed:
 
     def __init__(self, fun, static_argnums, static_argnames, options, keep):
         check_function("checkpoint takes a function", fun)
-        self._parts = static_argnums, static_argnames, options, keep
         self._fun, self._options, self._keep = fun, options, keep
+        self._static_argnums, self._static_argnames = static_argnums, static_argnames  # as given
         self._numbers = static_argnums if isinstance(static_argnums, tuple | list) else (static_argnums,)
         names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
         self._names, self._signature = frozenset(names), signature_of(fun)
@@ -83,33 +83,30 @@ class Checkpointed:
         places, self._open = positional_parameters(self._signature)
         for n in self._numbers:
             if not isinstance(n, int) or (not self._open and not -len(places) <= n < len(places)):
-                raise StateValueError(
-                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(places)} positional "
-                    f"arguments."
-                )
+                raise self._out_of_range(n, len(places))
         unknown = self._names - {p.name for p in known if p.kind is not p.POSITIONAL_ONLY}
         if unknown and self._signature and not any(p.kind is p.VAR_KEYWORD for p in known):
-            raise StateValueError(
-                f"checkpoint: static_argnames={self._parts[1]!r}: the function has no parameter {sorted(unknown)[0]!r}."
-            )
+            given = f"static_argnames={self._static_argnames!r}"
+            raise StateValueError(f"checkpoint: {given}: the function has no parameter {sorted(unknown)[0]!r}.")
         self._places = {i for i, name in enumerate(places) if name in self._names}
         self._names |= {places[n] for n in self._numbers if -len(places) <= n < len(places)}
 
-    def _static(self, args):
+    def _out_of_range(self, n, count) -> StateValueError:
+        numbers = f"static_argnums={self._static_argnums!r}"
+        return StateValueError(f"checkpoint: {numbers} names argument {n} of {count} positional arguments.")
+
+    def _static_places(self, args):
         """Return the positions of the static arguments of a call."""
         for n in self._numbers:
             if self._open and not -len(args) <= n < len(args):
-                raise StateValueError(
-                    f"checkpoint: static_argnums={self._parts[0]!r} names argument {n} of {len(args)} positional "
-                    f"arguments."
-                )
+                raise self._out_of_range(n, len(args))
         return self._places | {n % len(args) for n in self._numbers if -len(args) <= n < len(args)}
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function and commit what it writes."""
         refuse_states((args, kwargs), "arguments of checkpoint")
-        static, fixed = self._static(args), {k: v for k, v in kwargs.items() if k in self._names}
+        static, fixed = self._static_places(args), {k: v for k, v in kwargs.items() if k in self._names}
         dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
         (_, rest), frozen = partition(dynamic, valid_jaxtype), frozen_here()
 
@@ -137,7 +134,8 @@ class Checkpointed:
         """Bind as a method; positions count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self._fun.__get__(instance, owner), *self._parts)
+        bound, static = self._fun.__get__(instance, owner), (self._static_argnums, self._static_argnames)
+        return type(self)(bound, *static, self._options, self._keep)
 
 
 def checkpoint(
@@ -157,8 +155,8 @@ def checkpoint(
     prevent_cse
         As in ``jax.checkpoint``.
     static_argnums, static_argnames : int or str, or tuple of these
-        Arguments that are passed on as they are, like all that is no JAX type, such as text. As in `jit` a position
-        means the parameter, however it is given, and on a method it counts the arguments after ``self``.
+        Arguments that are passed on as they are, like text and other values that are not of JAX's types. As in `jit` a
+        position means the parameter, however it is given, and on a method it counts the arguments after ``self``.
     policy : callable or save_states, optional
         What to save: one of ``jax.checkpoint_policies``, or `save_states`.
 
@@ -170,7 +168,7 @@ def checkpoint(
     Raises
     ------
     StateTypeError
-        If ``fun`` cannot be called, or ``policy`` is no policy.
+        If ``fun`` cannot be called, or ``policy`` is not a policy.
     StateValueError
         If a static argument is named that is not there, or a State is passed or returned.
 

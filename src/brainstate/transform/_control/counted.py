@@ -54,7 +54,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable, init_val: Any, *, unro
     Raises
     ------
     StateTypeError
-        If a bound is no integer scalar, or their dtypes differ; and as `scan`.
+        If a bound is not an integer scalar, or their dtypes differ; and as `scan`.
     StateValueError
         If ``unroll`` is given and a bound is not known.
 
@@ -105,7 +105,7 @@ def associative_scan(fn: Callable, elems: Any, reverse: bool = False, axis: int 
         ``fn(a, b) -> c``, associative, on slices with any number of elements along ``axis``. It may read States, not
         write them: how often it runs is not defined. For the same reason it cannot draw.
     elems : pytree of arrays
-        What is combined, along ``axis``.
+        The elements to combine, along ``axis``.
     reverse : bool
         Whether to combine from the end.
     axis : int

@@ -2,10 +2,10 @@
 
 A body is staged once, which shows the States it uses. States that it writes are carried, next to the user's own
 carry; States that it only reads are closed over. A random generator is written by every draw, so each iteration
-draws anew. What JAX traces then only evaluates what was staged: the user's Python runs once. (Once more where a
+draws new numbers. JAX's trace only evaluates the staged body: the user's Python runs once. (Once more where a
 number without a dtype of its own, such as ``0``, becomes a float in the body: JAX, too, traces such a loop twice.)
 
-Each loop checks, and says with the name of the State, what JAX would otherwise refuse about an anonymous carry:
+Each loop refuses, with the name of the State, a carry that JAX would refuse without a name:
 a value that changes shape or dtype, a State created in the body that outlives it.
 """
 
@@ -24,31 +24,31 @@ from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, refuse_states, run
 from ..._seam.staging import Restart, catch_restart, stage
-from .progress import ProgressBar, ticking
+from .progress import ProgressBar, with_progress
 
 __all__ = [
     "agree",
     "bounded_while_loop",
     "checkpointed_for_loop",
     "checkpointed_scan",
+    "device_axes",
     "directly",
     "for_loop",
     "layouts",
     "loop_length",
+    "loop_over_slices",
     "named_scan",
     "named_while",
     "probe",
     "scan",
-    "sliced",
     "spread",
     "types_of",
-    "varying",
     "while_loop",
 ]
 
 
 def probe(name, fun, call):
-    """Stage ``fun`` on what JAX hands to a function in ``call(function)``; the JAX transform itself is left again."""
+    """Stage ``fun`` on the arguments that JAX gives to a function in ``call(function)``, and leave JAX's transform."""
     check_function(f"{name} takes functions", fun)
 
     def staging(*args):
@@ -71,7 +71,7 @@ def directly(name, fun, *args):
 
 
 def types_of(value):
-    """Return the type of each leaf of ``value``; what is no JAX type has its Python class."""
+    """Return the type of each leaf of ``value``: that of JAX, or else the Python class."""
     return jax.tree.map(lambda leaf: jax.typeof(leaf) if valid_jaxtype(leaf) else type(leaf), value)
 
 
@@ -83,8 +83,8 @@ def agree(before, after) -> bool:
     )
 
 
-def varying(types) -> tuple[str, ...]:
-    """Return the axes of a device mesh along which what has these types may differ, inside `shard_map`."""
+def device_axes(types) -> tuple[str, ...]:
+    """Return the axes of a device mesh along which values of these types may differ, inside `shard_map`."""
     return tuple(dict.fromkeys(axis for leaf in jax.tree.leaves(types) for axis in varying_axes(leaf)))
 
 
@@ -115,7 +115,7 @@ def _blank(state, staged):
 
 
 def _stage_body(name, fun, call, init, known, pairs):
-    """Return the staged body, the first carry, and {State: first value} of what is written, starting at ``known``."""
+    """Return the staged body, the first carry, and {written State: first value}, starting at ``known``."""
     with Scope(name, known):
         staged = probe(name, fun, lambda run: call(run, init))
         before = [init, [gather([s])[0] if s in staged.reads else _blank(s, staged) for s in staged.writes]]
@@ -138,7 +138,7 @@ class _Body:
     ``call(run, init)`` is JAX's loop with ``run`` as its body; ``first`` is the carry that the loop starts with.
     """
 
-    pairs = True  # what the function returns: the carry and an output, or the carry alone
+    pairs = True  # whether the function returns the carry and an output, or the carry alone
 
     def __init__(self, name, fun, call, init):
         self.name, self.fun, self.call = name, fun, call
@@ -168,7 +168,7 @@ class _Body:
         commit(Writes(self.carried, list(values)))
 
     def run(self, loop):
-        """Return ``loop()``; what JAX refuses about the carry it refuses in words about the user's own carry."""
+        """Return ``loop()``; if JAX refuses the carry, raise its error for the user's own carry, without States."""
         try:
             return loop()
         except TypeError:
@@ -182,7 +182,7 @@ class _Body:
         if state not in self.staged.reads and not at_least_once:  # it may keep its value
             value = _cast(gather([state])[0], after)
         before = types_of(value)
-        if agree(before, after) and varying(value) != varying(after):
+        if agree(before, after) and device_axes(value) != device_axes(after):
             raise StateTypeError(
                 f"{state.describe()} {spread(value)} before an iteration of {self.name} and {spread(after)} after it. "
                 f"Reduce what is assigned with jax.lax.psum or pmean; or, for a State with a value per device, declare "
@@ -198,8 +198,8 @@ class _Body:
 
 
 def spread(types) -> str:
-    """Say in words what `varying` returns."""
-    axes = varying(types)
+    """Say in words what `device_axes` returns."""
+    axes = device_axes(types)
     return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
 
 
@@ -249,7 +249,7 @@ def scan(
     init : pytree
         The first carry.
     xs : pytree of arrays, optional
-        What is looped over, along axis 0.
+        The arrays to loop over, along axis 0.
     length : int, optional
         The number of iterations; needed if ``xs`` is None.
     reverse, unroll
@@ -281,25 +281,16 @@ def scan(
     >>> int(count), sums.tolist(), float(total.value)
     (3, [1.0, 3.0, 6.0], 6.0)
     """
-    return named_scan("scan", f, init, xs, length, reverse, unroll, pbar)
+    return named_scan("scan", f, init, xs, length, reverse, partial(jax.lax.scan, unroll=unroll), pbar)
 
 
-def named_scan(name, f, init, xs, length=None, reverse=False, unroll=1, pbar=None) -> tuple[Any, Any]:
-    """Do what `scan` does, for a loop of this name."""
-
-    def loop(step, start, xs, _):
-        return jax.lax.scan(step, start, xs, length=length, reverse=reverse, unroll=unroll)
-
-    return _run_loop(name, f, init, xs, length, reverse, pbar, loop)
-
-
-def _run_loop(name, f, init, xs, length, reverse, pbar, loop):
-    """Return what `scan` does of this name, where ``loop(step, first carry, xs, count)`` is the loop itself."""
+def named_scan(name, f, init, xs, length=None, reverse=False, loop=jax.lax.scan, pbar=None) -> tuple[Any, Any]:
+    """Do a `scan` that messages call ``name``, by ``loop(step, start, xs, length=, reverse=)``."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
     if pbar is not None:
-        f, xs = ticking(f, xs, count, reverse, pbar)
-    plain = partial(jax.lax.scan, length=length, reverse=reverse)
+        f, xs = with_progress(f, xs, count, reverse, pbar)
+    plain = partial(jax.lax.scan, length=count, reverse=reverse)
     if jit_disabled():
         return directly(name, plain, partial(directly, name, f), init, xs)
     body = _Body(name, f, lambda run, init: plain(run, init, xs), init)
@@ -309,13 +300,13 @@ def _run_loop(name, f, init, xs, length, reverse, pbar, loop):
         return (carry, values), y
 
     start, step = body.start(count > 0), named_after(step, f)
-    (carry, values), ys = body.run(lambda: loop(step, start, xs, count))
+    (carry, values), ys = body.run(lambda: loop(step, start, xs, length=count, reverse=reverse))
     body.finish(values)
     return carry, ys
 
 
-def sliced(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
-    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` are the last ones of `scan`."""
+def loop_over_slices(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
+    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` end those of `named_scan`."""
     check_function(f"{name} takes functions", f)
 
     def body(_, x):
@@ -340,7 +331,7 @@ def for_loop(
     f : callable
         ``f(*slices) -> y``; it may read and write States.
     *xs : pytree of arrays
-        What is looped over, along axis 0.
+        The arrays to loop over, along axis 0.
     length, reverse, unroll, pbar
         As in `scan`.
 
@@ -359,7 +350,7 @@ def for_loop(
     >>> brainstate.transform.for_loop(cell, jnp.ones(3)).tolist()
     [2.0, 3.0, 3.5]
     """
-    return sliced("for_loop", f, xs, length, reverse, unroll, pbar)
+    return loop_over_slices("for_loop", f, xs, length, reverse, partial(jax.lax.scan, unroll=unroll), pbar)
 
 
 @boundary
@@ -438,7 +429,7 @@ def _while_parts(name, cond_fun, body_fun, init_val):
 def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16) -> Any:
     """Repeat ``body_fun`` while ``cond_fun`` holds, at most ``max_steps`` times; reverse mode works.
 
-    Nested scans of ``base`` steps, each behind a condition, so that what is not needed is not computed, and each
+    Nested scans of ``base`` steps, each behind a condition, so that no further step is computed, and each
     rematerialised, so that memory grows with ``base * log(max_steps)``.
 
     Parameters
@@ -557,31 +548,29 @@ def checkpointed_scan(
     >>> float(brainstate.transform.grad(power)(1.0))
     100.0
     """
-    return _checkpointed("checkpointed_scan", f, init, xs, length, base, pbar)
+    _check_base("checkpointed_scan", base)
+    return named_scan("checkpointed_scan", f, init, xs, length, pbar=pbar, loop=partial(_scan_in_parts, base))
 
 
-def _checkpointed(name, f, init, xs, length, base, pbar):
-    _check_base(name, base)
+def _scan_in_parts(base, step, carry, xs, length, reverse=False):
+    """Scan in up to ``base`` equal parts and a rest, each rematerialised and cut again; only forwards."""
+    if length <= base:
+        return jax.lax.scan(step, carry, xs, length=length)
+    size = base ** (_levels(length, base) - 1)
+    parts, rest = divmod(length, size)
+    whole = parts * size
 
-    def part(step, carry, xs, count):
-        if count <= base:
-            return jax.lax.scan(step, carry, xs, length=count)
-        size = base ** (_levels(count, base) - 1)
-        parts, rest = divmod(count, size)
-        cut = jax.tree.map(lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), xs)
-        inner = jax.checkpoint(lambda c, x: part(step, c, x, size))
-        carry, ys = jax.lax.scan(inner, carry, cut, length=parts)
-        ys = jax.tree.map(lambda y: y.reshape(parts * size, *y.shape[2:]), ys)
-        if not rest:
-            return carry, ys
-        last = jax.tree.map(lambda x: x[parts * size :], xs)
-        carry, more = jax.checkpoint(lambda c, x: part(step, c, x, rest))(carry, last)
-        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
+    def part(length):
+        return jax.checkpoint(lambda carry, xs: _scan_in_parts(base, step, carry, xs, length))
 
-    def loop(step, start, xs, count):
-        return part(step, start, jax.tree.map(jnp.asarray, xs), count)
-
-    return _run_loop(name, f, init, xs, length, False, pbar, loop)
+    xs = jax.tree.map(jnp.asarray, xs)
+    cut = jax.tree.map(lambda x: x[:whole].reshape(parts, size, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(part(size), carry, cut, length=parts)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if not rest:
+        return carry, ys
+    carry, more = part(rest)(carry, jax.tree.map(lambda x: x[whole:], xs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)
 
 
 @boundary
@@ -608,9 +597,8 @@ def checkpointed_for_loop(
     >>> brainstate.transform.checkpointed_for_loop(lambda x: 2 * x, jnp.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
-    check_function("checkpointed_for_loop takes functions", f)
-    body = named_after(lambda _, x: (None, f(*x)), f)
-    return _checkpointed("checkpointed_for_loop", body, None, xs, length, base, pbar)[1]
+    _check_base("checkpointed_for_loop", base)
+    return loop_over_slices("checkpointed_for_loop", f, xs, length, False, partial(_scan_in_parts, base), pbar)
 
 
 def _check_base(name, base):

@@ -16,7 +16,7 @@ from ..._compat import optional
 from ..._errors import StateValueError
 from ..._functions import named_after
 
-__all__ = ["ProgressBar", "ticking"]
+__all__ = ["ProgressBar", "with_progress"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Bar:
             self.bar, self.done = None, 0
 
 
-def ticking(f: Callable, xs: Any, length: int, reverse: bool, spec: ProgressBar | int) -> tuple[Callable, Any]:
+def with_progress(f: Callable, xs: Any, length: int, reverse: bool, spec: ProgressBar | int) -> tuple[Callable, Any]:
     """Return ``f`` and ``xs`` of a scan with a counter among ``xs`` that moves the bar."""
     spec = ProgressBar(spec) if type(spec) is int else spec
     if not isinstance(spec, ProgressBar):

@@ -41,7 +41,7 @@ class _Shard(Scope):
             return self._shard_types(state, leaves)
 
 
-def _declared(state_specs):
+def _spec_rules(state_specs):
     rules = [(spec, chooser("state_specs", states)) for spec, states in (state_specs or {}).items()]
 
     def spec_of(state):
@@ -60,7 +60,7 @@ class Sharded(Remade):
         check_function("shard_map maps a function", f)
         self.f, self.in_specs, self.out_specs = f, in_specs, out_specs
         self._given, self._names = mesh, frozenset(axis_names)
-        self.spec_of, self.check_vma = _declared(state_specs), check_vma
+        self.spec_of, self.check_vma = _spec_rules(state_specs), check_vma
         resemble(self, f)
 
     @property
@@ -76,7 +76,7 @@ class Sharded(Remade):
     @boundary
     def __call__(self, *args: Any) -> Any:
         """Run the function on all shards and commit what it writes."""
-        staged = catch_restart(lambda fun: self._mapped(fun, self.in_specs, self.out_specs)(*args), self._probe)
+        staged = catch_restart(lambda fun: self._map_shards(fun, self.in_specs, self.out_specs)(*args), self._probe)
         lanes = self._lanes(staged)
         after = {s: own[1] for s, own in lanes.items() if not staged.replaces(s)}  # a new seed is an ordinary write
         reads, written = list(staged.reads), [s for s in staged.writes if s not in after]
@@ -84,7 +84,7 @@ class Sharded(Remade):
         def body(values, shards):
             given = dict(zip(reads, values, strict=True))
             for state in filter(self._per_device, reads):
-                given[state] = lanes[state][0][self._position()] if state in lanes else self._varying(given[state])
+                given[state] = lanes[state][0][self._position()] if state in lanes else self._vary(given[state])
             out, writes = staged(given, shards, {})
             table = dict(zip(writes.states, writes.values, strict=True))
             return out, [table[s] for s in written]
@@ -93,7 +93,7 @@ class Sharded(Remade):
         specs = [PartitionSpec() if s in lanes else self.spec_of(s) for s in reads]
         each = self.in_specs if isinstance(self.in_specs, tuple) else (self.in_specs,) * len(args)
         try:
-            mapped = self._mapped(body, (specs, each), (self.out_specs, [self.spec_of(s) for s in written]))
+            mapped = self._map_shards(body, (specs, each), (self.out_specs, [self.spec_of(s) for s in written]))
             out, new = mapped(values, args)
         except ValueError as error:
             self._explain(error, written)
@@ -101,7 +101,7 @@ class Sharded(Remade):
         commit(Writes((*written, *after), [*new, *after.values()]))
         return out
 
-    def _mapped(self, fun, in_specs, out_specs):
+    def _map_shards(self, fun, in_specs, out_specs):
         specs = {"in_specs": in_specs, "out_specs": out_specs}
         return jax.shard_map(fun, mesh=self._given, axis_names=self._names, check_vma=self.check_vma, **specs)
 
@@ -117,7 +117,7 @@ class Sharded(Remade):
         """Tell whether each device has a value of its own, though none is declared: a generator."""
         return draws(state) and self.spec_of(state) == PartitionSpec()
 
-    def _varying(self, value, axes=None):
+    def _vary(self, value, axes=None):
         axes = self.axes if axes is None else axes
         return jax.lax.pcast(value, axes, to="varying") if axes and self.check_vma else value
 
@@ -152,7 +152,7 @@ class Sharded(Remade):
         axes = self.axes if everywhere else tuple(n for group in names for n in group)
         axes, types = tuple(dict.fromkeys((*axes, *varying_axes(leaf)))), []
         jax.eval_shape(
-            lambda v: types.append(jax.typeof(self._varying(v, axes))),
+            lambda v: types.append(jax.typeof(self._vary(v, axes))),
             jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type),
         )
         return types[0]

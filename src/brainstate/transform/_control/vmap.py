@@ -11,7 +11,7 @@ undeclared, a value per lane         `BatchAxisError`, which names the State and
 created inside, outlives the call    as if declared with axis 0
 ===================================  =====================================================================
 
-The function is staged on one lane, which shows the States it uses, and what was staged is handed to ``jax.vmap``.
+The function is staged on one lane, which shows the States it uses, and the staged function is handed to ``jax.vmap``.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,9 +30,9 @@ from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
 from ..._seam.staging import Restart, catch_restart, stage
 from .._select_states import draws, list_states, owns_states
 from .._wrapper import or_decorator, resemble
-from .loops import for_loop, loop_length, sliced
+from .loops import for_loop, loop_length, loop_over_slices
 
-__all__ = ["NO_AXES", "Mapped", "map", "vmap", "vmap_new_states"]
+__all__ = ["Mapped", "map", "vmap", "vmap_new_states"]
 
 _REDUCTIONS = {
     "stack": lambda lanes: lanes,
@@ -81,10 +81,10 @@ class _Lane(Scope):
     def _types(self, state, leaves):
         axis = self.axis_of(state)
         types = super()._types(state, leaves)
-        return types if axis is None else [_without(state, axis, t) for t in types]
+        return types if axis is None else [_remove_axis(state, axis, t) for t in types]
 
 
-def _without(state, axis, aval):
+def _remove_axis(state, axis, aval):
     if not -aval.ndim <= axis < aval.ndim:
         raise StateValueError(
             f"{state.describe()} is declared with axis {axis} and holds {layout(aval)}, which has no such axis."
@@ -134,13 +134,14 @@ class Mapped(Remade):
 
     name, remedy = "vmap", "give axis_size"  # for messages
 
-    def __init__(self, fn, in_axes, out_axes, in_states, out_states, new_axis, options):
+    def __init__(self, fn, *, in_axes=0, out_axes=0, in_states=None, out_states=None, new_axis=0, **options):
         check_function("vmap maps a function", fn)
-        jax.vmap(fn, in_axes=tuple(in_axes) if isinstance(in_axes, list) else in_axes, out_axes=out_axes)  # checks them
-        self._parts = {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
-        self._parts |= {"new_axis": new_axis, "options": options}
-        self.fn, self.out_axes, self.options, self.new_axis = fn, out_axes, options, new_axis
-        self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+        in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+        jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)  # checks them
+        self._given = {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+        self._given |= {"new_axis": new_axis, **options}
+        self.fn, self.in_axes, self.out_axes, self.new_axis = fn, in_axes, out_axes, new_axis
+        self.options = {"axis_name": None, "axis_size": None, "spmd_axis_name": None} | options
         self.axis_in = _Axes("in_states", in_states)
         self.axis_out = _Axes("out_states", out_states, _REDUCTIONS)
         resemble(self, fn)
@@ -178,7 +179,7 @@ class Mapped(Remade):
         except ValueError:
             self._explain(lane, written, axes, options, (args, kwargs, values))
             raise
-        new = [_reduced(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
+        new = [_reduce(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
         commit(Writes((*written, *after), [*new, *after.values()]))
         return jax.tree.map(_Returned.unwrap, out, is_leaf=_is_returned)
 
@@ -186,9 +187,9 @@ class Mapped(Remade):
         """Return JAX's map of ``lane``."""
         return jax.vmap(lane, out_axes=out_axes, **options)
 
-    def with_new_axis(self, axis):
-        """Return this with the lanes of new States along ``axis``."""
-        return type(self)(self.fn, **{**self._parts, "new_axis": axis})
+    def copy_with(self, fn: Callable, **changes: Any) -> "Mapped":
+        """Return the same map of ``fn``, but for ``changes`` of its options."""
+        return type(self)(fn, **self._given | changes)
 
     def _stage(self, args, kwargs, size):
         def wrapped(*args, **kwargs):
@@ -284,10 +285,10 @@ class Mapped(Remade):
         """Bind as a method; axes count the arguments after ``self``."""
         if instance is None:
             return Unbound(self, owner)
-        return type(self)(self.fn.__get__(instance, owner), **self._parts)
+        return self.copy_with(self.fn.__get__(instance, owner))
 
 
-def _reduced(state, reduction, lanes):
+def _reduce(state, reduction, lanes):
     """Return the lanes that were written to ``state`` as one value."""
     for leaf in jax.tree.leaves(lanes):
         if not jnp.issubdtype(leaf.dtype, _NEEDS.get(reduction, jnp.generic)) and reduction in _NEEDS:
@@ -335,7 +336,7 @@ def vmap(
     StateValueError
         If sizes disagree, or a declared axis does not exist.
     StateTypeError
-        If a declaration holds what is neither State nor filter.
+        If a declaration holds anything but States and filters.
 
     Examples
     --------
@@ -349,9 +350,9 @@ def vmap(
     >>> run(jnp.array([1.0, 2.0, 3.0])).tolist(), h.value.shape, float(seen.value)
     ([2.0, 4.0, 6.0], (3, 2), 2.0)
     """
-    options = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
-    parts = in_axes, out_axes, in_states, out_states, 0, options
-    return or_decorator(fn, lambda fn: Mapped(fn, *parts))
+    options: dict[str, Any] = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
+    options |= {"in_axes": in_axes, "out_axes": out_axes, "in_states": in_states, "out_states": out_states}
+    return or_decorator(fn, lambda fn: Mapped(fn, **options))
 
 
 def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any) -> Any:
@@ -382,7 +383,7 @@ def vmap_new_states(fn: Callable | None = None, *, axis: int = 0, **options: Any
     >>> run(jnp.ones(2)).shape
     (5, 3)
     """
-    return or_decorator(fn, lambda fn: vmap(fn, **options).with_new_axis(axis))
+    return or_decorator(fn, lambda fn: vmap(fn, **options).copy_with(fn, new_axis=axis))
 
 
 class _MappedAgain(Mapped):
@@ -405,7 +406,7 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     f : callable
         ``f(*slices) -> y``.
     *xs : pytree of arrays
-        What is mapped over, along axis 0.
+        The arrays to map over, along axis 0.
     batch_size : int, optional
         How many slices at once (then the rules of `vmap` hold for States); without it, a `for_loop`.
 
@@ -426,13 +427,13 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     [0.0, 1.0, 4.0, 9.0, 16.0]
     """
     if batch_size is None:
-        return sliced("map", f, xs)
+        return loop_over_slices("map", f, xs)
     at_least("map: batch_size", batch_size, 1, "the number of slices at once")
     count = loop_length("map", xs, None)
     full = count // batch_size * batch_size
     if not count:
-        return sliced("map", f, xs)
-    lanes = _MappedAgain(f, 0, 0, None, None, 0, NO_AXES)
+        return loop_over_slices("map", f, xs)
+    lanes = _MappedAgain(f)
     if not full:
         return lanes(*xs)
     cut = jax.tree.map(lambda x: jnp.reshape(x[:full], (-1, batch_size, *x.shape[1:])), xs)
