@@ -161,7 +161,7 @@ def with_donation(compiled, gives, returned):
             return compiled(given, kept, *args, **kwargs)
         leaves = jax.tree.leaves((given, kept, args, kwargs))
         if len(set(map(id, leaves))) < len(leaves):
-            given = _owned(given, (kept, args, kwargs))
+            given = _copy_shared(given, (kept, args, kwargs))
         returned.extend(starmap(partial(compiled, **kwargs), [(given, kept, *args)]))
         return returned[-1]
 
@@ -172,7 +172,7 @@ def _copy(leaf):
     return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
 
 
-def _owned(given: list, others: Any) -> list:
+def _copy_shared(given: list, others: Any) -> list:
     """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
     seen, (leaves, treedef) = set(map(id, jax.tree.leaves(others))), jax.tree.flatten(given)
     for i, leaf in enumerate(leaves):
