@@ -39,7 +39,6 @@ class Space:
     argnums: int | tuple[int, ...] | None
 
     _model = "the gradient"  # has the structure of a vector; for messages
-    _model = "the gradient"  # has the structure of a vector; for messages
     _without_integers = "leave it out of argnums"
 
     @classmethod
