@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test soak test-jax check measure format bench bench-peers docs lock clean
+.PHONY: help setup demo test soak planted test-jax check measure format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -43,6 +43,9 @@ test: $(VENV)/.test  ## formalities first, then all tests, docstrings and docume
 SECONDS := 120
 soak: $(VENV)/.test  ## interrupts, signals, threads and donation for two minutes, or SECONDS=...
 	PYTHONPATH=tests $(BIN)/python tests/soak.py $(SECONDS)
+
+planted: $(VENV)/.test  ## wrong gradients for check_grads, 200 seeds of each size and loss: hours
+	PYTHONPATH=tests $(BIN)/python tests/planted.py $(ARGS)
 
 test-jax: $(VENV)/.test  ## JAX's own tests on our transforms; JAX_REPO=... is a git directory of its repository
 	$(BIN)/python tests/jax_suite.py $(or $(JAX_REPO),$(error JAX_REPO=... is missing)) $(ARGS)

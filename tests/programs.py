@@ -39,6 +39,7 @@ from brainstate import ParamState, State
 from brainstate import transform as T
 from brainstate._errors import BatchAxisError
 from brainstate.random import RandomState
+from transforms import EXACT, ROW
 
 # ------------------------------------------------------------------------------------------ what a program is
 
@@ -109,8 +110,8 @@ def _chosen(yes, no, x):
     return lax.cond(x < 10.0, yes, no, x)
 
 
-GRADIENTS = ("grad", "vector_grad", "jacrev", "jacfwd", "hessian", "vjp", "jvp")
-REVERSE = {"grad", "vector_grad", "jacrev", "hessian", "vjp"}
+GRADIENTS = (*EXACT, "vjp", "jvp")
+REVERSE = {name for name in GRADIENTS if ROW[name].mode == "reverse"}
 ONCE = {"linear": False, "keeps": False, "lazy": False}
 LOOPS = ("scan", "for_loop", "checkpointed_for_loop", "while_loop", "bounded_while_loop", "map")
 BRANCHES = ("cond", "switch", "ifelse")
@@ -722,7 +723,7 @@ class Stateful(Interpreter):
             for state in wrt if stmt.op in ("vjp", "jvp") else ():
                 _ = state.value  # these two insist that it is used
             out = body(*(args or (x,)))
-            return total(out) if stmt.op in ("grad", "hessian") else out, out
+            return ROW[stmt.op].call(total, lambda out: out)(out), out
 
         chosen, argnums = wrt or None, 0 if stmt["arg"] else None
         if stmt.op == "vjp":
@@ -903,20 +904,16 @@ class Functional(Interpreter):
                 for cell, value in zip(cells, values, strict=True)
             }
             out, new = call({**env, **values}, arg)
-            value = total(out) if stmt.op in ("grad", "hessian") else out
+            value = ROW[stmt.op].call(total, lambda out: out)(out)
             return value, (value, out, new)
 
-        if stmt.op in ("vjp", "vector_grad"):
+        if stmt.op == "vjp":
             out, pull, (_, aux, new) = jax.vjp(fun, diff, has_aux=True)
-            result = pull(jnp.ones_like(out))[0]
-            if stmt.op == "vjp":
-                return self.settle(at, ((out, result, pull(jnp.sin(out))[0], aux), new))
-            value = out
-        elif stmt.op == "jvp":
+            return self.settle(at, ((out, pull(jnp.ones_like(out))[0], pull(jnp.sin(out))[0], aux), new))
+        if stmt.op == "jvp":
             out, along, (_, aux, new) = jax.jvp(fun, (diff,), (tangent(diff),), has_aux=True)
             return self.settle(at, ((out, along, aux), new))
-        else:
-            result, (value, aux, new) = getattr(jax, stmt.op)(fun, has_aux=True)(diff)
+        result, (value, aux, new) = ROW[stmt.op].jax(fun, has_aux=True)(diff)
         return self.settle(at, ((result, value, aux) if stmt["value"] else (result, aux), new))
 
     def _loop(self, stmt, at, init, xs, step, reverse=False):

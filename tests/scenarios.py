@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 import brainstate
 from brainstate import BatchState, HiddenState, ParamState, ShortTermState, State
 from brainstate import transform as T
+from transforms import EXACT
 
 WRT = ("states", "arguments", "both")
 DTYPES = ("float32", "float64", "complex64")
@@ -338,29 +339,21 @@ class Operator:
         return self.name
 
 
-def _of_gradient(transform, scalar, takes_holomorphic):
+def _gradient(row):
+    """Return the operator of a gradient in the table: ours, and its twin on the twin."""
+
     def ours(scenario, states, run, args, holomorphic):
-        params = {"holomorphic": holomorphic} if takes_holomorphic else {}
-        fun = (lambda *a: total(run(*a))) if scalar else run
-        return transform(fun, **scenario.options(states), **params)(*args)
+        params = {"holomorphic": holomorphic} if row.takes("holomorphic") else {}
+        return row.derive(row.call(lambda *a: total(run(*a)), run), **scenario.options(states), **params)(*args)
 
-    return ours
-
-
-def _of_jax(transform, scalar):
     def reference(pure, diff, holomorphic):
         def fun(d):
             out, new = pure(d)
-            return (total(out) if scalar else out), new
+            return row.call(total, lambda out: out)(out), new
 
-        return transform(fun, has_aux=True, holomorphic=holomorphic)(diff)
+        return row.jax(fun, has_aux=True, holomorphic=holomorphic)(diff)
 
-    return reference
-
-
-def _vector_grad_reference(pure, diff, _):
-    out, pull, new = jax.vjp(pure, diff, has_aux=True)
-    return pull(jax.tree.map(jnp.ones_like, out))[0], new
+    return Operator(row.name, ours, reference)
 
 
 def _vjp_ours(scenario, states, run, args, _):
@@ -398,11 +391,7 @@ def _jvp_reference(pure, diff, _):
 CALL = Operator("call", lambda scenario, states, run, args, _: run(*args), lambda pure, diff, _: pure(diff))
 
 OPERATORS = (
-    Operator("grad", _of_gradient(T.grad, True, True), _of_jax(jax.grad, True)),
-    Operator("vector_grad", _of_gradient(T.vector_grad, False, False), _vector_grad_reference),
-    Operator("jacrev", _of_gradient(T.jacrev, False, True), _of_jax(jax.jacrev, False)),
-    Operator("jacfwd", _of_gradient(T.jacfwd, False, True), _of_jax(jax.jacfwd, False)),
-    Operator("hessian", _of_gradient(T.hessian, True, True), _of_jax(jax.hessian, True)),
+    *map(_gradient, EXACT.values()),
     Operator("vjp", _vjp_ours, _vjp_reference),
     Operator("jvp", _jvp_ours, _jvp_reference),
 )

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,45 @@ import jax.numpy as jnp
 from brainstate import State, random
 from brainstate._seam import scope as _scope
 from brainstate.transform import jit, prepare
-from interrupts import SCENARIOS, Trial, other_thread
+from interrupts import SCENARIOS, Trial
 
-ROUND = 10  # seconds
+ROUND = 10  # seconds, of which signals have a third
+ENOUGH = 100_000  # placed interrupts
 rounds = python_random.Random(0)
+other_thread = ThreadPoolExecutor(1)
 
 
-def placed(seconds, trials) -> int:
-    """Interrupt calls at places chosen at random."""
-    count, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        trial = rounds.choice(trials)
-        for _ in range(1 if trial.scenario.fresh else 100):  # a first call takes as long as many others
-            trial.interrupt(rounds.randint(1, trial.places))
-            count += 1
-    return count
+class Placed:
+    """Interrupts calls at all of their places, in an order by chance, and begins again."""
+
+    def __init__(self):
+        self.trials = [Trial(scenario) for scenario in SCENARIOS if not scenario.meets]
+        self.ahead: dict = {}  # trial -> its places that are left
+        self.met = False
+
+    def meet(self) -> None:
+        """Let JAX's own code meet a State: from then on calls do more, and come by other places."""
+        self.trials += [Trial(scenario) for scenario in SCENARIOS if scenario.meets]
+        self.ahead, self.met = {}, True
+
+    def run(self, seconds) -> int:
+        """Interrupt calls: those that take long for a quarter of the time, all of the others for as long each."""
+        begun, count = time.monotonic(), 0
+        while time.monotonic() < begun + seconds / 4:
+            count += self.one(rounds.choice([trial for trial in self.trials if trial.scenario.long]))
+        others = [trial for trial in self.trials if not trial.scenario.long]
+        for trial in others:
+            end = time.monotonic() + seconds * 3 / 4 / len(others)
+            while time.monotonic() < end:
+                count += self.one(trial)
+        return count
+
+    def one(self, trial) -> bool:
+        ahead = self.ahead.setdefault(trial, [])
+        if not ahead:
+            ahead += trial.look()
+            rounds.shuffle(ahead)
+        return trial.interrupt(ahead.pop())
 
 
 class Signals:
@@ -154,13 +179,16 @@ def signalled(seconds) -> int:
 
 
 def soak(seconds) -> None:
-    """Run both legs in turn."""
-    trials, end, places, signs = [Trial(scenario) for scenario in SCENARIOS], time.monotonic() + seconds, 0, 0
-    while (left := end - time.monotonic()) > 0:
-        places += placed(min(left, ROUND) / 2, trials)
+    """Run both legs in turn, until the time is over and enough interrupts were placed."""
+    began, placed, places, signs, passed = time.monotonic(), Placed(), 0, 0, 0.0
+    while passed < seconds or places < ENOUGH:
+        places += placed.run(ROUND * 2 / 3)
         with Company():
-            signs += signalled(min(left, ROUND) / 2)
-        print(f"{places} placed interrupts, {signs} signals", flush=True)
+            signs += signalled(ROUND / 3)
+        passed = time.monotonic() - began
+        print(f"{places} placed interrupts of {ENOUGH}, {signs} signals, {passed:.0f} s of {seconds:.0f}", flush=True)
+        if not placed.met and places >= ENOUGH / 2:
+            placed.meet()
 
 
 if __name__ == "__main__":

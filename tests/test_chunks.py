@@ -9,9 +9,11 @@ from jax.flatten_util import ravel_pytree
 from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, random
 from brainstate import transform as T
+from transforms import rows
 
-MATRICES = {"jacrev": T.jacrev, "jacfwd": T.jacfwd, "hessian": T.hessian}
-OF_JAX = {"jacrev": jax.jacrev, "jacfwd": jax.jacfwd, "hessian": jax.hessian}
+CHUNKED = rows(lambda row: row.takes("chunk_size") and not row.same_as, "gradient")
+MATRICES = {name: row.derive for name, row in CHUNKED.items()}
+OF_JAX = {name: row.jax for name, row in CHUNKED.items()}
 
 
 def same(got, expected):

@@ -8,9 +8,9 @@ import pytest
 import brainstate
 from brainstate import ParamState, State
 from brainstate import transform as T
+from transforms import EXACT
 
-GRADIENTS = (T.grad, T.vector_grad, T.jacrev, T.jacfwd, T.hessian)
-
+HOLOMORPHIC = [row for row in EXACT.values() if row.takes("holomorphic")]
 
 # ------------------------------------------------------------------------------------------ complex numbers
 
@@ -31,18 +31,18 @@ def test_the_gradient_of_a_real_loss_is_the_conjugate_of_the_steepest_ascent():
     np.testing.assert_allclose(np.asarray(z.value), -1.5 + 1j, atol=1e-5)  # the minimum of |z|² + 3x - 2y
 
 
-@pytest.mark.parametrize("transform", [T.grad, T.jacrev, T.jacfwd, T.hessian], ids=lambda t: t.__name__)
-def test_holomorphic_functions_have_the_complex_derivative(transform):
+@pytest.mark.parametrize("row", HOLOMORPHIC, ids=str)
+def test_holomorphic_functions_have_the_complex_derivative(row):
     z = State(jnp.complex64(0.3 + 0.4j))
-    got = transform(lambda: jnp.exp(2 * z.value), z, holomorphic=True)()
-    np.testing.assert_allclose(got, (4 if transform is T.hessian else 2) * jnp.exp(2 * z.value), rtol=1e-5)
+    got = row.derive(lambda: jnp.exp(2 * z.value), z, holomorphic=True)()
+    np.testing.assert_allclose(got, (4 if row.order == 2 else 2) * jnp.exp(2 * z.value), rtol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [T.grad, T.jacrev, T.hessian], ids=lambda t: t.__name__)
-def test_a_complex_loss_needs_holomorphic(transform):
+@pytest.mark.parametrize("row", [row for row in HOLOMORPHIC if row.mode == "reverse"], ids=str)
+def test_a_complex_loss_needs_holomorphic(row):
     z = State(jnp.complex64(1j))
     with pytest.raises(TypeError, match="holomorphic"):
-        transform(lambda: z.value**2, z)()
+        row.derive(lambda: z.value**2, z)()
 
 
 def test_vjp_and_jvp_do_not_conjugate():
@@ -77,20 +77,18 @@ def test_vector_grad_pulls_back_ones():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("transform", GRADIENTS, ids=lambda t: t.__name__)
-def test_half_precision_states_have_half_precision_derivatives(transform, dtype):
+@pytest.mark.parametrize("row", EXACT.values(), ids=str)
+def test_half_precision_states_have_half_precision_derivatives(row, dtype):
     w = State(jnp.array([1.0, 2.0], dtype))
-    fun = (lambda v: jnp.sum(v**3)) if transform in (T.grad, T.hessian) else (lambda v: v**3)
-    got = transform(lambda: fun(w.value), w)()
+    fun = row.call(lambda v: jnp.sum(v**3), lambda v: v**3)
+    got = row.derive(lambda: fun(w.value), w)()
     assert got.dtype == dtype
-    if transform is not T.vector_grad:
-        wanted = getattr(jax, transform.__name__)(fun)(w.value)
-        np.testing.assert_array_equal(got.astype("float32"), wanted.astype("float32"))
+    np.testing.assert_array_equal(got.astype("float32"), row.jax(fun)(w.value).astype("float32"))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("transform", GRADIENTS, ids=lambda t: t.__name__)
-def test_integer_and_key_leaves_have_none(transform, compiled):
+@pytest.mark.parametrize("row", EXACT.values(), ids=str)
+def test_integer_and_key_leaves_have_none(row, compiled):
     s = State({"w": jnp.array([1.0, 2.0]), "n": jnp.int32(3), "on": True, "key": jax.random.key(0)})
 
     def f():
@@ -98,19 +96,19 @@ def test_integer_and_key_leaves_have_none(transform, compiled):
         noise = jax.random.normal(value["key"], (2,))
         return jnp.sum((value["w"] + noise) ** 2) * jnp.float32(value["n"])
 
-    got = (T.jit(transform(f, s)) if compiled else transform(f, s))()
+    got = (T.jit(row.derive(f, s)) if compiled else row.derive(f, s))()
     assert got["n"] is got["on"] is got["key"] is None
-    inner = got["w"]["w"] if transform is T.hessian else got["w"]
+    inner = got["w"]["w"] if row.order == 2 else got["w"]
     noise = jax.random.normal(jax.random.key(0), (2,))
-    wanted = 6 * np.eye(2) if transform is T.hessian else 6 * (jnp.array([1.0, 2.0]) + noise)
+    wanted = 6 * np.eye(2) if row.order == 2 else 6 * (jnp.array([1.0, 2.0]) + noise)
     np.testing.assert_allclose(inner, wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("transform", GRADIENTS, ids=lambda t: t.__name__)
-def test_arrays_without_elements(transform):
+@pytest.mark.parametrize("row", EXACT.values(), ids=str)
+def test_arrays_without_elements(row):
     w = State({"empty": jnp.zeros((0, 3)), "full": jnp.array([1.0, 2.0])})
-    got = transform(lambda: jnp.sum(w.value["full"] ** 2) + jnp.sum(w.value["empty"]), w)()
-    if transform is T.hessian:
+    got = row.derive(lambda: jnp.sum(w.value["full"] ** 2) + jnp.sum(w.value["empty"]), w)()
+    if row.order == 2:
         assert got["empty"]["full"].shape == (0, 3, 2) and got["full"]["empty"].shape == (2, 0, 3)
         np.testing.assert_array_equal(got["full"]["full"], 2 * np.eye(2))
     else:
@@ -118,11 +116,11 @@ def test_arrays_without_elements(transform):
         np.testing.assert_array_equal(got["full"], [2, 4])
 
 
-@pytest.mark.parametrize("transform", GRADIENTS, ids=lambda t: t.__name__)
-def test_scalars_held_as_python_floats(transform):
+@pytest.mark.parametrize("row", EXACT.values(), ids=str)
+def test_scalars_held_as_python_floats(row):
     w = State(1.5)
-    got = transform(lambda: w.value**3, w)()
-    np.testing.assert_allclose(got, 9.0 if transform is T.hessian else 6.75, rtol=1e-6)
+    got = row.derive(lambda: w.value**3, w)()
+    np.testing.assert_allclose(got, 9.0 if row.order == 2 else 6.75, rtol=1e-6)
     assert type(w.value) is float and jnp.result_type(got) == jnp.float32
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import brainstate
+import transforms
 from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, TraceContextError, graph, nn
 from brainstate import random as R
@@ -25,15 +26,17 @@ from brainstate.transform import (
     grad,
     hessian,
     jacfwd,
-    jacobian,
     jacrev,
     jit,
     jvp,
     vector_grad,
     vjp,
 )
+from transforms import DERIVATIVES, EXACT
 
-DECORATORS = [grad, vector_grad, fwd_grad, jacrev, jacfwd, jacobian, hessian]
+DECORATORS = [row.derive for row in transforms.DECORATORS.values()]
+EXACTLY = [row.derive for row in EXACT.values()]
+ONE_OF_EACH = [row.derive for row in DERIVATIVES.values() if row.kind == "gradient"]
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_d05_snapshots_point_to_the_states():
         vjp(model, 2.0, grad_states=graph.treefy_states(model, ParamState))
 
 
-@pytest.mark.parametrize("transform", [grad, vector_grad, jacrev, jacfwd, hessian])
+@pytest.mark.parametrize("transform", EXACTLY)
 def test_d06_states_that_select_nothing_are_an_error(transform):
     model = Scale()
     for nothing in (model.states(HiddenState), [], {}, (), {"a": []}, nn.Module()):
@@ -242,7 +245,7 @@ def test_d09_methods(transform, decorate):
 # What each message must contain is in the table of test_errors; this is that none of the old ones is left.
 
 
-@pytest.mark.parametrize("transform", [grad, vector_grad, fwd_grad, jacrev, jacfwd, hessian])
+@pytest.mark.parametrize("transform", ONE_OF_EACH)
 @pytest.mark.parametrize(
     ("argnums", "args", "kwargs", "words"),
     [
@@ -294,7 +297,7 @@ def test_d13_disable_jit(w, c):
         assert c.value == 9.0
 
 
-@pytest.mark.parametrize("transform", [jit, grad, vector_grad, jacrev, jacfwd, hessian])
+@pytest.mark.parametrize("transform", [jit, *EXACTLY])
 def test_d14_changes_in_place_are_writes(transform):
     s = State({"a": jnp.ones(2), "l": [jnp.zeros(())]})
     held = s.value
@@ -481,7 +484,7 @@ def test_d28_values_that_are_no_arrays(value):
         seen.append(s.value)
         return x * 2.0
 
-    for transform in (grad, vector_grad, jacrev, jacfwd, hessian):
+    for transform in EXACTLY:
         transform(f)(1.0)
         assert seen[-1] == value
     assert vjp(f, 1.0)[0] == 2.0

@@ -19,18 +19,12 @@ from brainstate import BrainStateError, ParamState, State, nn
 from brainstate.transform import (
     GradientTransform,
     StateFinder,
-    fwd_grad,
-    grad,
-    hessian,
-    jacfwd,
     jacobian,
     jacrev,
     jit,
     jvp,
-    value_and_grad,
-    vector_grad,
-    vjp,
 )
+from transforms import ROW, rows
 
 # ------------------------------------------------------------------------------------------ states and functions
 
@@ -61,47 +55,23 @@ def returns(make):
     return f
 
 
-# ------------------------------------------------------------------------------------------ one form of calling
-
+DERIVATIVES = rows(lambda row: row.name != "jacobian", "gradient")  # which is jacrev
+PRODUCTS = {name: ROW[name] for name in ("vjp", "jvp")}
+WITH_STATES = {**DERIVATIVES, **PRODUCTS}
+DIFFERENTIATE = (*DERIVATIVES, "vjp")  # what has argnums
+SCALAR = tuple(
+    rows(
+        lambda row: (
+            row.of == "number" and row.order == 1 and row.name in DERIVATIVES and row.name != "GradientTransform"
+        )
+    )
+)
 # Each takes the function and options, and gives what takes the arguments.
-
-
-def _vjp(fun, argnums=0, **options):
-    return lambda *args, **kwargs: vjp(fun, *args, argnums=argnums, **options, **kwargs)
-
-
-def _jvp(fun, grad_states=None, **options):
-    if grad_states is not None:
-        values = jax.tree.map(lambda s: s.value if isinstance(s, State) else s, grad_states)
-        options.update(grad_states=grad_states, state_tangents=values)
-    return lambda *args: jvp(fun, args, args, **options)
+ALL = {name: row.derive for name, row in WITH_STATES.items()} | {"jit": jit, "StateFinder": StateFinder}
 
 
 def my_transform(fun, **params):
     return jax.grad(fun, **params)
-
-
-def _custom(fun, **options):
-    return GradientTransform(fun, jax.grad, **options)
-
-
-DERIVATIVES = {
-    "grad": grad,
-    "value_and_grad": value_and_grad,
-    "vector_grad": vector_grad,
-    "fwd_grad": fwd_grad,
-    "jacrev": jacrev,
-    "jacfwd": jacfwd,
-    "hessian": hessian,
-    "GradientTransform": _custom,
-}
-PRODUCTS = {"vjp": _vjp, "jvp": _jvp}
-OTHERS = {"jit": jit, "StateFinder": StateFinder}
-ALL = {**DERIVATIVES, **PRODUCTS, **OTHERS}
-
-DIFFERENTIATE = (*DERIVATIVES, "vjp")  # what has argnums
-WITH_STATES = (*DERIVATIVES, *PRODUCTS)  # what has grad_states
-SCALAR = ("grad", "value_and_grad", "fwd_grad")
 
 
 @dataclass
@@ -134,21 +104,21 @@ ROWS = [
     # --- grad_states
     Row(
         "an array among the States",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states={"good": w, "bad": [b, jnp.ones(2)]})(2.0),
         TypeError,
         (r"grad_states\['bad'\]\[1\] is a", "not a State", "Pass a State", r"model\.states\(\.\.\.\)"),
     ),
     Row(
         "text as States",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states="w")(2.0),
         TypeError,
         ("grad_states is a str", "not a State", "Pass a State"),
     ),
     Row(
         "a set of States",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states={w, b})(2.0),
         TypeError,
         ("grad_states is a set", "set or an iterator", "list, tuple or dict"),
@@ -169,7 +139,7 @@ ROWS = [
     ),
     Row(
         "snapshots in place of States",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states=brainstate.graph.treefy_states({"w": w}))(2.0),
         TypeError,
         ("grad_states", "snapshot", r"\.states\("),
@@ -183,14 +153,14 @@ ROWS = [
     ),
     Row(
         "the same State twice",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states=same(w))(2.0),
         ValueError,
         (r"\['first'\]\[0\]", r"\['second'\]\['again'\]", "'w'", "twice", "List it once"),
     ),
     Row(
         "an empty container",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states={})(2.0),
         ValueError,
         ("grad_states selects no State", "filter", "Leave grad_states out"),
@@ -204,7 +174,7 @@ ROWS = [
     ),
     Row(
         "States that are not used",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss, grad_states={"a": idle, "m": [w, spare], "b": b})(2.0),
         ValueError,
         (
@@ -214,14 +184,14 @@ ROWS = [
     ),
     Row(
         "an integer State",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(lambda x: (w.value.sum() + count.value.astype(float)) * x, grad_states=[w, count])(2.0),
         TypeError,
         (r"grad_states\[1\] \(State 'count'\)", "floating or complex", "Leave it out"),
     ),
     Row(
         "a State with text",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(lambda x: x * len(label.value), grad_states=[label])(2.0),
         TypeError,
         (r"grad_states\[0\] \(State 'label'\)", "floating or complex", "Leave it out"),
@@ -316,7 +286,7 @@ ROWS = [
     ),
     Row(
         "text as an argument",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(loss)("two"),
         TypeError,
         ("argument 0 is a str", "floating or complex"),
@@ -352,21 +322,21 @@ ROWS = [
     ),
     Row(
         "has_aux without a pair",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(returns(lambda x: b.value * x), has_aux=True)(2.0),
         TypeError,
         ("has_aux=True", r"pair \(value, aux\)", "returned a"),
     ),
     Row(
         "has_aux with one part",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(returns(lambda x: (b.value * x,)), has_aux=True)(2.0),
         TypeError,
         ("has_aux=True", r"pair \(value, aux\)", "tuple of 1"),
     ),
     Row(
         "has_aux with three parts",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(returns(lambda x: [b.value * x, 1.0, 2.0]), grad_states=[b], has_aux=True)(2.0),
         TypeError,
         ("has_aux=True", r"pair \(value, aux\)", "list of 3"),
@@ -394,7 +364,7 @@ ROWS = [
     ),
     Row(
         "a State in aux",
-        WITH_STATES,
+        tuple(WITH_STATES),
         lambda t: t(returns(lambda x: (b.value * x, [b])), has_aux=True)(2.0),
         ValueError,
         ("ParamState 'b' is among the results", r"\[1\]\[0\]", r"state\.value"),
@@ -648,7 +618,7 @@ def test_an_exception_of_the_user_leaves_everything_as_it_was(name, outer):
 
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_unused_states_may_be_accepted(name):
-    options = {"key": 0} if name == "fwd_grad" else {}
+    options = ROW[name].options
     result = ALL[name](loss, grad_states={"w": w, "idle": idle}, check_states=False, **options)(2.0)
     if name == "hessian":
         assert result["idle"]["idle"] == 0.0

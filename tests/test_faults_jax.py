@@ -20,6 +20,7 @@ from _unchanged import unchanged
 from brainstate import ParamState, State, StateTypeError, StateValueError, nn
 from brainstate import random as R
 from brainstate import transform as T
+from transforms import rows
 
 OURS = str(Path(brainstate.__file__).parent)
 MESH = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
@@ -51,49 +52,15 @@ def devices(f, specs=D):
     return T.shard_map(f, mesh=MESH, in_specs=specs, out_specs=specs)
 
 
-def ruled(f):
-    f = T.custom_jvp(f)
-    f.defjvp(lambda p, t: (f(*p), t[0]))
-    return f
-
-
+PATTERNS = ("jacobian_sparsity", "hessian_sparsity")  # which show all frames
 RUNS = {
-    "jit": lambda f: T.jit(f)(1.0),
+    name: lambda f, row=row: row.run(f)(1.0)
+    for name, row in rows(lambda row: row.run and row.name not in PATTERNS).items()
+} | {
     "jit that reads": lambda f: T.jit(lambda x: f(W.value * x))(1.0),
     "jit of grad": lambda f: T.jit(T.grad(f))(1.0),
-    "grad": lambda f: T.grad(f)(1.0),
     "grad of a State": lambda f: T.grad(lambda: f(W.value), W)(),
-    "jacrev": lambda f: T.jacrev(f)(1.0),
-    "jacfwd": lambda f: T.jacfwd(f)(1.0),
-    "hessian": lambda f: T.hessian(f)(1.0),
-    "vector_grad": lambda f: T.vector_grad(f)(1.0),
-    "vjp": lambda f: T.vjp(f, 1.0),
-    "jvp": lambda f: T.jvp(f, (1.0,), (1.0,)),
-    "linearize": lambda f: T.linearize(f, 1.0),
-    "hvp": lambda f: T.hvp(f, argnums=0)(1.0, 1.0),
-    "scan": lambda f: T.scan(lambda c, x: (c, f(x)), 0.0, XS),
-    "for_loop": lambda f: T.for_loop(f, XS),
-    "checkpointed": lambda f: T.checkpointed_for_loop(f, XS),
-    "while_loop": lambda f: T.while_loop(lambda x: x < 1.0, f, 0.0),
-    "fori_loop": lambda f: T.fori_loop(0, 3, lambda i, x: f(x), 0.0),
-    "bounded": lambda f: T.bounded_while_loop(lambda x: x < 1.0, f, 0.0, max_steps=3),
-    "associative_scan": lambda f: T.associative_scan(lambda a, b: f(a[0]), XS),
-    "cond": lambda f: T.cond(True, f, lambda x: x, 1.0),
-    "switch": lambda f: T.switch(1, [lambda x: x, f], 1.0),
-    "ifelse": lambda f: T.ifelse([False, True], [lambda x: x, f], 1.0),
-    "vmap": lambda f: T.vmap(f)(XS),
-    "map": lambda f: T.map(f, XS),
     "map in batches": lambda f: T.map(f, XS, batch_size=2),
-    "checkpoint": lambda f: T.checkpoint(f)(1.0),
-    "custom_jvp": lambda f: ruled(f)(1.0),
-    "stop_gradient": lambda f: T.stop_gradient(f)(1.0),
-    "shard_map": lambda f: devices(f, P())(1.0),
-    "make_jaxpr": lambda f: T.make_jaxpr(f)(1.0),
-    "eval_shape": lambda f: T.eval_shape(f, 1.0),
-    "checkify": lambda f: T.checkify(f)(1.0),
-    "per_example_grad": lambda f: T.per_example_grad(f, argnums=0)(XS),
-    "accumulate": lambda f: T.accumulate(T.grad(lambda x: f(W.value * x.sum()), W), 1)(XS[:1]),
-    "prepare": lambda f: T.prepare(f, 1.0),
     "lower": lambda f: T.jit(f).lower(1.0),
     "deep": lambda f: T.jit(lambda x: T.for_loop(lambda y: T.grad(T.checkpoint(f))(y), x))(XS),
 }

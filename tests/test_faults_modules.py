@@ -1,6 +1,7 @@
 """Faults of States, Modules, layers and graphs that were found by trying, each with its neighbours."""
 
 import copy
+import functools
 import gc
 import math
 import pickle
@@ -11,6 +12,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from _unchanged import unchanged
@@ -922,3 +924,31 @@ def test_c_a_module_with_a_function_of_jax_is_pickled(act, again):
     copied = again(net)
     assert copied.act is act and copied.layers[1] is act and copied.table["f"] is act
     assert copied.layers[0].weight.value.tolist() == net.layers[0].weight.value.tolist()
+
+
+class Trained(nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.w = ParamState(jnp.ones(2))
+        self.held = held
+
+
+NAMELESS = {
+    r"\.(init|update) is": lambda: optax.chain(optax.clip(1.0), optax.adam(1e-3)),
+    r"\['a'\]\[1\] is": lambda: {"a": [jnp.tanh, lambda x: x]},
+    r"\.args\[0\] is": lambda: functools.partial(max, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("place", NAMELESS)
+def test_c_a_function_without_a_name_is_named_by_its_place(place):
+    model = Trained(NAMELESS[place]())
+    for x in (model, Trained([model])):
+        with pytest.raises(StateTypeError, match=rf"Trained\.held{place}.*make it again after loading"):
+            pickle.dumps(x)
+        for again in (copy.copy, copy.deepcopy, graph.clone):
+            again(x)
+    with pytest.raises((pickle.PicklingError, AttributeError)):  # a pickler in Python may know more, and is not stopped
+        pickle._dumps(model)
+    model.held = None
+    assert pickle.loads(pickle.dumps(model)).w.value.tolist() == [1.0, 1.0]

@@ -24,6 +24,7 @@ from brainstate import (
 )
 from brainstate import transform as T
 from brainstate._errors import a_type
+from transforms import DERIVATIVES, rows
 
 FLOAT0 = jax.dtypes.float0
 X, Y = 3.0, 4.0
@@ -92,23 +93,13 @@ def test_a16_with_an_argument_the_first_is_meant(w):
 
 # name: a derivative with respect to argument `n` of `product` without States, as jax.grad has it
 POSITIONS = {
-    "grad": lambda f, n: T.grad(f, argnums=n)(X, Y),
-    "value_and_grad": lambda f, n: T.value_and_grad(f, argnums=n)(X, Y)[1],
-    "vector_grad": lambda f, n: T.vector_grad(f, argnums=n)(X, Y),
-    "jacrev": lambda f, n: T.jacrev(f, argnums=n)(X, Y),
-    "jacfwd": lambda f, n: T.jacfwd(f, argnums=n)(X, Y),
+    name: lambda f, n, row=row: row.gradient(f, argnums=n)(X, Y) for name, row in rows(lambda row: row.gradient).items()
+} | {
     "jacfwd in chunks": lambda f, n: T.jacfwd(f, argnums=n, chunk_size=1)(X, Y),
-    "GradientTransform": lambda f, n: T.GradientTransform(f, jax.grad, argnums=n)(X, Y),
-    "vjp": lambda f, n: T.vjp(f, X, Y, argnums=n)[1](1.0),
-    "linearize": lambda f, n: T.linearize(f, X, Y, argnums=n)[1].tree(),
-    "sparse_jacobian": lambda f, n: T.sparse_jacobian(f, argnums=n, dense=True)(X, Y),
     "jit": lambda f, n: T.jit(T.grad(f, argnums=n))(X, Y),
     "debug_nan": lambda f, n: T.grad(f, argnums=n, debug_nan=True)(X, Y),
     "decorator": lambda f, n: T.grad(argnums=n)(f)(X, Y),
     "prepare": lambda f, n: T.prepare(T.grad(f, argnums=n), X, Y)(X, Y),
-    "per_example_grad": lambda f, n: jax.tree.map(
-        lambda g: g[0], T.per_example_grad(f, argnums=n)(jnp.array([X]), jnp.array([Y]))
-    ),
 }
 
 
@@ -698,13 +689,10 @@ SAYS_SO = {
     "linearize": lambda f, m: jax.linearize(f, m),
     "vmap": lambda f, m: jax.vmap(f)(m),
     "scan": lambda f, m: jax.lax.scan(lambda m, _: (m, f(m)), m, None, length=2),
-    "grad, ours": lambda f, m: T.grad(f)(m),
-    "value_and_grad, ours": lambda f, m: T.value_and_grad(f)(m),
-    "jacfwd, ours": lambda f, m: T.jacfwd(f)(m),
-    "vjp, ours": lambda f, m: T.vjp(f, m),
-    "jvp, ours": lambda f, m: T.jvp(f, (m,), (m,)),
-    "linearize, ours": lambda f, m: T.linearize(f, m),
-    "hvp, ours": lambda f, m: T.hvp(f).operator(m),
+} | {
+    f"{name}, ours": lambda f, m, row=row: row.derive(f, **row.options)(m)
+    for name, row in (DERIVATIVES | rows(lambda row: row.name == "value_and_grad")).items()
+    if not row.batched
 }
 
 
@@ -793,22 +781,12 @@ def tagged():
     return f
 
 
-WRAPPERS = {
-    "jit": T.jit,
-    "grad": T.grad,
-    "value_and_grad": T.value_and_grad,
-    "hvp": T.hvp,
+WRAPPERS = {name: row.transform for name, row in rows(lambda row: row.decorates).items()} | {
     "ggn": lambda f: T.ggn(f, f),
-    "vmap": T.vmap,
-    "per_example_grad": T.per_example_grad,
     "accumulate": lambda f: T.accumulate(T.grad(f), 2),
-    "jacobian_sparsity": T.jacobian_sparsity,
-    "checkpoint": T.checkpoint,
     "checkify": T.checkify,
     "make_jaxpr": T.make_jaxpr,
     "stop_gradient": T.stop_gradient,
-    "custom_vjp": T.custom_vjp,
-    "custom_jvp": T.custom_jvp,
     "prepare": lambda f: T.prepare(f, 1.0),
     "jit(grad)": lambda f: T.jit(T.grad(f)),
     "grad(jit)": lambda f: T.grad(T.jit(f)),

@@ -14,6 +14,7 @@ from _unchanged import unchanged
 from brainstate import HiddenState, ParamState, State, StateTypeError, StateValueError, nn
 from brainstate import transform as T
 from brainstate.filters import All, Any, Not, PathContains
+from transforms import DERIVATIVES
 
 
 class Adapter(ParamState):
@@ -138,47 +139,21 @@ def _ruled(net, x, states):
     return T.grad(lambda x: f(x).sum(), states)(jnp.ones(4))
 
 
-def _along(product):
-    return lambda net, x, states: product(net, x, states)(T.grad(lambda x: sums(net(x)), states)(x), x)
+def _derived(row):
+    """Return what a row of the table makes of the net; of one without HiddenState where it goes over a batch."""
+
+    def run(net, x, states):
+        def single(x):
+            return sums(net.head(jnp.tanh(net.encoder(x))))
+
+        fun = single if row.batched else row.call(lambda x: sums(net(x)), net)
+        return row.derive(fun, states, **row.options, **{"check_states": False} if row.batched else {})(x)
+
+    return run
 
 
 # name: what it computes from the net, an input and the States
-TRANSFORMS = {
-    "grad": lambda net, x, states: T.grad(lambda x: sums(net(x)), states)(x),
-    "vector_grad": lambda net, x, states: T.vector_grad(net, states)(x),
-    "jacrev": lambda net, x, states: T.jacrev(net, states)(x),
-    "jacfwd": lambda net, x, states: T.jacfwd(net, states)(x),
-    "hessian": lambda net, x, states: T.hessian(lambda x: sums(net(x)), states)(x),
-    "fwd_grad": lambda net, x, states: T.fwd_grad(lambda x: sums(net(x)), states, key=0)(x),
-    "vjp": lambda net, x, states: T.vjp(net, x, grad_states=states)[1](jnp.ones(2)),
-    "jvp": lambda net, x, states: T.jvp(
-        net, (x,), (x,), grad_states=states, state_tangents=T.vector_grad(net, states)(x)
-    ),
-    "linearize": lambda net, x, states: T.linearize(net, x, grad_states=states)[1](T.vector_grad(net, states)(x)),
-    "taylor": lambda net, x, states: T.taylor(
-        net, (x,), (x,), 2, grad_states=states, state_directions=T.vector_grad(net, states)(x)
-    ),
-    "laplacian": lambda net, x, states: T.laplacian(lambda x: sums(net(x)), states)(x),
-    "hvp": _along(lambda net, x, states: T.hvp(lambda x: sums(net(x)), states)),
-    "ggn": _along(lambda net, x, states: T.ggn(net, lambda out, x: sums(out**2), states)),
-    "fisher": _along(lambda net, x, states: T.fisher(lambda x: net(x[None])[0], "bernoulli", states)),
-    "per_example_grad": lambda net, x, states: T.per_example_grad(
-        lambda x: sums(net.head(net.encoder(x))), states, check_states=False
-    )(jnp.stack([x, 2 * x])),
-    "per_example_norms": lambda net, x, states: T.per_example_norms(
-        lambda x: sums(net.head(jnp.tanh(net.encoder(x)))), states, check_states=False
-    )(jnp.stack([x, 2 * x])),
-    "sparse_jacobian": lambda net, x, states: jax.tree.map(
-        lambda m: m.todense(), T.sparse_jacobian(net, states)(x), is_leaf=lambda m: hasattr(m, "todense")
-    ),
-    "sparse_hessian": lambda net, x, states: jax.tree.map(
-        lambda m: m.todense(),
-        T.sparse_hessian(lambda x: sums(net(x)), states)(x),
-        is_leaf=lambda m: hasattr(m, "todense"),
-    ),
-    "accumulate": lambda net, x, states: T.accumulate(
-        T.grad(lambda x: sums(net.head(jnp.tanh(net.encoder(x)))), states, check_states=False), 2
-    )(jnp.stack([x, 2 * x])),
+TRANSFORMS = {name: _derived(row) for name, row in DERIVATIVES.items()} | {
     "check_grads": lambda net, x, states: T.check_grads(net, x, grad_states=states),
     "explain": _explained,
     "custom_vjp": _ruled,

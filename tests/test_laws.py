@@ -20,6 +20,7 @@ from brainstate import ParamState, State, nn
 from brainstate import transform as T
 from brainstate._seam import marker
 from brainstate._seam import scope as seam
+from transforms import DERIVATIVES, ROW
 
 # ------------------------------------------------------------------------- law 1: a State never holds a tracer
 
@@ -107,35 +108,26 @@ def same(before, after):
     return True
 
 
-def _vjp(f, w):
-    def run(x):
-        out, pull = T.vjp(f, x, grad_states=w)
-        return out, pull(jnp.ones_like(out))
-
-    return run
+def _derived(name):
+    """Return the form of a row in which both the State and the argument are differentiated."""
+    row = ROW[name]
+    return lambda f, w: row.derive(f, w, 0, **row.options)
 
 
-def _jvp(f, w):
-    return lambda x: T.jvp(f, (x,), (x,), grad_states=w, state_tangents=jnp.array(1.0))
-
-
-NESTS = {
+DERIVED = {
+    name: _derived(name) for name, row in DERIVATIVES.items() if row.kind == "gradient" or name in ("vjp", "jvp")
+}
+NESTS = DERIVED | {
     "jit": lambda f, w: T.jit(f),
     "jit-donate": lambda f, w: T.jit(f, donate_states=True),
-    "grad": lambda f, w: T.grad(f, w),
-    "vector_grad": lambda f, w: T.vector_grad(f, w, 0),
     "jacrev": lambda f, w: T.jacrev(f, [w], 0),
     "jacfwd": lambda f, w: T.jacfwd(f, w, (0,)),
-    "hessian": lambda f, w: T.hessian(f, w, 0),
-    "fwd_grad": lambda f, w: T.fwd_grad(f, w, key=jax.random.key(0)),
-    "vjp": _vjp,
-    "jvp": _jvp,
     "jit(grad)": lambda f, w: T.jit(T.grad(f, w)),
     "grad(jit)": lambda f, w: T.grad(T.jit(f), w),
     "jit(grad(jit))": lambda f, w: T.jit(T.grad(T.jit(f), w)),
     "grad(grad)": lambda f, w: T.grad(T.grad(f, w)),
     "jacfwd(jit(jacrev))": lambda f, w: T.jacfwd(T.jit(T.jacrev(f, w))),
-    "jit(vjp)": lambda f, w: T.jit(_vjp(f, w)),
+    "jit(vjp)": lambda f, w: T.jit(DERIVED["vjp"](f, w)),
     "jit(hessian(jit))": lambda f, w: T.jit(T.hessian(T.jit(f), w)),
 }
 

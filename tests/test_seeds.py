@@ -29,6 +29,7 @@ from brainstate.transform import (
     jit,
     vector_grad,
 )
+from transforms import DECORATORS
 
 
 @pytest.fixture(autouse=True)
@@ -244,18 +245,12 @@ FIRST = {"p": 2 * P * A, "q": B**2, "a": P**2, "b": 2 * Q * B}
 SECOND = {("p", "p"): 2 * A, ("a", "p"): 2 * P, ("b", "q"): 2 * B, ("b", "b"): 2 * Q}
 OUTPUTS = np.array([1.0, -2.0, 4.0])  # a vector-valued transform sees f times these
 
-# name -> (the transform, what an output of ones would be, the gradient of `name`)
+# name -> (the transform, what an output of ones would be, the derivative of a weighted function given its gradient)
 SCALAR, VECTOR = np.array(1.0), OUTPUTS
 TRANSFORMS = {
-    "grad": (grad, SCALAR, lambda name: FIRST[name]),
-    "vector_grad": (vector_grad, VECTOR, lambda name: OUTPUTS.sum() * FIRST[name]),
-    "fwd_grad": (by_chance, SCALAR, lambda name: FIRST[name]),
-    "jacrev": (jacrev, VECTOR, lambda name: OUTPUTS * FIRST[name]),
-    "jacfwd": (jacfwd, VECTOR, lambda name: OUTPUTS * FIRST[name]),
-    "jacobian": (jacobian, VECTOR, lambda name: OUTPUTS * FIRST[name]),
-    "hessian": (hessian, SCALAR, None),
-    "custom": (halved, SCALAR, lambda name: 0.5 * FIRST[name]),
-}
+    name: (row.derive if row.exact else by_chance, row.call(SCALAR, VECTOR), row.by_hand)
+    for name, row in DECORATORS.items()
+} | {"custom": (halved, SCALAR, lambda weights, gradient: 0.5 * gradient)}
 
 # The names of what is differentiated in the place of each gradient: G of the table.
 ROWS = [
@@ -280,7 +275,8 @@ def derivative_of(names, first):
 @pytest.mark.parametrize(("given", "argnums", "names"), ROWS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_every_row_of_the_result_table(transform, given, argnums, names, has_aux, return_value):
-    make, ones, first = TRANSFORMS[transform]
+    make, ones, by_hand = TRANSFORMS[transform]
+    first = by_hand and (lambda name: by_hand(ones, FIRST[name]))
     p, q, calls = ParamState(jnp.array(P)), State(jnp.array(Q)), State(jnp.array(0))
 
     def fun(a, b):
@@ -327,8 +323,8 @@ def test_the_example_with_every_option():
 
 def test_all_share_one_signature():
     shared = {"grad_states", "argnums", "has_aux", "return_value", "check_states"}
-    for transform in (grad, vector_grad, fwd_grad, jacrev, jacfwd, jacobian, hessian):
-        parameters = inspect.signature(transform).parameters
+    for row in DECORATORS.values():
+        parameters = inspect.signature(row.transform).parameters
         assert list(parameters)[:3] == ["fun", "grad_states", "argnums"]
         assert shared <= set(parameters)
     assert shared <= set(inspect.signature(GradientTransform).parameters)

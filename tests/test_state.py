@@ -1,6 +1,7 @@
 """``State``: what it is by itself, and what a State goes through in each of the transforms."""
 
 import copy
+import functools
 import gc
 import inspect
 import pickle
@@ -27,7 +28,6 @@ from brainstate import (
 )
 from brainstate import random as R
 from brainstate.transform import (
-    GradientTransform,
     StateFinder,
     fwd_grad,
     grad,
@@ -35,25 +35,18 @@ from brainstate.transform import (
     jacfwd,
     jacrev,
     jit,
-    jvp,
     vector_grad,
-    vjp,
 )
+from transforms import DERIVATIVES, EXACT, ROW
 
 KINDS = [State, LongTermState, ParamState, BatchState, ShortTermState, HiddenState]
 
 # Each takes a function of one float and returns a function of one float that runs it, derivatives and all.
-TRANSFORMS = {
-    "grad": grad,
-    "vector_grad": vector_grad,
-    "fwd_grad": lambda f: fwd_grad(f, key=0),
+FIRST = {name: row for name, row in DERIVATIVES.items() if row.kind == "gradient"}
+TRANSFORMS = {name: functools.partial(row.derive, **row.options) for name, row in FIRST.items()}
+TRANSFORMS |= {name: ROW[name].derive for name in ("GradientTransform", "vjp", "jvp")}
+TRANSFORMS |= {
     "fwd_grad of several directions": lambda f: fwd_grad(f, key=0, tangent_size=3),
-    "jacrev": jacrev,
-    "jacfwd": jacfwd,
-    "hessian": hessian,
-    "GradientTransform": lambda f: GradientTransform(f, jax.grad),
-    "vjp": lambda f: lambda x: vjp(f, x)[1](jnp.ones(())),
-    "jvp": lambda f: lambda x: jvp(f, (x,), (1.0,)),
     "jit": jit,
     "jit of grad": lambda f: jit(grad(f)),
     "grad of jit": lambda f: grad(jit(f)),
@@ -412,8 +405,8 @@ def test_a_write_is_committed_once(transform):
         assert concrete([count.value, last.value])
 
 
-@pytest.mark.parametrize("transform", [grad, vector_grad, jacrev, jacfwd, hessian, lambda *a: jit(grad(*a))])
-def test_a_write_to_a_differentiated_state(transform):
+@pytest.mark.parametrize("row", [*EXACT.values(), None], ids=lambda row: str(row or "jit of grad"))
+def test_a_write_to_a_differentiated_state(row):
     """It is kept, and the derivative is the one at the value at entry."""
     w = ParamState(jnp.array(3.0))
 
@@ -422,11 +415,12 @@ def test_a_write_to_a_differentiated_state(transform):
         w.value = w.value * 10.0
         return y + 0.0 * w.value
 
-    assert transform(f, w)(2.0) == (36.0 if transform is hessian else 54.0)
+    transform, twin = (row.derive, row.jax) if row else (lambda *given: jit(grad(*given)), jax.grad)
+    assert transform(f, w)(2.0) == twin(lambda w: w**3 * 2.0)(3.0)
     assert w.value == 30.0
 
 
-@pytest.mark.parametrize("transform", [grad, vector_grad, jacrev, jacfwd, hessian, lambda *a, **k: jit(grad(*a, **k))])
+@pytest.mark.parametrize("transform", [*(row.derive for row in EXACT.values()), lambda *a, **k: jit(grad(*a, **k))])
 def test_a_differentiated_state_that_is_overwritten_has_no_influence(transform):
     w = ParamState(jnp.array(3.0))
 

@@ -20,6 +20,7 @@ from brainstate import (
 )
 from brainstate import random as R
 from brainstate import transform as T
+from transforms import EXACT
 
 XS = jnp.array([1.0, 2.0, 3.0])
 
@@ -449,18 +450,16 @@ def test_gradients_in_lanes():
     assert n.value == 2
 
 
-@pytest.mark.parametrize("transform", [T.grad, T.jacrev, T.jacfwd, T.hessian])
-def test_derivatives_around_lanes(transform):
+@pytest.mark.parametrize("row", EXACT.values(), ids=str)
+def test_derivatives_around_lanes(row):
     cell, runs = Cell(), []
 
     def loss(x):
         runs.append(1)
         return T.vmap(cell, in_states=cell.h)(x).sum()
 
-    got = transform(loss, [cell.w], argnums=0)(XS)
-    pure = getattr(jax, transform.__name__)(
-        lambda d: jax.vmap(twin, (None, 0, 0))(d[0][0], jnp.zeros((3, 2)), d[1])[0].sum()
-    )
+    got = row.derive(loss, [cell.w], argnums=0)(XS)
+    pure = row.jax(lambda d: jax.vmap(twin, (None, 0, 0))(d[0][0], jnp.zeros((3, 2)), d[1])[0].sum())
     expected = pure(([jnp.array([0.5, -1.0])], XS))
     close(got, expected)
     assert runs == [1] and cell.count.value == 1

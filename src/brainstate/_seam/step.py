@@ -216,10 +216,13 @@ class Launcher:
                     out, values = program.jitted(values, *args, **kwargs) if kwargs else program.jitted(values, *args)
                     for value in values:
                         # A plain array is not a tracer in any trace; only for others ask which trace is on.
-                        if type(value) not in _plain:
-                            if not eager():
-                                raise _raw_transform(written[0])
-                            break
+                        # `continue`, as CPython 3.13 leaves the jump of a plain `if` here out of the `with` block:
+                        # an interrupt at that jump would leave the lock held.
+                        if type(value) in _plain:
+                            continue
+                        if not eager():
+                            raise _raw_transform(written[0])
+                        break
                     with _commit_lock:
                         try:
                             for value in values:  # `written` may have grown in the meantime
@@ -229,9 +232,8 @@ class Launcher:
                         except BaseException:  # an interrupt between two of them
                             _assign_all(written, values)
                             raise
-            if not program.newborn:
-                return out
-            program.adopt()
+            if program.newborn:
+                program.adopt()
             return out
         except Restart as restart:
             staged = restart.staged

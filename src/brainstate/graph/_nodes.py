@@ -12,10 +12,13 @@ up, which compiled calls compare. So the places where something can enter or lea
 The same places refuse objects in which nobody would find a State (`adopt`).
 """
 
+import pickle
 import reprlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from operator import is_
+from types import FunctionType
 from typing import Any, Self
 
 import jax
@@ -66,6 +69,11 @@ class Node(Watched):
         else:
             new.__dict__.update(state or {})
         return new
+
+    def __reduce_ex__(self, protocol) -> Any:
+        if _pickles_by_name(sys._getframe(1)):
+            _refuse_nameless(self)
+        return super().__reduce_ex__(protocol)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(getattr(type(self), name, None), "__set__"):
@@ -127,6 +135,44 @@ def _no_array(node) -> Exception:
 
 def _is_jax(frame) -> bool:
     return frame.f_globals.get("__name__", "").startswith("jax.")
+
+
+def _pickles_by_name(asking) -> bool:
+    """Tell whether a Node is reduced for ``pickle``, written in C, and not for a copy or a pickler written in Python.
+
+    One that is written in Python, such as cloudpickle, may take functions apart; it is the caller, or calls itself.
+    """
+    pickler = asking.f_locals.get("self")
+    by_copy = asking.f_globals.get("__name__") in ("copy", __name__)
+    return not by_copy and not isinstance(pickler, pickle.Pickler | pickle._Pickler)
+
+
+def _refuse_nameless(node: Node) -> None:
+    """Refuse functions that pickle cannot refer to by name, such as those in an optax transformation."""
+    stack, seen = [(type(node).__name__, x, f".{name}") for name, x in vars(node).items()], {}
+    while stack:
+        owner, x, place = stack.pop()
+        where = owner + place
+        if isinstance(x, FunctionType) and "<" in x.__qualname__ and pack(x) is x:
+            raise StateTypeError(
+                f"{where} is {x.__qualname__}, and pickle knows functions by their name in a module only: "
+                f"{type(node).__name__} cannot be pickled with it. Take it away before, and make it again after "
+                f"loading, as an optax transformation can be; or keep the values only, states().to_dict_values(). "
+                f"copy.deepcopy takes it."
+            )
+        if id(x) in seen:
+            continue
+        seen[id(x)] = x
+        if isinstance(x, partial):
+            parts = {".func": x.func, ".args": x.args, ".keywords": x.keywords}
+        elif isinstance(x, dict):
+            parts = {f"[{key!r}]": part for key, part in x.items()}
+        elif isinstance(x, list | tuple):
+            names = getattr(x, "_fields", None)
+            parts = {f".{names[i]}" if names else f"[{i}]": part for i, part in enumerate(x)}
+        else:
+            parts = {}
+        stack += [(where, part, key) for key, part in parts.items()]
 
 
 def own(state: State, where: str) -> None:

@@ -306,7 +306,7 @@ def named_scan(name, f, init, xs, length=None, reverse=False, loop=jax.lax.scan,
 
 
 def loop_over_slices(name: str, f: Callable, xs: tuple, *options: Any) -> Any:
-    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; ``options`` end those of `named_scan`."""
+    """Call ``f`` on each slice of ``xs``: the loop of `for_loop` and `map`; the last ``options`` of `named_scan`."""
     check_function(f"{name} takes functions", f)
 
     def body(_, x):

@@ -18,6 +18,9 @@ tolerance is relative to the norm over all of them, and no entry of a direction 
 gradient is about as visible in every direction. After that each array moves alone, so that a wrong small gradient is
 not hidden by a large one.
 
+In single precision a wrong entry may be too small to be told from rounding: one of 1,000, or any one where the value of
+the function is large. Then the same function is checked in double precision as well, if it computes there throughout.
+
 One-sided differences show a kink: for a smooth function the right and the left one differ by ``h f''``, which shrinks
 with the step; at a kink they differ by the jump of the slope, whatever the step. A kink nearby is not a fault of the
 function, and a network of many relus has one within any step: in double precision a smaller step avoids it.
@@ -36,6 +39,7 @@ from jax.extend.core import valid_jaxtype
 from ..._arrays import at_least, differentiable
 from ..._errors import GradientCheckError, StateValueError
 from ..._functions import boundary
+from ..._program.interpret import all_equations
 from ..._seam.scope import Scope
 from .flat_function import call_plainly, is_python, pull_back, random_like, settle, subject_of, wide
 
@@ -46,6 +50,7 @@ _CLOSER = 64  # divides the step, to tell a kink at the point from one nearby
 _OWN = 1974  # keeps the directions of seed 0 apart from parameters that a user draws with default_rng(0)
 _OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step; the spread of their differences estimates the error
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
+_HIDDEN = 0.1  # part of what a typical entry of a gradient adds to a slope; one that is off by less may stay unseen
 
 
 class _Double(Scope):
@@ -122,15 +127,35 @@ class _Settings:
     directions: int
     seed: int
 
+    @classmethod
+    def for_types(cls, subject, out, modes, atol, rtol, eps, directions, seed) -> "_Settings":
+        """Return the settings for the types of ``subject`` and of its result ``out``."""
+        unit = _unit([*subject.leaves, *filter(differentiable, jax.tree.leaves(out))])
+        step, relative = (unit ** (1 / 3) if x is None else x for x in (eps, rtol))
+        return cls(modes, step, unit ** (2 / 3) if atol is None else atol, relative, unit, directions, seed)
+
     @property
     def double(self) -> bool:
         """Whether there is room for a smaller step."""
         return self.unit < 1e-12
 
+    def rounding_error(self, value):
+        """Return the error of a difference that rounding in ``value`` may cause."""
+        return _NOISE * self.unit * np.abs(value) / self.step
+
     def tolerance(self, a, b, value, norm=0.0):
         """Return the allowed distance of derivative ``a`` and difference ``b``; ``norm`` is the size of its kind."""
-        rounding = _NOISE * self.unit * np.abs(value) / self.step
-        return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + rounding
+        return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + self.rounding_error(value)
+
+    def is_blind(self, here, norms, count) -> bool:
+        """Tell whether one wrong entry among ``count`` may stay unseen, where slopes have these norms."""
+        limits = [np.sum(self.tolerance(0.0, 0.0, x, norm) ** 2) for x, norm in zip(here, norms, strict=True)]
+        squares = [norm**2 * x.size for x, norm in zip(here, norms, strict=True)]
+        return sum(limits) * count > _HIDDEN**2 * sum(squares)
+
+    def nearer(self) -> "_Settings":
+        """Return the same with a smaller step."""
+        return replace(self, step=self.step / (_CLOSER if self.double else 2))
 
 
 def _draw(subject, value, settings, number) -> tuple[list, list]:
@@ -294,8 +319,10 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     # A bend beyond the tolerance may be a kink. It is one if it does not shrink with the step.
     bent = [np.abs(b) > limit for b, limit in zip(bends, limits, strict=True)]
     if any(b.any() for b in bent):
-        _, nearer = _slopes(subject, here, direction, h / (_CLOSER if settings.double else 2))
-        kinks = [b & (np.abs(y) > 0.75 * np.abs(x)) for b, x, y in zip(bent, bends, nearer, strict=True)]
+        nearer = settings.nearer()
+        bounds = [0.75 * np.abs(b) + nearer.rounding_error(x) for b, x in zip(bends, here, strict=True)]
+        found = _slopes(subject, here, direction, nearer.step)[1]
+        kinks = [b & (np.abs(y) > bound) for b, y, bound in zip(bent, found, bounds, strict=True)]
         if any(k.any() for k in kinks):
             left = [s - b / 2 for s, b in zip(slopes, bends, strict=True)]
             right = [s + b / 2 for s, b in zip(slopes, bends, strict=True)]
@@ -342,6 +369,7 @@ def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[t
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
     if "rev" in settings.modes:
         terms = _inner_product(cotangent, slopes)
+        # <Jᵀ c, v> = <c, J v>: the gradient along the direction against the slopes weighted by the cotangent.
         product, slope = _inner_product(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
         limits = [settings.tolerance(s, s, x, n) + u for s, x, n, u in given]
@@ -394,38 +422,69 @@ def _report(subject, settings, finding, direction, number, guilty) -> GradientCh
     return GradientCheckError("\n".join(lines))
 
 
-def _check_order(subject, settings, order) -> None:
-    """Check ``subject`` along random directions, then its derivatives up to ``order``."""
+def _check_order(subject, settings, order) -> bool:
+    """Check ``subject`` along random directions, then its derivatives up to ``order``.
+
+    Return whether one wrong entry of a derivative may have stayed unseen.
+    """
     value, _ = subject.call(subject.leaves)
     here = [wide(out) for out in value]
-    inputs = range(len(subject.leaves))
+    sizes = [np.size(leaf) for leaf in subject.leaves]
+    inputs = range(len(sizes))
 
     def probes(numbers):
         return [_Probe.measure(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers]
 
     def alone(probe, i):
         probe = probe.alone(subject, settings, here, i)
-        return _judge(subject, settings, here, probe, _norms([probe]))
+        norms = _norms([probe])
+        return _judge(subject, settings, here, probe, norms), settings.is_blind(here, norms, sizes[i])
 
     together = probes(range(settings.directions))
     norms = _norms(together)
+    blind = settings.is_blind(here, norms, sum(sizes))
     # All arrays together first: each then is moved alone only to find the ones at fault.
     for number, probe in enumerate(together):
         finding = _judge(subject, settings, here, probe, norms)
         if finding is not None:
-            found = [(i, alone(probe, i)) for i in inputs]
+            found = [(i, alone(probe, i)[0]) for i in inputs]
             guilty = [(i, own) for i, own in found if own is not None and own.kind == finding.kind]
             raise _report(subject, settings, finding, probe.direction, number, guilty)
     # One more direction, array by array: a wrong small gradient is lost in the sum with a large one.
     for probe in probes([settings.directions]) if len(inputs) > 1 else ():
         for i in inputs:
-            finding = alone(probe, i)
+            finding, hidden = alone(probe, i)
+            blind |= hidden
             if finding is not None:
                 raise _report(subject, settings, finding, probe.direction, settings.directions, [(i, finding)])
     if order > 1:
         direction, cotangent = _draw(subject, value, settings, 0)
         for derivative in subject.derivatives(settings.modes, direction, cotangent):
-            _check_order(derivative, settings, order - 1)
+            blind |= _check_order(derivative, settings, order - 1)
+    return blind
+
+
+def _in_double(f, args, chosen, options, order, plain) -> None:
+    """Check ``f`` in double precision, if it returns ``plain`` there and computes nothing in a lower one."""
+    try:
+        with jax.enable_x64(True), _Double("check_grads"):
+            args = _double(args)
+            out = call_plainly("check_grads", f, args)[0]
+            subject = replace(subject_of("check_grads", f, args, *chosen), label=" in double precision")
+            if _difference(plain, out) is None and _is_double(subject):
+                _check_order(subject, _Settings.for_types(subject, out, **options), order)
+    except GradientCheckError:
+        raise
+    except Exception:
+        return  # made for one precision only: what was found in that one stands
+
+
+def _is_double(subject) -> bool:
+    """Tell whether the function computes everything but integers in double precision."""
+    jaxpr = jax.make_jaxpr(lambda leaves: subject.call(leaves)[0])(subject.leaves)
+    found = (v.aval for eqn in all_equations(jaxpr) for v in eqn.outvars)
+    types: Any = {getattr(aval, "dtype", None) for aval in found} - {None}
+    return all(jnp.finfo(t).bits == 64 for t in types if jnp.issubdtype(t, jnp.inexact))
 
 
 def _check_options(order, modes, directions) -> tuple[str, ...]:
@@ -496,8 +555,9 @@ def check_grads(
 
     The entries of a direction are random signs times numbers between 2/3 and 4/3. So a single wrong entry of a gradient
     is seen if it is off by more than the tolerance times the norm of the gradient, in every direction. In single
-    precision that is one of 1,000 entries that is doubled, of a loss that is not much larger than the norm of its
-    gradient; for less, use ``float64=True``.
+    precision it may be hidden: one entry of some hundred, or any where the function is much larger than its derivative.
+    Without tolerances of one's own the function is then checked in double precision as well, where it runs there,
+    returns the same, and computes in no lower precision. Where it does not, an error that is hidden so is not found.
 
     Examples
     --------
@@ -515,15 +575,13 @@ def check_grads(
             f"an object that it reads."
         )
     _same_writes("by a second call from the same States and keys", plain[1], again[1])
-    cast = _double if float64 else lambda tree: tree
+    options = dict(modes=modes, atol=atol, rtol=rtol, eps=eps, directions=directions, seed=seed)
     with jax.enable_x64(True) if float64 else contextlib.nullcontext(), (_Double if float64 else Scope)("check_grads"):
-        args = cast(args)
-        plain = call_plainly("check_grads", f, args)[:2]
-        subject = subject_of("check_grads", f, args, grad_states, argnums)
-        floats = [leaf for leaf in jax.tree.leaves(plain[0]) if differentiable(leaf)]
-        unit = _unit([*subject.leaves, *floats])
-        step, relative = (unit ** (1 / 3) if x is None else x for x in (eps, rtol))
-        absolute = unit ** (2 / 3) if atol is None else atol
-        settings = _Settings(modes, step, absolute, relative, unit, directions, seed)
-        _check_effects(subject, plain, settings)
-        _check_order(subject, settings, order)
+        given = _double(args) if float64 else args
+        called = call_plainly("check_grads", f, given)[:2]
+        subject = subject_of("check_grads", f, given, grad_states, argnums)
+        settings = _Settings.for_types(subject, called[0], **options)
+        _check_effects(subject, called, settings)
+        blind = _check_order(subject, settings, order)
+    if blind and not settings.double and atol is None and rtol is None:
+        _in_double(f, args, (grad_states, argnums), options, order, plain[0])

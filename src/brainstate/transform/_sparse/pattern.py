@@ -313,11 +313,10 @@ class SparsityPattern:
         try:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 pattern = cls(file["rows"], file["cols"], tuple(file["shape"].tolist()))
-                for kind in KINDS:
-                    if f"color_{kind}" in file:
-                        pattern._colors[kind] = file[f"color_{kind}"]
-                        if not pattern._is_readable(kind):
-                            raise ValueError(f"its {kind} colors are not a coloring of this pattern.")
+                pattern._colors.update((kind, file[f"color_{kind}"]) for kind in KINDS if f"color_{kind}" in file)
+            for kind in pattern._colors:
+                if not pattern._is_readable(kind):
+                    raise ValueError(f"its {kind} colors are not a coloring of this pattern.")
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StateValueError(f"{os.fspath(path)!r} does not hold a SparsityPattern: {error}") from error
         return pattern
