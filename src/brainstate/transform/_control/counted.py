@@ -1,6 +1,7 @@
 """``fori_loop`` and ``associative_scan``: loops over a range and over an associative operation, with States."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,7 +82,8 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable, init_val: Any, *, unro
 
         step = named_after(step, body_fun)
         start, unroll = (int(lower), init_val), 1 if unroll is None else unroll
-        return named_scan("fori_loop", step, start, None, length, False, unroll)[0][1]
+        loop = partial(jax.lax.scan, unroll=unroll)
+        return named_scan("fori_loop", step, start, None, length, False, loop)[0][1]
     if unroll not in (None, False, 1):
         raise StateValueError(
             f"fori_loop: unroll={unroll!r}, and a bound is a traced value. Unroll only a loop whose range is known."
