@@ -44,6 +44,7 @@ class Staged:
         self.closed, self.places, self.out_tree = closed, places, out_tree
         self.reads, self.born, self.used = scope.reads, scope.born, scope.used
         out, writes = out_tree.unflatten(closed.out_avals)
+        # The outputs are `(out, Writes)`: their treedef names the States, their types are known without a run.
         self.writes, self.result_types = writes.states, out
         self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
 

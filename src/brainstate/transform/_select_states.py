@@ -178,6 +178,7 @@ def select_states(states, what: str = "grad_states", kind: type[State] = ParamSt
     found = [_look_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
     found, treedef = _flatten_container(treedef.unflatten(found), what)
     paths = {}
+    # `paths` keeps the order of the leaves: the gradients have it too.
     for path, state in found:
         where = jax.tree_util.keystr(path)
         if _is_snapshot(state):

@@ -75,8 +75,10 @@ class _Accumulated:
             commit(writes)
             return jax.tree.map(jnp.add, total, added), aux
 
+        # The staged program knows the types of a gradient, from which the sums start.
         zeros = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), staged.result_types[0])
         (sums, weights), aux = scan(body, zeros, [None if i in whole else p for i, p in enumerate(parts)])
+        # Without `weight` each part has weight 1: the mean divides by their number.
         if self.reduction == "mean":
             sums = jax.tree.map(lambda leaf: leaf / weights.astype(leaf.dtype), sums)
         return self.grad_fn.arrange(*sums, aux)

@@ -83,12 +83,14 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
 
     def jacobian(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
+        # An integer leaf has no cotangent that a loop can stack: it stays fixed, and its blocks are zeros.
         moving, fixed = partition(diff, differentiable)
         if holomorphic:
             _check_kind("jacrev", "inputs", leaves, jnp.complexfloating)
         value, pull, aux = jax.vjp(lambda moved: fun(combine(moved, fixed), *rest, **kwargs), moving, has_aux=True)
         outs, out_tree = jax.tree.flatten(value)
         _check_kind("jacrev", "outputs", outs, jnp.complexfloating if holomorphic else jnp.floating)
+        # For each moving leaf, one row of the Jacobian for each entry of the output.
         rows = _map_units(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
         cut = {i: _cut_rows(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
         blocks = [

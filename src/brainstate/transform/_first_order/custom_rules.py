@@ -112,7 +112,7 @@ def _with_values(fun, pure):
     """Return ``pure`` with a signature, by which JAX resolves keywords: its first argument, then those of ``fun``."""
     renamed: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
-    if signature is not None:
+    if signature is not None:  # a built-in function may have none; then JAX takes positional arguments only
         renamed.__signature__ = with_leading(signature, ["values"])
     return renamed
 

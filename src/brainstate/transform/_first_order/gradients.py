@@ -63,6 +63,7 @@ def _vector_grad_transform(fun, *, argnums, has_aux):
 
 
 def _one(leaf):
+    """Return a cotangent of ones for an output; that of an integer is zero, of dtype float0."""
     return jnp.ones_like(leaf) if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
@@ -80,6 +81,7 @@ def _jacfwd_transform(fun, *, argnums, has_aux, chunk_size, **params):
 
 def _hessian_transform(fun, *, argnums, has_aux, chunk_size, **params):
     if chunk_size is not None:
+        # Forward over reverse: a column of the Hessian is the derivative of the gradient along a unit vector.
         inner = jax.jacrev(fun, argnums=argnums, has_aux=has_aux, **params)
         return chunked_jacfwd(inner, chunk_size=chunk_size, name="hessian", **params)
     return jax.hessian(fun, argnums=argnums, has_aux=has_aux, **params)

@@ -59,6 +59,7 @@ class Space:
             return
         wanted = {self._label(path): leaf for path, leaf in tree_leaves_with_path(self.structure)}
         given = {self._label(path): leaf for path, leaf in tree_leaves_with_path(vector)}
+        # Leaves are matched by label rather than by place, so that the message names the ones at fault.
         if jax.tree.structure(vector) != self.treedef:
             faults = [f"{label} is missing" for label in wanted if label not in given]
             faults += [f"{label} is unexpected" for label in given if label not in wanted]
@@ -96,6 +97,7 @@ class Space:
 
     def _label(self, path) -> str:
         """Name a leaf as the user does: ``grad_states['layer'].weight``, ``argument 1['x']``."""
+        # With States and arguments, G is a pair: the first key of a path tells which.
         if self.has_states and self.argnums is not None and path:
             first, *path = path
             in_states = getattr(first, "idx", None) == 0
@@ -169,6 +171,7 @@ class Space:
         if not path and jax.tree.leaves(tree):
             return tree
         found = []
+        # A key may hold dots itself, so more than one child may fit.
         for key, child in _children(tree):
             if path == key or path.startswith(f"{key}."):
                 with contextlib.suppress(StateValueError):

@@ -260,6 +260,7 @@ class Through(Product):
         pull = jax.linear_transpose(push, point.diff)
         _, aux, writes = carried.tree()
         commit(writes)
+        # With u = J v the product is Jᵀ (C u), and the gradient is Jᵀ (∂l/∂f).
         curve, slope, value = self._curve(point, out)
         return Curvature(Partial(_sandwich, push, curve, pull), lambda: pull(slope)[0], value, aux)
 

@@ -63,6 +63,7 @@ def _curvature(fun, leaves, along):
         return out, aux
 
     try:
+        # The derivative along v of the derivative along v: vᵀ H v for each entry of the output.
         _, out, aux = jax.jvp(slope, (leaves,), (along,), has_aux=True)
     except NotImplementedError as error:
         if "custom_lin" not in str(error):
@@ -93,6 +94,7 @@ def _exact(fun, leaves, chunk_size):
     each = jax.vmap(lambda i: _curvature(staged, leaves, unit(leaves, i))[0])
     # The numbers that fill up the last chunk belong to no entry: `unit` gives zeros, which add nothing.
     chunks = jnp.arange(-(-size // chunk_size) * chunk_size).reshape(-1, chunk_size)
+    # The loop adds up, so that no more than one chunk is held; its carry starts as zeros of the right types.
     types = jax.eval_shape(lambda: _sum(each(chunks[:1, 0])))
     start = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), types)
     total, _ = jax.lax.scan(lambda total, i: (jax.tree.map(jnp.add, total, _sum(each(i))), None), start, chunks)
@@ -112,6 +114,7 @@ def _estimate(fun, leaves, chunk_size, samples, key):
         ]
         return _curvature(fun, leaves, signs)
 
+    # All keys are drawn before the loop, so that the estimate does not depend on the size of the chunks.
     keys = jax.random.split(key, samples)
     if chunk_size is None:
         found, aux = jax.vmap(lambda key: one(fun, key), out_axes=(0, None))(keys)

@@ -214,6 +214,7 @@ class LinearOperator:
     def _entries(self, rows, columns, chunk_size):
         """Return the entries in these rows and columns, by products with the fewer of them."""
         self._require_real()
+        # A product with the map gives a column, one with the transpose a row.
         if rows.stop - rows.start < columns.stop - columns.start:
             found = self.T._lines(rows, columns, chunk_size)
         else:

@@ -102,6 +102,7 @@ def taylor(
 def _coefficient(tree, out, k):
     """Return coefficient ``k`` of the value, from the series of all outputs."""
 
+    # A series without terms is that of a constant.
     def term(x):
         if not differentiable(x.primal):
             return None
