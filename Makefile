@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 STAMPS := $(addprefix $(VENV)/.,demo test check) $(PEERS)/.peers
 
-.PHONY: help setup demo test soak planted test-jax check measure format bench bench-peers docs lock clean
+.PHONY: help setup demo minutes test test-all soak planted test-jax check measure format bench bench-peers docs lock clean
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -32,13 +32,20 @@ setup: $(VENV)/.check  ## everything but the peers
 demo: $(VENV)/.demo  ## train a classifier on handwritten digits
 	$(BIN)/python examples/digits.py
 
-# Compiled code is kept between runs.
-test: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
-test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
-test: $(VENV)/.test  ## formalities first, then all tests, docstrings and documents
+# Compiled code is kept between runs. `test-all` runs what `test` leaves out, and nothing twice.
+test test-all: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --ignore=tests/test_formalities.py
+minutes:
+	@echo 'make test takes about three minutes on two cores, and seven the first time: it makes its environment and compiles.'
+test: minutes $(VENV)/.test  ## formalities first, then the tests, docstrings and documents, without the long ones
 	$(BIN)/python -m pytest -q tests/test_formalities.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_formalities.py $(ARGS)
+	$(PYTEST) -m 'not long' $(ARGS)
+
+test-all: $(VENV)/.test  ## the long tests after it: thousands of random programs, all cells of the tables
+	@echo 'make test-all takes about eight minutes on two cores.'
+	$(PYTEST) -m long $(ARGS)
 
 SECONDS := 120
 soak: $(VENV)/.test  ## interrupts, signals, threads and donation for two minutes, or SECONDS=...

@@ -1,10 +1,12 @@
 """A hostile environment for the tests; documents and docstrings run under the defaults of JAX, if not of XLA."""
 
 import gc
+from collections import defaultdict
 
 import jax
 import pytest
 
+from _covering import covering
 from brainstate import random
 from brainstate._seam import tokens as _tokens
 
@@ -56,6 +58,16 @@ def no_leaks():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with what is slow: it then runs in a young process, beside all else, and not after it."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Mark as long the cells of a crossing whose rows and columns other cells show; begin with the longest test."""
+    crossings = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("crossing"):
+            crossings[item.function].append(item)
+    for cells in crossings.values():
+        values = [[str(value) for _, value in sorted(cell.callspec.params.items())] for cell in cells]
+        for cell, kept in zip(cells, covering(values, *cells[0].get_closest_marker("crossing").args), strict=True):
+            if not kept:
+                cell.add_marker("long")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

@@ -72,6 +72,7 @@ CALLS = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "jit"])
 @pytest.mark.parametrize("name", CALLS)
 def test_each_branch_is_the_twin(name, compiled):

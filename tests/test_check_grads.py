@@ -53,8 +53,11 @@ def tilted(fun, factor):
     return wrong
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("factor", [1.0, 1.01], ids=["right", "wrong"])
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(s, marks=[pytest.mark.long] * (s in BOTH), id=str(s)) for s in SCENARIOS]
+)
 def test_agrees_with_jax_on_the_twin(scenario, factor):
     with jax.enable_x64(True):
         states, args = scenario.prepare("float64")
@@ -82,6 +85,7 @@ def test_agrees_with_jax_on_the_twin(scenario, factor):
                         check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("column", ["vmap", "scan", "while", "cond", "checkpoint"])
 @pytest.mark.parametrize("name", ["noise", "pytree"])
 def test_nested_scenarios(name, column):
@@ -293,6 +297,7 @@ def test_noise_of_a_generator_is_frozen(w):
         check_grads(fun, 0.7, grad_states=w, argnums=0, order=2)
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("kink", [jax.nn.relu, jnp.abs, lambda x: jnp.maximum(x, -x), lambda x: jnp.clip(x, 0, 1)])

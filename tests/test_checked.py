@@ -69,7 +69,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "compiled", "order"), [*((name, False, 1) for name in LAYERS), ("Module", True, 2)])
+@pytest.mark.parametrize(
+    ("name", "compiled", "order"),
+    [*((name, False, 1) for name in LAYERS), pytest.param("Module", True, 2, marks=pytest.mark.long)],
+)
 def test_layers(name, compiled, order):
     layer, x = LAYERS[name](), jnp.sin(jnp.arange(6.0)).reshape(2, 3)
     with unchanged(*layer.states().values(), R.DEFAULT), jax.numpy_dtype_promotion("standard"):

@@ -44,6 +44,7 @@ class Layer:
 CASES = [(name, T.grad) for name in POLICIES] + [(name, t) for name in ("none", "tag") for t in (T.jacfwd, T.hessian)]
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize(("name", "transform"), CASES)
 def test_the_same_as_without(name, transform):
     policy = POLICIES[name]

@@ -50,6 +50,7 @@ def twin(flat, unravel):
     return {"h": h, "all": (h**2).sum() * x}
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("size", [4, 100])
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_same_in_chunks(name, size, double):
@@ -88,6 +89,7 @@ def test_random_numbers_aux_and_decorator(name):
     np.testing.assert_allclose(matrix, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MATRICES)
 def test_under_other_transforms(name, double):
     w = ParamState(jnp.array([0.5, -1.0, 2.0]))
@@ -104,6 +106,7 @@ def test_under_other_transforms(name, double):
         same(T.jit(ours)(x), T.jit(theirs)(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MATRICES)
 def test_holomorphic(name):
     z = jnp.array([0.5 + 1j, 1 - 0.5j, 2j])
@@ -137,6 +140,7 @@ def wide(x):
     return h[:100] * x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MATRICES)
 def test_memory(name):
     def temporary(size):

@@ -206,6 +206,7 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------ the products
 
 
+@pytest.mark.crossing
 # All that goes through a model's output is one piece of code, so States and an argument together will do for most.
 @pytest.mark.parametrize(
     ("name", "wrt"), [(name, wrt) for name in PRODUCTS for wrt in WRT if name in ("hvp", "ggn") or wrt == "both"]
@@ -275,6 +276,7 @@ def test_gradient_value_and_aux_come_from_the_same_pass(name):
         assert aux["note"] == aux2["note"] == "text" and aux["x"] is world.x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("law", LABELS)
 def test_sampled_fisher_is_unbiased_and_fixed_by_its_key(law):
     """Twenty independent estimates: their mean is within five of its standard errors, in each of 100 entries."""
@@ -588,6 +590,7 @@ def _inside(name, world):
     return product, by_twin
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hvp", "ggn"])
 def test_inside_other_transforms(name):
     world = World()
@@ -633,6 +636,7 @@ def test_linearize_inside_other_transforms():
     close(T.grad(lambda x: ours(x)[1].sum())(world.x), jax.grad(lambda x: by_twin(x)[1].sum())(world.x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_inside_vmap(name):
     world = World()
@@ -652,6 +656,7 @@ def test_the_hessian_of_a_product_is_the_fourth_derivative():
     assert float(T.grad(lambda: inner(jnp.array(1.0)), w)()) == 2.0
 
 
+@pytest.mark.long
 def test_loops_and_checkpoints_inside_the_model():
     w, h = ParamState(jnp.array([0.5, -0.3]), name="w"), State(jnp.zeros(2), name="h")
 
@@ -974,6 +979,7 @@ def test_a_label_that_is_no_class_is_not_silent():
     assert np.isnan(product.operator(world.x).dense()).all()
 
 
+@pytest.mark.long
 def test_a_raw_jit_warns_of_frozen_states():
     world = World()
     v = Reference(world, "one state").vector()

@@ -56,6 +56,7 @@ def test_digits_is_reproducible_and_draws_a_single_epoch(tmp_path):
     assert once == again
 
 
+@pytest.mark.long
 def test_newton_needs_fewer_steps_than_adam(capsys):
     with brainstate.random.seed_context(0):  # the example seeds the default generator
         newton, adam = load("newton_cg").main()

@@ -17,6 +17,7 @@ import numpy as np
 import optimistix
 import pytest
 
+from _covering import few
 from brainstate import FrozenReadWarning, ParamState, State, StateTypeError, StateValueError, TraceContextError, nn
 from brainstate import transform as T
 from brainstate._seam import tokens as border
@@ -159,13 +160,15 @@ def put(value):
     w.value, tree.value = jnp.float32(value), {"a": jnp.float32(value)}
 
 
+@pytest.mark.parametrize("every", few([6, 1]))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a1_long_lived_functions_of_jax(kind):
-    """One function in all uses, those made before a change of the value included, in both orders."""
+def test_a1_long_lived_functions_of_jax(kind, every):
+    """One function in all uses, or every sixth, those made before a change of the value included, in both orders."""
     f, g = KINDS[kind]
     x = jnp.float32(1.5)
-    made = {use: make(f) for use, (make, _) in USES.items()}
-    for value, order in ((2.0, [*USES]), (3.0, [*reversed(USES)])):
+    uses = [*USES][[*KINDS].index(kind) % every :: every]
+    made = {use: USES[use][0](f) for use in uses}
+    for value, order in ((2.0, uses), (3.0, uses[::-1])):
         put(value)
         for use in order:
             want = USES[use][1](g)(jnp.float32(value), x)

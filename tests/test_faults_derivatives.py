@@ -170,6 +170,7 @@ def test_a6_a_loop_leaves_the_last_value_of_what_it_only_writes():
 # ------------------------------------------------------------------------------------------ A12: planted errors
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a12_planted_errors_are_found(loss, float64):
@@ -198,6 +199,7 @@ def test_a12_where_double_precision_says_nothing(fault):
         check_grads(fun, grad_states=w)
 
 
+@pytest.mark.long
 def test_a12_no_direction_misses_a_wrong_gradient():
     """For 200 seeds and each size: what `check_grads` compares is off by more than it allows, without running it."""
     for size in (1, 2, 3, 10, 100, 1000):
@@ -225,6 +227,7 @@ def test_a12_a_small_gradient_beside_a_large_one():
     assert "'large'" not in str(error.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("float64", [False, True])
 @pytest.mark.parametrize("loss", RIGHT)
 def test_a12_no_false_alarm(loss, float64):
@@ -232,6 +235,7 @@ def test_a12_no_false_alarm(loss, float64):
         assert is_acquitted(loss, size, seed, float64), (size, seed)
 
 
+@pytest.mark.long
 def test_a12_where_the_derivative_vanishes():
     for f in (lambda x: x**3, lambda x: x**2, lambda x: jnp.sum(0.0 * x)):
         check_grads(f, jnp.zeros(3))
@@ -296,6 +300,7 @@ def test_a15_a_carry_of_one_step_is_exact_and_linear(length):
     np.testing.assert_array_equal(pattern.rows * length + pattern.cols, wanted)
 
 
+@pytest.mark.long
 def test_a15_the_matrix_of_a_long_scan():
     matrix = T.sparse_jacobian(_neighbours)(jnp.zeros(3000))
     assert matrix.nse == 5999
@@ -329,6 +334,7 @@ LONG = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("case", LONG)
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_a15_all_steps_at_once_are_what_one_after_the_other_is(monkeypatch, case, mode):
@@ -383,6 +389,7 @@ def test_b5_no_state_is_kept(name, how):
     assert reference() is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [1.0, 40.0, 44.7, 44.72136, 2000.0])
 def test_b5_single_precision_far_from_one(start):
     for scale in (1.0, 1e-3, 1e4):
@@ -408,6 +415,7 @@ def test_b5_what_has_no_root_is_not_found(fun):
             T.root(fun, start, max_steps=50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["plain", "jit", "jit inside", "grad", "twice"])
 def test_b5_lanes_that_fail_are_counted(how):
     written, x = State(jnp.array(0.0)), jnp.array([1.0, -1.0, 4.0, -9.0])
@@ -456,6 +464,7 @@ def test_d_a_missing_library_is_named_with_its_remedy(monkeypatch, module, call,
 # ------------------------------------------------------------------------------------------ C: Poisson, explain
 
 
+@pytest.mark.long
 def test_c_fisher_of_a_poisson():
     """The exact matrix is the expectation of outer products of scores, and the Hessian of the loss at its mean."""
     with jax.enable_x64(True):
@@ -528,6 +537,7 @@ def test_d_an_overflow_that_meets_a_zero_is_not_a_mask():
         grad(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0), debug_nan=True)(0.0)
 
 
+@pytest.mark.long
 def test_d_a_checkpointed_loop_says_that_it_counts_within_a_part():
     def run(loop, x):
         return loop(lambda c, i: (c + jnp.where(i == 13, jnp.log(c - c), 0.0), None), x, jnp.arange(20))[0]

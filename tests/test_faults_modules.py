@@ -674,6 +674,7 @@ WAYS = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a11_a_change_is_seen_by_those_that_ran_the_module(change, words, way):

@@ -368,6 +368,7 @@ def test_a13_choice_leaves_out_what_has_no_weight():
     assert R.choice(6, 0, p=np.zeros(6), key=0).shape == (0,)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "args"),
     [

@@ -449,6 +449,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPERATORS)
 def test_c_operators_leave_and_enter_a_jit(w, name):
     make = functools.partial(OPERATORS[name], w)

@@ -96,6 +96,7 @@ def test_laplacian_with_states(size, double):
     same(one, jax.jit(jax.jacfwd(by_hand))(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [None, 2])
 def test_laplacian_draws_once(size):
     def summed(w):
@@ -296,6 +297,7 @@ def test_taylor_through_a_stateful_model(wrap, double):
     assert not isinstance(net.h.value, jax.core.Tracer)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["elementary", "scan"])
 def test_taylor_inside_other_transforms(name, double):
     function, x, v = FUNCTIONS[name], jnp.asarray(X), jnp.ones(3)
@@ -453,6 +455,7 @@ def test_misuse(case):
         trigger()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "call",
     [

@@ -77,6 +77,7 @@ def test_derivatives_are_those_of_the_unrolled_iteration(p, name):
         np.testing.assert_allclose(got[1], jacobian[1], atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["root", "fixed_point"])
 def test_second_derivatives(p, name):
     solve, x = problems(p)[name], jnp.array(X)
@@ -87,6 +88,7 @@ def test_second_derivatives(p, name):
     np.testing.assert_allclose(got[1][1], wanted[1][1], atol=1e-8)
 
 
+@pytest.mark.long
 def test_second_derivatives_of_a_minimiser():
     """The minimum of ``cosh(y - a²) + (y - a²)²`` is ``a²``."""
     a = State(jnp.array([0.7, -1.2]))
@@ -119,6 +121,7 @@ def test_the_derivative_of_a_minimiser(p):
         np.testing.assert_allclose(got_x[i], (up - down) / (2 * h), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
 def test_inside_the_other_transforms(p):
     """The function runs once, the States it does not write stay the objects they were."""
     runs, seen, before = [], HiddenState(jnp.zeros(2)), p.value

@@ -122,6 +122,7 @@ def test_an_array_in_the_structure_of_what_is_differentiated_is_not_taken_for_a_
     assert (J.T @ jnp.ones((4, 4))).shape == (J.T @ jnp.ones(16)).shape == (4,)
 
 
+@pytest.mark.long
 def test_it_is_a_pytree_for_other_transforms_and_for_solvers():
     world = World()
     expected, _ = matrix(world)

@@ -219,6 +219,7 @@ def test_a_state_that_is_only_written(first):
     assert len(runs) == 1
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 15, 16, 17, 26, 27, 28, 40])
 @pytest.mark.parametrize("base", [2, 3])
 def test_checkpointed_lengths(count, base):
@@ -712,6 +713,7 @@ def _possible(names):
     return not any(a in REVERSE and "while_loop" in names[i:] for i, a in enumerate(names))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outer", KINDS)
 def test_pairs(outer):
     for inner in KINDS:
@@ -727,6 +729,7 @@ def test_one_run_of_each_pair():
             assert len(runs) == 1, names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", range(4))
 def test_depth_six(shift):
     order = list(itertools.islice(itertools.cycle(NESTS), 3 * shift, 3 * shift + 11))
@@ -735,5 +738,6 @@ def test_depth_six(shift):
     nest(names)
 
 
+@pytest.mark.long
 def test_depth_six_with_a_while_loop():
     nest(("jit", "while_loop", "vmap", "cond", "scan", "grad"))

@@ -474,14 +474,8 @@ def test_the_first_operation_is_named(row):
     judge(row, raised(derivative))
 
 
-def _nested(row):
-    marks = (
-        [] if row.fun.__name__.startswith(("inside", "second", "backward", "scan", "masked")) else [pytest.mark.slow]
-    )
-    return pytest.param(row, marks=marks, id=row.fun.__name__)
-
-
-@pytest.mark.parametrize("row", [_nested(row) for row in ROWS])
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fun.__name__)
 def test_under_jit(row):
     judge(row, raised(T.jit(T.grad(row.fun, row.states, check_states=False, debug_nan=True))))
 
@@ -522,6 +516,7 @@ def infinite_best():
 HARMLESS = [masked_softmax, masked_by_logarithm, harmless_nan_forward, stopped_nan, infinite_best]
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("compiled", [False, True], ids=["at once", "jit"])
 @pytest.mark.parametrize("fun", HARMLESS, ids=lambda fun: fun.__name__)
 def test_harmless_infinities_raise_nothing(fun, compiled):
@@ -620,7 +615,6 @@ TRANSFORMS |= {  # in other forms
 }
 
 
-SLOW = ("hessian", "jacfwd in chunks", "jacobian", "fwd_grad", "laplacian")
 NO_DERIVATIVE = {"check_grads", "explain", "jacobian_sparsity", "hessian_sparsity"}
 
 
@@ -631,7 +625,7 @@ def test_no_transform_is_left_out():
     assert watched <= set(TRANSFORMS)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TRANSFORMS])
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_takes_it(name):
     make = TRANSFORMS[name]
     fine = jnp.ones(2)
@@ -960,7 +954,6 @@ print(mapped(w.value))
 """
 
 
-@pytest.mark.slow
 def test_several_devices():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SEVERAL], env=env, capture_output=True, text=True, timeout=120)
@@ -1154,6 +1147,7 @@ def test_the_search_is_not_heard():
     assert len(called) <= 2 and len(seen["h"]) == 1
 
 
+@pytest.mark.long
 def test_beside_the_check_of_jax():
     with jax.debug_nans(True):
         error = raised(T.jit(T.grad(lambda x: jnp.sqrt(x).sum(), debug_nan=True)), jnp.zeros(2))

@@ -94,6 +94,7 @@ def expected(row, way):
     return row.line, row.phase
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compiled", [False, True], ids=["at once", "jit"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fun.__name__)
 def test_a_pullback_names_the_first_operation(row, compiled):
@@ -107,7 +108,7 @@ def test_a_pullback_names_the_first_operation(row, compiled):
     assert row.iteration in (None, error.iteration) and row.branch in (None, error.branch), error
 
 
-@pytest.mark.slow
+@pytest.mark.crossing
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "pulled"])
 @pytest.mark.parametrize("row", [row for row in ROWS if row.fun in SOME], ids=lambda row: row.fun.__name__)
 def test_other_ways_do_so_too(row, way):

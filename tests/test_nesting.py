@@ -49,13 +49,12 @@ def cell_id(scenario, nest, derivative):
 
 
 def cells():
-    """Yield the cells as parameters; those that are compiled, in pairs, take long together."""
-    for scenario, nest, derivative in columns():
-        slow = len(nest) > 1 and "shard_map" in map(str, nest)
-        cell = scenario, nest, derivative
-        yield pytest.param(*cell, id=cell_id(*cell), marks=[pytest.mark.slow] if slow else [])
+    """Yield the cells as parameters."""
+    for cell in columns():
+        yield pytest.param(*cell, id=cell_id(*cell))
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize(("scenario", "nest", "derivative"), list(cells()))
 def test_agrees_with_jax_on_the_twin(scenario, nest, derivative):
     check(scenario, nest, derivative)
@@ -81,6 +80,7 @@ def deep():
     return [*turns, (shard_map, *others[1:6])]
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("derivative", ["inside", "around"])
 @pytest.mark.parametrize("nest", deep(), ids=lambda nest: nest[0].name)
 @pytest.mark.parametrize("name", ["array", "noise"])

@@ -142,6 +142,7 @@ def test_norms_with_respect_to_an_argument_and_a_weight(double):
     same((gradient, along_x, along_v), jax.tree.map(lambda *g: jnp.stack(g), *hand))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
 def test_norms_in_other_types(dtype):
     if dtype == "complex64":
@@ -189,6 +190,7 @@ class Net(nn.Module):
         return {"mean": self.mean, "last": self.last}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [T.per_example_grad, T.per_example_norms])
 def test_chunks_change_nothing(transform, double):
     xs, ys = numbers(7, 3), numbers(7)

@@ -1,7 +1,7 @@
 """Random programs with States agree with the same programs in pure JAX; see ``programs``.
 
-The environment variable ``BRAINSTATE_PROGRAMS`` says how many are run without XLA, 3000 unless it is set; one for
-every fifty of these is run compiled as well. They take about five minutes on one core.
+`make test` runs fifty of them without XLA. `make test-all` runs 3000, or as many as the environment variable
+``BRAINSTATE_PROGRAMS`` says, which takes about five minutes on one core. One for every fifty is run compiled as well.
 """
 
 import gc
@@ -20,7 +20,7 @@ from programs import compare, generate
 
 # Programs read States in functions of JAX's own as well; each of these says so once.
 pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")
-COUNT = int(os.environ.get("BRAINSTATE_PROGRAMS", "3000"))
+COUNTS = [50, pytest.param(int(os.environ.get("BRAINSTATE_PROGRAMS", "3000")), marks=pytest.mark.long)]
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 turn = itertools.count(1)
 
@@ -33,22 +33,17 @@ def check(program, **how):
         gc.freeze()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(0)
-@settings(max_examples=COUNT, **ANY)
-@given(generate())
-def test_agrees_with_pure_jax(program):
-    with jax.enable_x64(True):
-        check(program)
+@pytest.mark.parametrize("compiled", [False, True], ids=["interpreted", "compiled"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_agrees_with_pure_jax(count, compiled):
+    @settings(max_examples=max(1, count // 50) if compiled else count, **ANY)
+    @given(generate())
+    def agrees(program):
+        with jax.enable_x64(True):
+            check(program, compiled=compiled)
 
-
-@pytest.mark.slow
-@pytest.mark.timeout(0)
-@settings(max_examples=max(1, COUNT // 50), **ANY)
-@given(generate())
-def test_agrees_when_compiled(program):
-    with jax.enable_x64(True):
-        check(program, compiled=True)
+    agrees()
 
 
 def test_numpy_draws_what_jax_draws():

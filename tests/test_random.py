@@ -18,6 +18,7 @@ from scipy import stats
 
 import brainstate
 import brainstate.random as R
+from _covering import few
 from brainstate import ParamState, State, transform
 from brainstate._errors import StateTypeError, StateValueError, TraceContextError
 
@@ -207,6 +208,7 @@ def names(cases):
 # --- distributions ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "args", "dist"), CONTINUOUS, ids=names(CONTINUOUS))
 def test_continuous(name, args, dist):
     x = getattr(R, name)(*args, size=N, key=1)
@@ -214,6 +216,7 @@ def test_continuous(name, args, dist):
     assert stats.kstest(np.asarray(x, float), dist.cdf).pvalue > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "args", "dist"), DISCRETE, ids=names(DISCRETE))
 def test_discrete(name, args, dist):
     x = np.asarray(getattr(R, name)(*args, size=N, key=1))
@@ -417,7 +420,7 @@ def test_unavailable_dtype_warns_as_in_jax():
         assert R.normal(key=0, dtype="float64").dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["normal", "vonmises", "zipf", "hypergeometric"])
+@pytest.mark.parametrize("name", few(["normal", "vonmises", "zipf", "hypergeometric"], 2))
 def test_jit_and_vmap(name):
     _, args, _ = {**INTS, **FLOATS}[name]
 
@@ -503,6 +506,7 @@ def test_no_check_if_traced_or_unwanted():
     R.multinomial(3, [0.5, 0.3], key=0, check_valid=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "args", "expected"),
     [

@@ -28,6 +28,7 @@ def precision(dtype):
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 
+@pytest.mark.crossing(2)
 @pytest.mark.parametrize(
     ("scenario", "operator", "dtype", "context"), [pytest.param(*c, id="-".join(map(str, c))) for c in cells()]
 )

@@ -270,6 +270,7 @@ def derivative_of(names, first):
     return jax.tree.map(lambda n: jax.tree.map(lambda m: SECOND.get(tuple(sorted((n, m))), 0.0), names), names)
 
 
+@pytest.mark.crossing(2)
 @pytest.mark.parametrize("return_value", [False, True])
 @pytest.mark.parametrize("has_aux", [False, True])
 @pytest.mark.parametrize(("given", "argnums", "names"), ROWS)

@@ -270,6 +270,7 @@ def test_pattern_of_each_operation(i, double):
     compare(portion(i, 4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("i", range(6))
 def test_hessian_pattern_of_each_operation(i, double):
     compare(portion(i, 6, FORWARD_ONLY), hessian=True, values=5)
@@ -279,24 +280,26 @@ def drawn(first, count, **options):
     return {(seed, *names): run for seed, (run, names) in programs(first, count, **options)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", range(3))
 def test_patterns_of_random_programs_miss_nothing(batch, double):
     compare(drawn(25 * batch, 25), values=3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", range(2))
 def test_hessian_patterns_of_random_programs_miss_nothing(batch, double):
     compare(drawn(1000 + 15 * batch, 15, length=2, without=FORWARD_ONLY), hessian=True, values=4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("batch", range(4))
 def test_patterns_of_longer_programs_miss_nothing(batch, double):
     compare(drawn(2000 + 20 * batch, 20, length=8), values=2)
     compare(drawn(3000 + 10 * batch, 10, length=3, without=FORWARD_ONLY), hessian=True, values=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("i", range(4))
 def test_reverse_mode_of_each_operation(i, double):
     """The pattern read off the pullback, and the rows that it gives."""
@@ -635,6 +638,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize(("scenario", "operator", "context"), CELLS)
 def test_agrees_with_jax_on_the_twin(scenario, operator, context, double):
     """Structure, values and writes are those of jacobian and hessian, and the function ran once."""

@@ -105,6 +105,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.crossing
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_cotangent_is_the_derivative_by_what_is_added_there(w, name, compiled):
