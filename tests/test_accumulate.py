@@ -151,10 +151,10 @@ def gradient_of(w):
 
 
 MISUSE = {
-    "no gradient": (lambda w: accumulate(jnp.sum, 2), StateTypeError, r"takes what grad\(\.\.\.\) returns, not"),
+    "no gradient": (lambda w: accumulate(jnp.sum, 2), StateTypeError, r"takes the result of grad\(\.\.\.\), not"),
     "jit inside": (lambda w: accumulate(T.jit(gradient_of(w)), 2), StateTypeError, "not Jit: put jit around"),
     "steps": (lambda w: accumulate(gradient_of(w), 0), StateValueError, "steps=0: give the number of parts"),
-    "steps of another type": (lambda w: accumulate(gradient_of(w), 2.0), StateValueError, r"steps=2\.0"),
+    "steps of another type": (lambda w: accumulate(gradient_of(w), 2.0), StateTypeError, r"steps=2\.0"),
     "reduction": (lambda w: accumulate(gradient_of(w), 2, reduction="max"), StateValueError, "'max' is neither"),
     "weight of a sum": (
         lambda w: accumulate(gradient_of(w), 2, reduction="sum", weight=jnp.sum),

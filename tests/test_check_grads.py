@@ -197,7 +197,7 @@ def broken_transform(change):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda aux: type(aux).of((None, None, type(aux.tree()[2])((), []))), "dropped"),
+        (lambda aux: type(aux).pack((None, None, type(aux.tree()[2])((), []))), "dropped"),
         (lambda aux: jax.tree.map(lambda a: a + 2.0, aux), "twice"),
         (lambda aux: jax.tree.map(lambda a: a * 7.0, aux), "custom transform or rule does not pass on"),
     ],
@@ -409,7 +409,7 @@ def test_a_model_that_makes_states_in_each_call_is_refused():
         kept.append(State(x, name="new"))
         return x
 
-    with pytest.raises(StateValueError, match="makes State 'new' anew in each call"):
+    with pytest.raises(StateValueError, match="creates a new State 'new' in each call"):
         check_grads(fun, 1.0)
     assert kept[-1].value == 1.0
 

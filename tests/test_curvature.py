@@ -246,7 +246,7 @@ def test_linearize_with_aux_negative_positions_and_a_tangent_of_another_shape():
     )
     assert aux["text"] == "s" and aux["w"].tolist() == [1.0, 2.0]
     assert push((jnp.array([1.0, 0.0]), jnp.array(1.0))).tolist() == [4.0, 2.0]
-    with pytest.raises(StateValueError, match=r"argument 1 is float64\[2\], what it belongs to is float64\[\]"):
+    with pytest.raises(StateValueError, match=r"argument 1 is float64\[2\], where float64\[\] is expected"):
         push((jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])))
     assert jax.jit(lambda push, t: push(t))(push, (jnp.ones(2), jnp.array(0.0))).tolist() == [3.0, 3.0]
 
@@ -847,30 +847,35 @@ ROWS = [
     Row("int loss", lambda: T.hvp(lambda: (f(), 1)[1], w)(one()), StateTypeError, "of dtype int"),
     Row("loss no scalar", lambda: T.ggn(g, lambda o: o, w)(one()), StateTypeError, "ggn: loss_fn returns one real"),
     Row("has_aux, no pair", lambda: T.hvp(f, w, has_aux=True)(one()), StateTypeError, r"a pair \(value, aux\)"),
-    Row("vector: None", lambda: T.hvp(f, w)(None), StateValueError, "hvp: the vector has no grad_states: give one"),
+    Row(
+        "vector: None",
+        lambda: T.hvp(f, w)(None),
+        StateValueError,
+        "hvp: the vector has the wrong structure: grad_states is missing",
+    ),
     Row(
         "vector: missing leaf",
         lambda: T.hvp(f, FOUND)({"a": one(), "b": {"q": one()}}),
         StateValueError,
-        r"has no grad_states\['b'\]\['p'\]\['k'\], grad_states\['b'\]\['q'\] besides",
+        r"grad_states\['b'\]\['p'\]\['k'\] is missing, grad_states\['b'\]\['q'\] is unexpected",
     ),
     Row(
         "vector: shape",
         lambda: T.ggn(g, square, FOUND)({"a": jnp.ones(3, jnp.float32), "b": {"p": {"k": 1.0, "n": None}}}),
         StateValueError,
-        r"ggn: the vector at grad_states\['a'\] is float32\[3\], what it belongs to is float32\[2\]",
+        r"ggn: the vector at grad_states\['a'\] is float32\[3\], where float32\[2\] is expected",
     ),
     Row(
         "vector: dtype",
         lambda: T.fisher(g, "gaussian", w)(one(jnp.float16)),
         StateValueError,
-        r"fisher: the vector at grad_states is float16\[2\], what it belongs to is float32\[2\]",
+        r"fisher: the vector at grad_states is float16\[2\], where float32\[2\] is expected",
     ),
     Row(
         "vector: an argument's",
         lambda: T.hvp(f, w, 0)((one(), one()), 1.0),
         StateValueError,
-        r"at argument 0 is float32\[2\], what it belongs to is float32\[\]",
+        r"at argument 0 is float32\[2\], where float32\[\] is expected",
     ),
     Row(
         "vector: one of several arguments",
@@ -882,11 +887,11 @@ ROWS = [
         "vector: integer leaf not None",
         lambda: T.hvp(f, p)({"k": jnp.float32(1), "n": 1}),
         StateValueError,
-        r"grad_states\['n'\] besides",
+        r"grad_states\['n'\] is unexpected",
     ),
     Row("matvec: length", lambda: _good() @ jnp.ones(7), StateValueError, r"\(a flat one is float32\[3\]\)"),
     Row("unravel: length", lambda: _good().unravel(jnp.ones(7)), StateValueError, r"3 numbers, .* \(7,\)"),
-    Row("ravel: structure", lambda: _good().ravel({"a": one()}), StateValueError, r"no grad_states\['b'\]"),
+    Row("ravel: structure", lambda: _good().ravel({"a": one()}), StateValueError, r"grad_states\['b'\].* is missing"),
     Row("path: unknown", lambda: _good()["a", "c"], StateValueError, r"'c' names nothing .*there are 'a', 'b.p.k'"),
     Row("path: not differentiated", lambda: _good()["b.p.n", "a"], StateValueError, r"'b.p.n' names nothing"),
     Row("path: argument", lambda: _good()[0, "a"], StateValueError, r"0 names nothing that is differentiated"),

@@ -199,7 +199,7 @@ MISUSE = {
         StateValueError,
         r"at result\['a'\] it returns f\w+\[1\], and y0\['a'\] is f\w+\[\]",
     ),
-    "other structure": (T.fixed_point, (lambda y: (y, y), 1.0), StateValueError, "must return the like of y0"),
+    "other structure": (T.fixed_point, (lambda y: (y, y), 1.0), StateValueError, "must return a pytree like y0"),
     "no scalar": (T.argmin, (lambda y: y, jnp.ones(2)), StateValueError, "must return a real scalar, and returns"),
     "a State": (T.root, (lambda y: y, written), StateValueError, "State 'written' is among the arguments of root"),
 }

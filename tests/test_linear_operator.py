@@ -166,7 +166,7 @@ ROWS = {
     "cotangent": (
         lambda: _good().T @ {"y": 1.0},
         StateValueError,
-        r"has no output\['z'\]: give one array",
+        r"the wrong structure: output\['z'\] is missing",
     ),
     "integer output": (
         lambda: T.linearize(lambda: (w.value, 1), grad_states=w)[1].dense(),

@@ -215,7 +215,7 @@ TABLE = {
     ),
     "a bound that is no int": (
         lambda a: T.bounded_while_loop(lambda c: True, lambda c: put(a.s, c), 0.0, max_steps=3.0),
-        StateValueError,
+        StateTypeError,
         r"max_steps=3.0: give",
     ),
     "a base of one": (

@@ -1,4 +1,4 @@
-"""Pytrees that carry results and written values out of a traced function; their static part says what they are."""
+"""Pytrees that carry results and written values out of a traced function; the static part has structure and States."""
 
 import jax
 from jax.extend.core import valid_jaxtype
@@ -18,7 +18,7 @@ class Writes:
 
 
 class Absent:
-    """Stands for the value of a State that one trace of a compiled function writes and another does not."""
+    """A placeholder for the value of a State that one trace of a compiled function writes and another does not."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ jax.tree_util.register_pytree_node(Absent, lambda _: ((), None), lambda *_: ABSE
 
 
 class Carried:
-    """A pytree of anything, which JAX sees as its arrays only: text and the like travel in the static part."""
+    """A pytree of any objects, of which JAX sees the arrays only: text and the like travel in the static part."""
 
     __slots__ = ("arrays", "rest")
 
@@ -38,7 +38,7 @@ class Carried:
         self.arrays, self.rest = arrays, rest
 
     @classmethod
-    def of(cls, tree):
+    def pack(cls, tree):
         """Pack ``tree``."""
         return cls(*partition(tree, valid_jaxtype))
 

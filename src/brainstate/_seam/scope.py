@@ -5,7 +5,7 @@ function, hands that to the JAX transform of the same name and puts the new valu
 therefore three beats::
 
     out, writes = run(Scope(...), fun, *args)   # open:   inside the function that JAX traces, reads and writes of
-                                                #         this thread go to the scope; what was written leaves
+                                                #         this thread go to the scope; the written values leave
                                                 #         as an ordinary pytree
     ...                                         # call:   JAX returns `out` and `writes`
     commit(writes)                              # commit: the values reach the States, or the enclosing scope
@@ -23,7 +23,7 @@ Vocabulary
 Invariants
     Only ``commit`` and a write with no scope open change a State, and neither ever stores a tracer: an
     exception anywhere leaves every State as it was, and no other thread sees half a step.
-    A container that a State holds is lent out as a copy; what the user changes in place in it is a write.
+    A container that a State holds is lent out as a copy; a change in place of this copy is a write.
     Only this module, ``_state``, and ``step`` on the path of a compiled call touch ``State._value``.
 """
 
@@ -57,7 +57,6 @@ __all__ = [
     "claim_lock",
     "commit",
     "create",
-    "differentiated",
     "eager",
     "frozen_here",
     "gather",
@@ -65,14 +64,15 @@ __all__ = [
     "glance",
     "innermost",
     "invalidate",
+    "is_differentiated",
     "is_tracer",
     "read",
     "refuse_foreign",
     "refuse_states",
     "replaced_since",
     "retag",
-    "retagged",
     "run",
+    "tag_changes",
     "write",
 ]
 
@@ -82,8 +82,8 @@ _commit_lock = threading.Lock()  # held while values are gathered or committed, 
 _step_lock = threading.RLock()  # held by a whole read-compute-write call of a compiled step
 claim_lock = threading.RLock()  # held while a generator is claimed or drawn from at once; nobody waits within
 
-# Counts the replacements of States and Modules in the object graph. What was compiled for an older count may
-# hold on to a State that is no longer reachable, and is traced again.
+# Counts the replacements of States and Modules in the object graph. A program compiled for an older count may
+# hold on to a State that is no longer reachable, so it is traced again.
 _generation, _retagged = [0], [0]
 _replaced = deque(maxlen=16)  # the last of these changes, in words
 
@@ -102,12 +102,12 @@ def invalidate(what: str) -> None:
 
 
 def retag(what: str) -> None:
-    """Announce that the tags of a State changed: whatever has selected by tags looks again."""
+    """Announce that the tags of a State changed: selections by tag are made again."""
     _retagged[0] += 1
     invalidate(what)
 
 
-def retagged() -> int:
+def tag_changes() -> int:
     """Return the number of changes of tags so far."""
     return _retagged[0]
 
@@ -118,13 +118,15 @@ def replaced_since(count: int) -> list[str]:
 
 
 class Cell:
-    """What the seam knows of a State: its value, empty until it is concrete, and if it was made under a raw transform
-    of JAX a weak reference to that trace, and the value if that is traced.
+    """The seam's part of a State.
+
+    ``_value`` is its value, unset until that is concrete; ``_local``, for a State made under a raw JAX transform, is a
+    weak reference to that trace with the value there.
     """
 
     __slots__ = ("__weakref__", "_local", "_value")
 
-    branch: Any = None  # of a generator, no value of which two threads may use: the method that makes another value
+    branch: Any = None  # for a generator, whose values no two threads may share: the method that derives another value
 
     def describe(self) -> str:
         """Name this State for an error message, without reading it."""
@@ -135,7 +137,7 @@ _assign = Cell._value.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _assign_all(states, values) -> None:
-    """Assign all ``values`` but ``ABSENT``: the last call is one of C, which no signal divides."""
+    """Assign all ``values`` but ``ABSENT``, in one call of C code, which no signal interrupts."""
     given = [value is not ABSENT for value in values]
     any(map(_assign, compress(states, given), compress(values, given)))
 
@@ -144,13 +146,13 @@ def _assign_all(states, values) -> None:
 
 
 class Scope:
-    """One transformed call in progress. ``values`` are the States whose value the transform provides.
+    """One transformed call in progress. ``values`` maps States to the values that the transform provides.
 
-    ``frozen`` says that a program which JAX itself traces around this call keeps what is read from outside; it is what
-    `frozen_here` says, and given only where the scope is made inside another function that JAX traces.
+    ``frozen``: JAX itself is tracing a program around this call, which would keep the values that are read from
+    outside. By default it is `frozen_here`; it is given where the scope is opened in another function that JAX traces.
     """
 
-    opaque = False  # whether States may have other values inside though none is provided
+    opaque = False  # whether States may have other values inside than outside, even without an entry in `values`
 
     def __init__(self, name, values=(), *, stages=False, frozen=None):
         self.name, self.stages = name, stages
@@ -163,15 +165,15 @@ class Scope:
         self.born = []
         self.initial: Any = None  # {State created inside: its first value}, kept only where the call may run again
         self.launches = 0  # compiled functions that are being called in this very scope
-        self.context: Any = None  # what goes back, at the end, to the token around; see `tokens`
+        self.context: Any = None  # restores the token around this scope when it is left; see `tokens`
         self.unused, self.overwritten, self.given = set(values), set(), frozenset(values)
         for state, value in dict(values).items():
             self.values[state] = self._lend(state, *jax.tree.flatten(value))
 
     @property
     def __exit__(self):
-        # `with` asks for this before all else, and nothing but `with` keeps it: when it is gone the block has been
-        # left, even where an interrupt came before the first line of `_leave`.
+        # `with` looks this up first, and holds the only reference to it: once it is gone, the block has been left,
+        # even where an interrupt came before the first line of `_leave`.
         leave = partial(_leave, self)
         self.inside = weakref.ref(leave)
         return leave
@@ -189,15 +191,15 @@ class Scope:
         try:
             return self.values[state]
         except KeyError:
-            if local_trace(state, self.trace) is not None:
-                return _stored(state)
+            if local_trace(state, self.trace) is not None:  # made under a raw transform inside: not ours to keep
+                return _stored_value(state)
             value = self.values[state] = self._inherit(state)
             return value
 
     def write(self, state, value):
         """Keep ``value`` as the new value of ``state`` until this scope is committed."""
         if current_trace() is not self.trace:
-            if is_local(state) or (_is_new(state) and state not in self.values and not self._known(state)):
+            if is_local(state) or (_is_new(state) and state not in self.values and not self._is_known(state)):
                 _keep_local(state, value)
                 return
             forget(current_trace())
@@ -206,11 +208,11 @@ class Scope:
                 f"the write would leak or be lost. Use the function of the same name from brainstate.transform there."
             )
         _admit(state, value)
-        if state not in self.values and _is_new(state) and not self._known(state):
+        if state not in self.values and _is_new(state) and not self._is_known(state):
             self.born.append(state)
         self.values[state] = value
         self.written[state] = True
-        if state in self.unused:  # nobody has seen the value that it came with
+        if state in self.unused:  # overwritten before its value was read
             self.unused.discard(state)
             self.overwritten.add(state)
         self.lent.pop(state, None)
@@ -218,7 +220,8 @@ class Scope:
             altered(self, state)
 
     def close(self) -> Writes:
-        """Return what was written: by assignment, in place, and to States born inside that outlive the call."""
+        """Return all writes: by assignment, in place, and to States born inside that outlive the call."""
+        # A container changed in place has another structure, or other objects as leaves, than was handed out.
         for state, (leaves, treedef) in self.lent.items():
             now, tree = jax.tree.flatten(self.values[state])
             if tree != treedef or any(a is not b for a, b in zip(now, leaves, strict=True)):
@@ -229,14 +232,15 @@ class Scope:
         values = [*(self.values[s] for s in self.written), *survivors.values()]
         return Writes((*self.written, *survivors), values)
 
-    def _known(self, state):
+    def _is_known(self, state):
         scope = self.parent
         while scope is not None and state not in scope.values:
             scope = scope.parent
         return scope is not None
 
     def _inherit(self, state):
-        outer = self.parent.read(state) if self.parent is not None else _stored(state)
+        # Each scope on the way keeps the value: later reads agree, even if another thread commits meanwhile.
+        outer = self.parent.read(state) if self.parent is not None else _stored_value(state)
         if self.frozen:
             meet(self.parent, state)
         if state.branch is not None and self.parent is None and not self.stages:
@@ -257,7 +261,7 @@ class Scope:
         refuse_foreign(treedef.unflatten(leaves), lambda: f"{state.describe()} holds", self.name)
         avals = self._types(state, leaves)
         self.reads[state] = (avals, treedef)
-        with set_current_trace(self.trace):
+        with set_current_trace(self.trace):  # the read may be inside a raw transform; its marker belongs out here
             return [state_read.bind(state=id(state), leaf=i, aval=aval) for i, aval in enumerate(avals)]
 
     def _types(self, state, leaves):
@@ -270,14 +274,14 @@ class Scope:
         for state in self.born:
             self.lent.pop(state, None)
         self.born, state = [], None
-        for young in (1, 2):  # a dead cycle is no survivor; it is young, unless the trace was long
+        for young in (1, 2):  # a dead reference cycle does not survive; it is young, unless the trace was long
             if any(ref() is not None for ref, *_ in kept):
                 gc.collect(young)
         return {ref(): value for ref, value, _ in kept if ref() is not None}
 
 
 def run(scope: Scope, fun, /, *args, **kwargs) -> tuple[Any, Writes]:
-    """Call ``fun`` in ``scope``; return its result, which may hold no State, and what it wrote."""
+    """Call ``fun`` in ``scope``; return its result, which may hold no State, and its writes."""
     with scope:
         out = fun(*args, **kwargs)
         refuse_states(out, f"results of a function under {scope.name}")
@@ -290,10 +294,10 @@ def run(scope: Scope, fun, /, *args, **kwargs) -> tuple[Any, Writes]:
 def innermost():
     """Return the innermost scope that is open in this thread, or None."""
     scope = _open.get(get_ident()) if _open else None
-    return scope if scope is None or scope.inside() is not None else _abandoned(scope)
+    return scope if scope is None or scope.inside() is not None else _skip_abandoned(scope)
 
 
-def _abandoned(scope):
+def _skip_abandoned(scope):
     """Return the innermost scope that is open, where an interrupt kept ``scope`` from being left."""
     while scope is not None and scope.inside() is None:
         if scope.context is not None:
@@ -331,20 +335,20 @@ def read(state):
     try:
         value = state._value
     except AttributeError:
-        value = _stored(state)
+        value = _stored_value(state)
     if current_trace() is not AT_ONCE and staging():
         meet(None, state)
     elif switched and type(value) not in _plain:
         altered(None, state)
-    return _kept(state) if donors and is_deleted(value) else value
+    return _await_value(state) if donors and is_deleted(value) else value
 
 
 def glance(state) -> Any:
-    """Return the value of ``state`` to look at its structure: unlike a `read`, this uses nothing of it."""
+    """Return the value of ``state`` for a look at its structure: unlike a `read`, this does not count as a use."""
     scope = innermost()
     while scope is not None and state not in scope.values:
         scope = scope.parent
-    return _stored(state) if scope is None else scope.values[state]
+    return _stored_value(state) if scope is None else scope.values[state]
 
 
 def write(state, value) -> None:
@@ -391,8 +395,8 @@ def gather(states, generators=None) -> list:
         with _commit_lock:
             values = [s._value for s in states]
     except AttributeError:
-        values = [_stored(s) for s in states]
-    values = [_kept(s) for s in states] if donors and is_deleted(values) else values
+        values = [_stored_value(s) for s in states]
+    values = [_await_value(s) for s in states] if donors and is_deleted(values) else values
     for i in range(len(states)) if generators is None else generators:
         if states[i].branch is not None:
             values[i] = claim(states[i])
@@ -403,7 +407,7 @@ def claim(state):
     """Return the value of a generator for this thread, which computes with it and will then write another one.
 
     If another thread does so now, or did and failed, the generator goes on with a branch of that value. So nobody
-    waits, and what both write in the end leads to different numbers.
+    waits, and the two threads draw different numbers.
     """
     with claim_lock:
         value, thread = state._value, get_ident()
@@ -413,7 +417,7 @@ def claim(state):
         return value
 
 
-def _kept(state):
+def _await_value(state):
     """Return the value of ``state``, which a call in another thread has taken and is about to replace."""
     with _step_lock:
         if is_deleted(state._value):
@@ -427,6 +431,7 @@ def commit(writes: Writes) -> None:
     if not states:
         return
     if scope is None and current_trace() is not AT_ONCE:
+        # Under a raw transform only States that belong to its trace, or are new, can take values.
         for state in states:
             if not (is_local(state) or _is_new(state)):
                 raise _raw_transform(state)
@@ -440,7 +445,7 @@ def commit(writes: Writes) -> None:
     await_announced(writes.values)
     for state, value in zip(states, writes.values, strict=True):
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
-    with _step_lock, _commit_lock:  # between the gathering and the committing of no other call
+    with _step_lock, _commit_lock:  # never between the gathering and the committing of another call
         _assign_all(states, writes.values)
     if switched:
         changed(states)
@@ -451,7 +456,7 @@ def eager() -> bool:
     return current_trace() is AT_ONCE
 
 
-def differentiated(state) -> bool:
+def is_differentiated(state) -> bool:
     """Tell whether a derivative in progress in this thread is with respect to ``state``."""
     scope = innermost()
     while scope is not None and state not in scope.given:
@@ -467,7 +472,7 @@ def frozen_here() -> bool:
     return current_trace() is not scope.trace and bool(stages_within(scope.trace))
 
 
-def _stored(state):
+def _stored_value(state):
     try:
         value = state._value
     except AttributeError:
@@ -483,7 +488,7 @@ def _stored(state):
             f"{state.describe()} was created inside a transform that has not finished, failed, or keeps no States "
             f"created inside: it has no value here. Assign a value first, or create it outside."
         ) from None
-    return _kept(state) if donors and is_deleted(value) else value
+    return _await_value(state) if donors and is_deleted(value) else value
 
 
 # Types that need no look inside: numbers, text, NumPy arrays, and (added when first met) JAX's own arrays.
@@ -493,7 +498,7 @@ _plain = {bool, int, float, complex, str, type(None), Absent}
 def _admit(state, value, traced=False) -> bool:
     """Refuse a value that holds a State, or that holds a tracer while no scope is open, and tell whether it does.
 
-    ``traced`` says that it may.
+    ``traced`` allows the tracer.
     """
     if type(value) in _plain:
         return False
@@ -507,13 +512,14 @@ def _admit(state, value, traced=False) -> bool:
     tracers = [kind for kind in kinds if issubclass(kind, Tracer)]
     if tracers and not traced and innermost() is None:
         raise _raw_transform(state)
+    # A bare array: the next value of this type is admitted without a look inside.
     if leaves and leaves[0] is value and not tracers and isinstance(value, jax.Array):
         _plain.add(type(value))
     return bool(tracers)
 
 
-# A State that is made under a raw transform belongs to that trace: it is read there and in what is traced inside,
-# and written there only. Scopes around the transform know nothing of it.
+# A State that is made under a raw transform belongs to that trace: it is read there and in traces inside it, and
+# written there only. Scopes around the transform do not know it.
 
 
 def _keep_local(state, value) -> None:
@@ -535,7 +541,7 @@ def _flatten(state, value):
         return jax.tree.flatten(value)
     except (TypeError, ValueError) as error:
         raise StateValueError(
-            f"the value of {state.describe()} is no pytree: {error} The keys of a dict must be of one sortable kind."
+            f"the value of {state.describe()} is not a pytree: {error} The keys of a dict must be of one sortable kind."
         ) from None
 
 
@@ -544,7 +550,7 @@ def _opaque(leaf) -> bool:
 
 
 def refuse_foreign(value, holder, name) -> None:
-    """Refuse a ``value`` with a leaf of no JAX type, where a transform needs arrays; ``holder()`` says whose it is."""
+    """Refuse a ``value`` with a leaf that is not of a JAX type; ``holder()`` says whose it is, for the message."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_opaque):
         if not valid_jaxtype(leaf):
             where = jax.tree_util.keystr(path)
@@ -560,7 +566,7 @@ def refuse_states(tree, what) -> None:
     try:
         found = any(isinstance(leaf, Cell) for leaf in jax.tree.leaves(tree, is_leaf=_opaque))
     except (TypeError, ValueError):
-        return  # no pytree for JAX, such as a dict with unsortable keys: what is not traced may be anything
+        return  # not a pytree for JAX, such as a dict with unsortable keys: values that are not traced may be anything
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_opaque) if found else ():
         if isinstance(leaf, Cell):
             where = jax.tree_util.keystr(path)

@@ -14,11 +14,11 @@ from .marker import state_read
 from .marker import thread as _thread
 from .scope import Scope, is_tracer, refuse_foreign, run
 
-__all__ = ["Restart", "Staged", "caught", "stage", "traced_part"]
+__all__ = ["Restart", "Staged", "catch_restart", "stage", "traced_part"]
 
 
-def caught(call, fun) -> "Staged":
-    """Return what ``fun`` staged and raised as `Restart` when JAX called it in ``call(fun)``."""
+def catch_restart(call, fun) -> "Staged":
+    """Return the `Staged` that ``fun`` raised as `Restart` when JAX called it in ``call(fun)``."""
     try:
         call(fun)
     except Restart as restart:
@@ -27,9 +27,9 @@ def caught(call, fun) -> "Staged":
 
 
 class Restart(BaseException):
-    """Leaves a trace whose function met States that are no inputs yet, or writes for the first time.
+    """Ends a trace whose function met States that are not inputs yet, or writes for the first time.
 
-    It is no Exception: JAX looks at the whole stack for each of these that passes, and traces took half as long again.
+    It is not an `Exception`: for each of these JAX walks the whole stack, which made traces half as long again.
     """
 
     def __init__(self, staged):
@@ -44,6 +44,7 @@ class Staged:
         self.closed, self.places, self.out_tree = closed, places, out_tree
         self.reads, self.born, self.used = scope.reads, scope.born, scope.used
         out, writes = out_tree.unflatten(closed.out_avals)
+        # The outputs are `(out, Writes)`: their treedef names the States, their types are known without a run.
         self.writes, self.result_types = writes.states, out
         self.written_types = dict(zip(writes.states, writes.values, strict=True))  # State -> tree of avals
 
@@ -53,6 +54,7 @@ class Staged:
         Returns ``(out, Writes)``. No Python code of the user runs.
         """
         leaves = jax.tree.leaves((args, kwargs))
+        # Evaluating a marker asks this thread for the value; an evaluation may run inside that of another program.
         outer = _thread.given
         try:
             _thread.given = {id(s): jax.tree.leaves(given[s]) for s in self.reads}
@@ -61,9 +63,10 @@ class Staged:
             _thread.given = outer
 
     def replaces(self, state) -> bool:
-        """Tell whether what is written to ``state`` does not come from the value that was read."""
+        """Tell whether the value written to ``state`` does not depend on the value read."""
         _, writes = self.out_tree.unflatten(self.closed.jaxpr.outvars)
         wanted = set(map(id, jax.tree.leaves(writes.values[writes.states.index(state)])))
+        # Backwards, collecting the variables that the written value depends on.
         for eqn in reversed(self.closed.eqns):
             if wanted.isdisjoint(map(id, eqn.outvars)):
                 continue
@@ -74,7 +77,7 @@ class Staged:
 
 
 def traced_part(arg, dynamic):
-    """Return what is traced of one argument; the argument itself if it is all of it, for its names in messages."""
+    """Return the traced leaves of one argument; the argument itself if all are, for its names in messages."""
     leaves = jax.tree.leaves(arg)
     traced = [leaf for leaf in leaves if dynamic(leaf)]
     return arg if len(traced) == len(leaves) else traced

@@ -44,13 +44,13 @@ from .scope import (
 from .staging import Restart
 from .tokens import apart, changed, refuse_leak, switched
 
-__all__ = ["Launcher", "Ready", "generators", "give", "launch", "outside", "with_donation"]
+__all__ = ["Launcher", "Ready", "generators", "give", "is_outside", "launch", "with_donation"]
 
 # Errors that may come from a State without a value, or from a State among the arguments.
 _NO_VALUE = AttributeError, TypeError, StateValueError, TraceContextError
 
 
-def outside() -> bool:
+def is_outside() -> bool:
     """Tell whether no transform is in progress in this thread, neither of this package nor of JAX."""
     return innermost() is None and eager()
 
@@ -155,13 +155,13 @@ def with_donation(compiled, gives, returned):
         given, kept = list(compress(values, gives)), list(compress(values, map(not_, gives)))
         if not given:
             return compiled(given, kept, *args, **kwargs)
-        if not outside():  # the transform around may fail yet, and then the States are as they were
+        if not is_outside():  # the transform around may fail yet, and then the States are as they were
             with jax.ensure_compile_time_eval():
                 given = jax.tree.map(_copy, given)
             return compiled(given, kept, *args, **kwargs)
         leaves = jax.tree.leaves((given, kept, args, kwargs))
         if len(set(map(id, leaves))) < len(leaves):
-            given = _owned(given, (kept, args, kwargs))
+            given = _copy_shared(given, (kept, args, kwargs))
         returned.extend(starmap(partial(compiled, **kwargs), [(given, kept, *args)]))
         return returned[-1]
 
@@ -172,7 +172,7 @@ def _copy(leaf):
     return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and not is_tracer(leaf) else leaf
 
 
-def _owned(given: list, others: Any) -> list:
+def _copy_shared(given: list, others: Any) -> list:
     """Return ``given``, which is to be donated, with a copy of each array that stands there twice or in ``others``."""
     seen, (leaves, treedef) = set(map(id, jax.tree.leaves(others))), jax.tree.flatten(given)
     for i, leaf in enumerate(leaves):
@@ -197,7 +197,7 @@ class Launcher:
     _look: Any
 
     def __call__(self, /, *args, **kwargs):
-        """Run the compiled function on the present values of the States and commit what it writes."""
+        """Run the compiled function on the present values of the States and commit its writes."""
         program = self._program
         if program.generation != _generation[0]:
             program = self._look(program)
@@ -205,7 +205,7 @@ class Launcher:
             if program.donates or not program.written or switched or (_open and innermost() is not None):
                 out = program.launch(args, kwargs)
             else:
-                # What `launch` does, in this frame, with loops that cost least for few States.
+                # The steps of `launch`, in this frame, with the loops that cost least for few States.
                 written, values, i = program.written, [], 0
                 with _step_lock:
                     for state in program.states:
@@ -257,7 +257,7 @@ class Launcher:
 
 
 class Ready:
-    """A program compiled ahead of time: a call gathers, computes and commits, and asks nothing that JAX will ask.
+    """A program compiled ahead of time: a call gathers, computes and commits, and leaves the checks of inputs to JAX.
 
     ``_run(values, *args, **kwargs)`` gives the result and the values of ``_written``, or refuses. ``_launch`` does a
     whole call by `launch` or `give`, for a program that donates or leaves some of ``_written`` alone (``_writes_all``
@@ -276,7 +276,7 @@ class Ready:
     _refuse: Any
 
     def __call__(self, /, *args, **kwargs):
-        """Run the program on the present values of the States and commit what it writes."""
+        """Run the program on the present values of the States and commit its writes."""
         if self._generation != _generation[0]:
             self._renew()
         if current_trace() is not AT_ONCE or (_open and innermost() is not None):
@@ -314,7 +314,7 @@ class Ready:
             raise
 
     def _call_within(self, args, kwargs):
-        """Do a call inside a transform: right as long as nothing that goes in is traced."""
+        """Do a call inside a transform, which is right as long as no input is traced."""
         values = gather(self._states)
         try:
             if any(map(is_tracer, jax.tree.leaves((values, args, kwargs)))):

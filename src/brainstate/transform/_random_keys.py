@@ -1,4 +1,4 @@
-"""The keys of the transforms that estimate something by chance; the one place of `transform` that knows `random`."""
+"""Keys for transforms that return random estimates; the only module of `transform` that imports `random`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ def first_key(key: Any) -> Any:
 
 
 def with_key(name: str, key: Any, call: Callable) -> Any:
-    """Return ``call(first_key(key))``; where the key is drawn, the generator advances only if ``call`` returns.
+    """Return ``call(first_key(key))``; a generator from which the key is drawn advances only if ``call`` returns.
 
     The function under transformation runs inside ``call``, and finds the generator advanced.
     """

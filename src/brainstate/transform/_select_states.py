@@ -1,8 +1,7 @@
-"""Which States a declaration means: States by identity, Modules by what they hold, all else as a filter.
+"""The States that a declaration stands for: States by identity, Modules by their States, anything else as a filter.
 
-A pair ``(Module, filter)`` is narrower than the Module alone, wherever that may stand: those of its States that the
-filter selects. What follows the Module is no filter if it is a State, a Module, or holds one: then the tuple is a
-container of both.
+A pair ``(Module, filter)`` may stand wherever a Module may, and means those States of the Module that the filter
+selects. A tuple whose second entry is a State or a Module, or holds one, is a container of both.
 """
 
 from collections.abc import Callable, Iterator, ValuesView
@@ -17,11 +16,21 @@ from .._errors import StateTypeError, StateValueError, a_type
 from .._state import ParamState, State
 from ..filters import All, to_predicate
 
-__all__ = ["Selection", "chooser", "draws", "is_live", "is_pair", "listed", "narrowed", "owns_states", "select_states"]
+__all__ = [
+    "Selection",
+    "chooser",
+    "draws",
+    "is_live",
+    "is_pair",
+    "list_states",
+    "narrow",
+    "owns_states",
+    "select_states",
+]
 
 
 def owns_states(leaf: Any) -> bool:
-    """Tell whether ``leaf`` is a Module: what holds States offers them by a method ``states``."""
+    """Tell whether ``leaf`` is a Module: an object whose class has a method ``states``."""
     return callable(getattr(type(leaf), "states", None))
 
 
@@ -38,7 +47,7 @@ def is_pair(leaf: Any) -> bool:
     return type(leaf) is tuple and len(leaf) == 2 and owns_states(leaf[0]) and _is_filter(leaf[1])
 
 
-def narrowed(what: str, pair: tuple, kind: type[State] = State) -> Any:
+def narrow(what: str, pair: tuple, kind: type[State] = State) -> Any:
     """Return ``{path: State}`` of the States of this kind that a pair stands for; ``what`` names it in errors.
 
     Raises
@@ -52,6 +61,7 @@ def narrowed(what: str, pair: tuple, kind: type[State] = State) -> Any:
         return found
     every, kinds = list(module.states(kind)), f"{kind.__name__}s" if kind is not State else "States"
     names = ", ".join(".".join(map(str, path)) for path in every[:8]) + (", ..." if len(every) > 8 else "")
+    # The message shows the paths to select from, and the way to States of other kinds.
     other = "" if kind is State else f" The filter narrows the {kinds}: for others give module.states(SomeKind)."
     raise StateValueError(
         f"{what}: the filter {to_predicate(filter)!r} selects none of the {len(every)} {kinds} of "
@@ -65,14 +75,14 @@ def draws(state: State) -> bool:
     return type(state).lanes is not State.lanes
 
 
-def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
-    """Return the States that a declaration lists itself, and the filter that stands for all others it means."""
+def list_states(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]:
+    """Return the States that a declaration names one by one, and a predicate for those that it selects by filter."""
     exact, filters = set(), []
     for leaf in jax.tree.leaves(states, is_leaf=lambda x: owns_states(x) or is_pair(x)):
         if isinstance(leaf, State):
             exact.add(leaf)
         elif is_pair(leaf):
-            exact.update(narrowed(what, leaf).values())
+            exact.update(narrow(what, leaf).values())
         elif owns_states(leaf):
             exact.update(leaf.states().values())
         else:
@@ -88,16 +98,16 @@ def listed(what: str, states: Any) -> tuple[set[State], Callable[[State], bool]]
 
 def chooser(what: str, states: Any) -> Callable[[State], bool]:
     """Return a predicate for a State, Module, (Module, filter), container of these, or filter; ``what`` names it."""
-    exact, matches = listed(what, states)
+    exact, matches = list_states(what, states)
     return lambda state: state in exact or matches(state)
 
 
-# ------------------------------------------------------------------------------------------ what is differentiated
+# ------------------------------------------------------------------------------------------ States to differentiate
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The States of a container: ``treedef`` of the container, each State once, and where each one is."""
+    """The States of a container: the ``treedef`` of the container, each State once, and its path."""
 
     treedef: Any
     states: tuple[State, ...]
@@ -123,7 +133,7 @@ def _flatten_container(states, what="grad_states") -> tuple[list, Any]:
         return jax.tree_util.tree_flatten_with_path(states, is_leaf=_is_leaf)
     except (TypeError, ValueError) as error:
         raise StateTypeError(
-            f"{what} is no container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
+            f"{what} is not a container that JAX can walk: {error}. The keys of a dict must be of one sortable kind."
         ) from error
 
 
@@ -132,15 +142,15 @@ def is_live(grad_states) -> bool:
     return any(owns_states(leaf) or is_pair(leaf) for _, leaf in _flatten_container(grad_states)[0])
 
 
-def _looked_up(what, leaf, kind):
-    """Return the States of a kind that a Module, alone or with a filter, stands for; anything else as it is."""
+def _look_up(what, leaf, kind):
+    """Return the States of a kind that a Module, alone or with a filter, stands for; anything else unchanged."""
     if is_pair(leaf):
-        return narrowed(what, leaf, kind)
+        return narrow(what, leaf, kind)
     return leaf.states(kind) if owns_states(leaf) else leaf
 
 
-def _meant(leaf) -> str:
-    """Say how to write what was probably meant by a ``leaf`` that is not a State."""
+def _hint(leaf) -> str:
+    """Return the likely fix for a ``leaf`` that is not a State, in words."""
     if isinstance(leaf, bool):
         return ""
     if isinstance(leaf, int | np.integer):
@@ -165,20 +175,21 @@ def select_states(states, what: str = "grad_states", kind: type[State] = ParamSt
         If nothing is selected, by a pair or at all, or a State is listed twice.
     """
     outer, treedef = _flatten_container(states, what)
-    found = [_looked_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
+    found = [_look_up(f"{what}{jax.tree_util.keystr(path)}", leaf, kind) for path, leaf in outer]
     found, treedef = _flatten_container(treedef.unflatten(found), what)
     paths = {}
+    # `paths` keeps the order of the leaves: the gradients have it too.
     for path, state in found:
         where = jax.tree_util.keystr(path)
         if _is_snapshot(state):
             raise StateTypeError(
                 f"{what}{where} is a snapshot, which no function reads: differentiate the States themselves, "
-                f"model.states(...) in place of treefy_states(model, ...)."
+                f"model.states(...) instead of treefy_states(model, ...)."
             )
         if not isinstance(state, State):
             raise StateTypeError(
-                f"{what}{where} is {a_type(state)}, not a State. {_meant(state)}Pass a State, a list, "
-                f"tuple or dict of States (a set or an iterator is none), a Module, (Module, filter), or "
+                f"{what}{where} is {a_type(state)}, not a State. {_hint(state)}Pass a State, a list, "
+                f"tuple or dict of States (not a set or an iterator), a Module, (Module, filter), or "
                 f"model.states(...)."
             )
         if state in paths:

@@ -1,9 +1,9 @@
 """``accumulate``: the gradient of a large batch from small ones, one after the other, in constant memory.
 
-The gradient of one part is staged once; a scan replays it on part after part, with the States and the generator
-as the part before left them, and adds up. So the States afterwards and the random numbers are those of a Python
-loop over the parts. A part of weight 0 is computed, and then nothing of it is kept: it may hold NaN, which times 0 is
-NaN. The loop that this stands for leaves such a part out.
+The gradient of one part is staged once; a scan replays it on part after part and adds up. Each part starts with the
+States and the generator as the part before left them. So the States afterwards and the random numbers are those of a
+Python loop over the parts. A part of weight 0 is computed and then discarded, rather than multiplied by 0: it may hold
+NaN, and 0 times NaN is NaN. The equivalent Python loop skips such a part.
 """
 
 import functools
@@ -28,21 +28,21 @@ from .._wrapper import resemble
 __all__ = ["accumulate"]
 
 
-def _cleared(dropped, leaf):
-    """Return ``leaf``, or zeros if the part that it comes from is dropped; a key stays as it is."""
+def _clear(dropped, leaf):
+    """Return ``leaf``, or zeros if its part is dropped; a key stays as it is."""
     return jnp.where(dropped, jnp.zeros_like(leaf), leaf) if jnp.issubdtype(leaf.dtype, jnp.generic) else leaf
 
 
-def _undone(dropped, writes) -> Writes:
-    """Return ``writes``, or if the part that they come from is dropped what there was before."""
+def _undo_writes(dropped, writes) -> Writes:
+    """Return ``writes``, or the values before them if their part is dropped."""
 
-    def undone(state, new):
+    def undo(state, new):
         old = glance(state)
         if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new):
-            return new  # there was nothing like it before: `scan` has a word on that
+            return new  # the State had no such value before: `scan` refuses that in its own words
         return jax.tree.map(functools.partial(jnp.where, dropped), read(state), new)
 
-    return Writes(writes.states, [undone(*each) for each in zip(writes.states, writes.values, strict=True)])
+    return Writes(writes.states, [undo(*each) for each in zip(writes.states, writes.values, strict=True)])
 
 
 class _Accumulated:
@@ -54,27 +54,31 @@ class _Accumulated:
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return what ``grad_fn`` returns, reduced over the parts; commit what the parts wrote, in turn."""
+        """Return the result of ``grad_fn``, reduced over the parts; commit the writes of the parts, in turn."""
         whole = self._whole(len(args))
         parts = [a if i in whole else self._cut(i, a) for i, a in enumerate(args)]
         if len(whole) >= len(args):
             raise StateValueError("accumulate: no positional argument is left to split into parts.")
         first = [a if i in whole else jax.tree.map(lambda x: x[0], a) for i, a in enumerate(parts)]
+        # Staged on the first part: the loop replays this program, so the user's function runs once.
         staged = stage(self._one, first, kwargs, name="accumulate", dynamic=valid_jaxtype)
         shared = {i: args[i] for i in whole}
 
         def body(total, part):
+            # Differentiated arguments are the same for all parts: they are closed over, not scanned.
             given = [shared.get(i, p) for i, p in enumerate(part)]
             reads = list(staged.reads)
             (added, aux), writes = staged(dict(zip(reads, gather(reads), strict=True)), given, kwargs)
             if self.weight is not None:
-                added, aux = jax.tree.map(functools.partial(_cleared, added[1] == 0), (added, aux))
-                writes = _undone(added[1] == 0, writes)
+                added, aux = jax.tree.map(functools.partial(_clear, added[1] == 0), (added, aux))
+                writes = _undo_writes(added[1] == 0, writes)
             commit(writes)
             return jax.tree.map(jnp.add, total, added), aux
 
+        # The staged program knows the types of a gradient, from which the sums start.
         zeros = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), staged.result_types[0])
         (sums, weights), aux = scan(body, zeros, [None if i in whole else p for i, p in enumerate(parts)])
+        # Without `weight` each part has weight 1: the mean divides by their number.
         if self.reduction == "mean":
             sums = jax.tree.map(lambda leaf: leaf / weights.astype(leaf.dtype), sums)
         return self.grad_fn.arrange(*sums, aux)
@@ -91,7 +95,7 @@ class _Accumulated:
         return (jax.tree.map(jnp.asarray, result), weight), aux
 
     def _whole(self, count):
-        """Return which of ``count`` arguments are differentiated: parameters, which are not split."""
+        """Return the positions, among ``count``, of the differentiated arguments: parameters, which are not split."""
         numbers = from_front(positions("accumulate", self.grad_fn.grad_states, self.grad_fn.argnums), count)
         return {numbers} if isinstance(numbers, int) else set(numbers or ())
 
@@ -100,7 +104,8 @@ class _Accumulated:
             where = f"argument {position}{jax.tree_util.keystr(path)}"
             if not valid_jaxtype(leaf) or not jnp.ndim(leaf):
                 raise StateTypeError(
-                    f"accumulate: {where} has no axis of examples to split. Pass what all parts share by keyword."
+                    f"accumulate: {where} has no axis of examples to split. Pass arguments that all parts share by "
+                    f"keyword."
                 )
             size = jnp.shape(leaf)[0]
             if size % self.steps or not size:
@@ -125,13 +130,13 @@ def accumulate(
     Parameters
     ----------
     grad_fn : GradientTransform
-        What `grad` and its sisters return. It may read and write States and draw random numbers; each part begins
-        with what the one before left.
+        The result of `grad` or another gradient transform. It may read and write States and draw random numbers; each
+        part begins with the States that the one before left.
     steps : int
         The number of parts. The leading axis of every positional argument is split, except for arguments that
         are differentiated; these, and keyword arguments, are the same for all parts.
     reduction : 'mean' or 'sum'
-        What becomes of the gradients and values of the parts. Of parts of equal size, the mean is the gradient of the
+        How gradients and values of the parts are combined. For parts of equal size, the mean is the gradient of the
         mean over all examples.
     weight : callable, optional
         ``weight(*args, **kwargs)`` of one part returns its weight in the mean: for a loss that is a mean over
@@ -147,10 +152,10 @@ def accumulate(
     Raises
     ------
     StateTypeError
-        If ``grad_fn`` is no gradient, or an argument has no axis to split.
+        If ``grad_fn`` is not a gradient, or an argument has no axis to split.
     StateValueError
         If ``steps`` is not a positive int or does not divide the examples, for an unknown reduction, or for a weight of
-        a sum or that is no scalar.
+        a sum or that is not a scalar.
 
     Examples
     --------
@@ -163,7 +168,7 @@ def accumulate(
     """
     if not isinstance(grad_fn, GradientTransform):
         raise StateTypeError(
-            f"accumulate takes what grad(...) returns, not {type(grad_fn).__name__}: put jit around the result of "
+            f"accumulate takes the result of grad(...), not {type(grad_fn).__name__}: put jit around the result of "
             f"accumulate, not inside."
         )
     at_least("accumulate: steps", steps, 1, "the number of parts")

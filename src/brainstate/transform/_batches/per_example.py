@@ -1,9 +1,9 @@
 """``per_example_grad`` and ``per_example_norms``: the gradient of the loss of each example of a batch.
 
-Both are a derivative of the loss of one example under `vmap`, and take all rules from there: what becomes of States
-that the examples write (statistics, counters), that each example draws its own random numbers, that the function is
-staged on one example. With ``chunk_size`` a loop goes over so many lanes at a time; the keys of all lanes are made
-before, and reductions of what was written come after, so that chunks change nothing but memory and time.
+Both are a derivative of the loss of one example under `vmap`, and follow its rules: States that the examples write
+(statistics, counters) need a declaration, each example draws its own random numbers, and the function is staged on one
+example. With ``chunk_size`` a loop runs over chunks of lanes. The keys of all lanes are drawn before the loop, and
+written values are reduced after it, so that chunks change memory and time only.
 """
 
 import functools
@@ -34,7 +34,7 @@ class _Examples(Mapped):
         self.name, self.chunk_size = name, chunk_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the derivative on all examples and commit what it writes."""
+        """Run the derivative on all examples and commit its writes."""
         with original_errors():  # outside of `jit` nobody else asks for those of `debug_nan`
             return super().__call__(*args, **kwargs)
 
@@ -52,6 +52,7 @@ def _in_chunks(lane, in_axes, out_axes, count, size, *inputs):
     """Return ``jax.vmap(lane, in_axes, out_axes)(*inputs)``, where ``out_axes`` is 0 and a list of int or None."""
     leaves, treedef = jax.tree.flatten(inputs)
     axes = jax.tree.leaves(jax.tree.broadcast(in_axes, inputs, is_leaf=_is_none), is_leaf=_is_none)
+    # Mapped leaves get their axis of lanes in front; all others are shared.
     mapped = {i: jnp.moveaxis(leaves[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
 
     def run(parts):
@@ -60,23 +61,24 @@ def _in_chunks(lane, in_axes, out_axes, count, size, *inputs):
         ends = [None if axis is None else 0 for axis in out_axes[1]]
         return jax.vmap(lambda *v: lane(*treedef.unflatten(v)), in_axes=axes, out_axes=(0, ends))(*values)
 
+    # Full chunks run in one loop; the remainder, if any, in a second, smaller call.
     full = count // size * size
     cut = {i: leaf[:full].reshape(-1, size, *leaf.shape[1:]) for i, leaf in mapped.items()}
     _, (out, new) = jax.lax.scan(lambda _, parts: (None, run(parts)), None, cut)
     rest = run({i: leaf[full:] for i, leaf in mapped.items()}) if full < count else (None, new)
 
-    def joined(chunks, last=None):
+    def join(chunks, last=None):
         chunks = chunks.reshape(full, *chunks.shape[2:])
         return chunks if last is None else jnp.concatenate([chunks, last])
 
-    def written(value, last, axis):
+    def join_written(value, last, axis):
         if axis is None:  # the same in all lanes, and so in all chunks
             return jax.tree.map(lambda leaf: leaf[0], value)
-        whole = jax.tree.map(joined, value, last) if full < count else jax.tree.map(joined, value)
+        whole = jax.tree.map(join, value, last) if full < count else jax.tree.map(join, value)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), whole)
 
-    out = jax.tree.map(joined, out, rest[0]) if full < count else jax.tree.map(joined, out)
-    return out, [written(*each) for each in zip(new, rest[1], out_axes[1], strict=True)]
+    out = jax.tree.map(join, out, rest[0]) if full < count else jax.tree.map(join, out)
+    return out, [join_written(*each) for each in zip(new, rest[1], out_axes[1], strict=True)]
 
 
 def _per_example_grad_transform(fun, *, argnums, has_aux):
@@ -89,7 +91,7 @@ def _per_example_grad_transform(fun, *, argnums, has_aux):
 
 
 def _examples(fun, transform, options, mapping) -> Any:
-    """Build the map over examples, or the decorator that will."""
+    """Return the map over examples, or a decorator if ``fun`` is None."""
     return or_decorator(
         fun, lambda f: _Examples(GradientTransform(f, transform, name=mapping["name"], **options), **mapping)
     )
@@ -121,16 +123,16 @@ def per_example_grad(
     in_axes : int, None, or sequence of these
         Where the examples are in each argument, as in ``jax.vmap``; None for an argument that all share.
     chunk_size : int, optional
-        Do so many examples at once, one chunk after the other, to bound memory. Nothing else changes: random
-        numbers, reductions and results are the same. Without it, all at once.
+        Number of examples to evaluate at once, one chunk after the other, to bound memory. Nothing else changes:
+        random numbers, reductions and results are the same. Without it, all at once.
     in_states, out_states : State, container, Module, type or filter, or {axis: any of these}, optional
-        The States of which each example has its own, and what becomes of what the examples write: see `vmap`.
+        The States of which each example has its own, and the treatment of those that the examples write: see `vmap`.
         Statistics and counters are reduced with ``out_states={'mean': ...}``, ``'sum'`` or ``'last'``.
 
     Returns
     -------
     callable
-        A function of batched arguments (those by keyword along axis 0). It returns what `grad` returns, with the
+        A function of batched arguments (those by keyword along axis 0). It returns the result of `grad`, with the
         examples along axis 0 of each array.
 
     Raises
@@ -138,8 +140,8 @@ def per_example_grad(
     BatchAxisError
         If examples write different values to a State that is not declared.
     StateTypeError, StateValueError
-        If the loss is no scalar, the numbers of examples disagree, nothing is batched, ``chunk_size`` is no positive
-        int; and as `GradientTransform`.
+        If the loss is not a scalar, the numbers of examples disagree, nothing is batched, or ``chunk_size`` is not a
+        positive int; and as `GradientTransform`.
 
     Examples
     --------
@@ -176,7 +178,7 @@ def per_example_norms(
 
     For a weight that is used once, in a product of matrices, the norm is computed from the inputs and the cotangent
     of that product (Goodfellow 2015; Li et al. 2022), which takes memory for activations, not for gradients. It
-    is exact for every function; where this is not possible or no cheaper the gradient of that array is made. For
+    is exact for every function; where this is not possible or no cheaper the gradient of that array is computed. For
     products with several rows (sequences) rounding is that of the squared norm: a norm below
     ``sqrt(eps) * |inputs| * |cotangents|`` is not resolved.
 
@@ -187,7 +189,7 @@ def per_example_norms(
     in_states, out_states, debug_nan
         As in `per_example_grad`.
     per_leaf : bool
-        Return a norm for each array that is differentiated, in place of one over all of them.
+        Return a norm for each differentiated array, instead of one over all of them.
 
     Returns
     -------

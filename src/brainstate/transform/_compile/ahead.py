@@ -31,7 +31,7 @@ from ..._errors import StateTypeError, StateValueError, TraceContextError
 from ..._program.interpret import all_programs
 from ..._seam.packing import ABSENT
 from ..._seam.run_time_errors import await_errors
-from ..._seam.scope import gather, generation, is_tracer, replaced_since, retagged
+from ..._seam.scope import gather, generation, is_tracer, replaced_since, tag_changes
 from ..._seam.step import Ready, give, launch
 from ..._seam.tokens import apart
 from .._wrapper import resemble
@@ -316,7 +316,7 @@ class Prepared(Remade, Ready, _Step):
     def _renew(self):
         """Look again after States or Modules were replaced somewhere, and refuse if the program is stale."""
         source, now, changes = self._source, generation(), self._touched.changes()
-        if self._retagged == retagged() and not changes:
+        if self._retagged == tag_changes() and not changes:
             self._generation = now
             return
         replaced = "; ".join(dict.fromkeys(changes.values() or replaced_since(self._generation)))

@@ -54,7 +54,7 @@ def eval_shape(f: Callable, *args: Any, **kwargs: Any) -> Any:
         scope = Scope("eval_shape", frozen=False)
         out, writes = run(scope, f, *a, **k)
         values = dict(zip(writes.states, writes.values, strict=True))
-        return Carried.of(out), Writes(tuple(scope.born), [values[s] for s in scope.born])
+        return Carried.pack(out), Writes(tuple(scope.born), [values[s] for s in scope.born])
 
     out, new = jax.eval_shape(named_after(pure, f), *arrays)
     commit(new)

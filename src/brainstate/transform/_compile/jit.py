@@ -41,7 +41,7 @@ from ..._seam.local_states import users_frame
 from ..._seam.module_reads import Touched, reading
 from ..._seam.packing import ABSENT
 from ..._seam.run_time_errors import announce_error, await_errors, is_marked
-from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, retagged, run
+from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, run, tag_changes
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, generators, give, launch, with_donation
 from ..._seam.tokens import apart, refuse_leak
@@ -62,7 +62,7 @@ class _Program:
 
     def __init__(self, fun, options, donates, journal):
         self.fun, self.donates, self.journal = fun, donates, journal
-        self.generation, self.retagged = generation(), retagged()
+        self.generation, self.retagged = generation(), tag_changes()
         self.touched = Touched()  # the parts of Modules that its traces have read
         self.states, self.written = [], []  # inputs, outputs; they only ever grow: an older trace knows a prefix
         self.generators = []  # positions of random generators among the inputs
@@ -325,7 +325,7 @@ class Jit(Remade, Launcher):
         """Begin a new program if something has changed that this one has read."""
         now = generation()
         changes = program.touched.changes()
-        if program.retagged == retagged() and not changes:
+        if program.retagged == tag_changes() and not changes:
             program.generation = now
             return program
         for what in changes:

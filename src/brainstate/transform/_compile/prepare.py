@@ -10,7 +10,7 @@ from jax.tree_util import keystr
 from ..._compat import jit_disabled
 from ..._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ..._functions import boundary
-from ..._seam.step import outside
+from ..._seam.step import is_outside
 from ..._seam.tokens import apart
 from .ahead import Prepared
 from .jit import Jit, compiled_form
@@ -74,7 +74,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
       ✅ ParamState 'weight'  float32[3]
     Give what was prepared, or prepare again for what is given.
     """
-    if not outside():
+    if not is_outside():
         raise TraceContextError("prepare compiles for calls outside of transforms: call it outside as well.")
     if jit_disabled():
         raise TraceContextError("prepare compiles, which jax.disable_jit forbids: call it outside of that.")

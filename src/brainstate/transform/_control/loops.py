@@ -23,7 +23,7 @@ from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary, check_function, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, refuse_states, run
-from ..._seam.staging import Restart, caught, stage
+from ..._seam.staging import Restart, catch_restart, stage
 from .progress import ProgressBar, with_progress
 
 __all__ = [
@@ -54,7 +54,7 @@ def probe(name, fun, call):
     def staging(*args):
         raise Restart(stage(fun, args, {}, name=name))
 
-    staged = caught(call, staging)
+    staged = catch_restart(call, staging)
     if staged.born:
         raise StateValueError(
             f"{staged.born[0].describe()} is created inside {name} and outlives it: each iteration or branch would "

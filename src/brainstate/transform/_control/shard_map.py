@@ -22,7 +22,7 @@ from ..._errors import BatchAxisError, StateValueError
 from ..._functions import boundary, check_function
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather
-from ..._seam.staging import Restart, caught, stage
+from ..._seam.staging import Restart, catch_restart, stage
 from .._select_states import chooser, draws
 from .._wrapper import resemble
 
@@ -76,7 +76,7 @@ class Sharded(Remade):
     @boundary
     def __call__(self, *args: Any) -> Any:
         """Run the function on all shards and commit what it writes."""
-        staged = caught(lambda fun: self._map_shards(fun, self.in_specs, self.out_specs)(*args), self._probe)
+        staged = catch_restart(lambda fun: self._map_shards(fun, self.in_specs, self.out_specs)(*args), self._probe)
         lanes = self._lanes(staged)
         after = {s: own[1] for s, own in lanes.items() if not staged.replaces(s)}  # a new seed is an ordinary write
         reads, written = list(staged.reads), [s for s in staged.writes if s not in after]

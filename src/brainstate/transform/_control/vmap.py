@@ -27,8 +27,8 @@ from ..._errors import BatchAxisError, StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
-from ..._seam.staging import Restart, caught, stage
-from .._select_states import draws, listed, owns_states
+from ..._seam.staging import Restart, catch_restart, stage
+from .._select_states import draws, list_states, owns_states
 from .._wrapper import or_decorator, resemble
 from .loops import for_loop, loop_length, loop_over_slices
 
@@ -66,7 +66,7 @@ class _Axes:
         return axes[0] if axes else None
 
     def _predicate(self, axis, states):
-        exact, matches = listed(self.what, states)
+        exact, matches = list_states(self.what, states)
         self.named.update(dict.fromkeys(exact, axis))
         return lambda state: state in exact or (not draws(state) and matches(state))  # see `vmap` for generators
 
@@ -202,7 +202,7 @@ class Mapped(Remade):
             raise Restart(stage(wrapped, args, kwargs, name=self.name, scope=_Lane(self.name, self.axis_in)))
 
         options = {**self.options, "axis_size": size}
-        return caught(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
+        return catch_restart(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
 
     def _size(self, args, kwargs, mapped, default=None):
         """Return the number of lanes; raise an error that names two arguments or States that disagree."""

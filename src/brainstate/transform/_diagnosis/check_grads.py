@@ -1,29 +1,29 @@
-"""``check_grads``: derivatives against central differences, and all else that a derivative must keep.
+"""``check_grads``: compares derivatives with central differences, and differentiated calls with plain ones.
 
-Nothing is put back afterwards, because nothing is changed: every evaluation runs in a scope that is never
-committed. So each begins with the same States and the same keys, which freezes randomness; a State is moved, or
-cast to float64, by what the scope says that its value is.
+Nothing has to be restored afterwards: every evaluation runs in a scope that is never committed. So each begins with the
+same States and the same keys, which freezes randomness. To move a State, or to cast it to float64, the scope provides
+another value.
 
-From there on there is a pure function of a flat list of arrays, a `Subject`, and no State any more. Its
-derivatives are subjects too, which is how higher orders are checked.
+The checks see no States, only a `Subject`: a pure function of a flat list of arrays. The derivatives of a subject are
+subjects too, and are checked in the same way for higher orders.
 
 Step and tolerance are one number, the cube root of the precision ``u`` of the coarsest type that takes part: the
 error of a central difference with step ``h`` is about ``h² + u / h``, least near ``h = u^(1/3)``, where it is
-``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. What is farther off is judged once more, with
-twice the distance to the differences of other steps on top, which is how far the difference itself is to be trusted.
+``u^(2/3)``. So ``u^(1/3)`` of the norm as tolerance leaves a wide margin. A derivative outside of it is judged once
+more: the spread of the differences with other steps estimates the error of the difference, and twice that is added to
+the tolerance.
 
 A derivative along one direction says little of a gradient that is nearly orthogonal to it. So there are several, the
-tolerance is relative to the norm over all of them, and no entry of a direction is near zero: what one wrong entry of a
-gradient adds is as large in all directions. After that each array moves alone, so that a small gradient does not pass
-beside a large one.
+tolerance is relative to the norm over all of them, and no entry of a direction is near zero: one wrong entry of a
+gradient is about as visible in every direction. After that each array moves alone, so that a wrong small gradient is
+not hidden by a large one.
 
 In single precision a wrong entry may be too small to be told from rounding: one of 1,000, or any one where the value of
 the function is large. Then the same function is checked in double precision as well, if it computes there throughout.
 
-Whether there is a kink is seen from the differences to both sides: for a smooth function they differ by
-``h f''``, which shrinks with the step; at a kink what is left is the difference of the slopes, whatever the step.
-A kink nearby is no fault of a function, and a network of many relus has one within any step: in double precision a
-smaller step passes it by.
+One-sided differences show a kink: for a smooth function the right and the left one differ by ``h f''``, which shrinks
+with the step; at a kink they differ by the jump of the slope, whatever the step. A kink nearby is not a fault of the
+function, and a network of many relus has one within any step: in double precision a smaller step avoids it.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ from ..._errors import GradientCheckError, StateValueError
 from ..._functions import boundary
 from ..._program.interpret import all_equations
 from ..._seam.scope import Scope
-from .flat_function import call_plainly, is_python, pulled, random_like, settled, subject_of, wide
+from .flat_function import call_plainly, is_python, pull_back, random_like, settle, subject_of, wide
 
 __all__ = ["check_grads"]
 
 _MODE_NAMES = ("fwd", "rev")
-_CLOSER = 64  # how much smaller the step is that looks whether there is a kink at the point, or only nearby
-_OWN = 1974  # without it the directions of seed 0 are what a user's default_rng(0) has drawn for the parameters
-_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step, to see how much a difference depends on it
+_CLOSER = 64  # divides the step, to tell a kink at the point from one nearby
+_OWN = 1974  # keeps the directions of seed 0 apart from parameters that a user draws with default_rng(0)
+_OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step; the spread of their differences estimates the error
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
 _HIDDEN = 0.1  # part of what a typical entry of a gradient adds to a slope; one that is off by less may stay unseen
 
 
 class _Double(Scope):
-    """A scope in which every State has its value in double precision."""
+    """A scope that provides the value of every State in double precision."""
 
     opaque = True
 
@@ -64,7 +64,7 @@ class _Double(Scope):
 
 
 def _double(tree):
-    """Return ``tree`` with its arrays in double precision; a Python number has no other."""
+    """Return ``tree`` with its arrays in double precision; a Python number has it already."""
 
     def cast(leaf):
         if not differentiable(leaf) or is_python(leaf):
@@ -112,12 +112,12 @@ def _digits(value) -> str:
     return np.array2string(np.asarray(value), precision=6, threshold=6, edgeitems=3).replace("\n", "")
 
 
-# ------------------------------------------------------------------------------------------ what a call does
+# ------------------------------------------------------------------------------------------ settings
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is compared, and how."""
+    """Modes, step, tolerances and directions of one check."""
 
     modes: tuple[str, ...]
     step: float
@@ -128,7 +128,7 @@ class _Settings:
     seed: int
 
     @classmethod
-    def of(cls, subject, out, modes, atol, rtol, eps, directions, seed) -> "_Settings":
+    def for_types(cls, subject, out, modes, atol, rtol, eps, directions, seed) -> "_Settings":
         """Return the settings for the types of ``subject`` and of its result ``out``."""
         unit = _unit([*subject.leaves, *filter(differentiable, jax.tree.leaves(out))])
         step, relative = (unit ** (1 / 3) if x is None else x for x in (eps, rtol))
@@ -139,17 +139,17 @@ class _Settings:
         """Whether there is room for a smaller step."""
         return self.unit < 1e-12
 
-    def rounding(self, value):
-        """Return how far rounding in ``value`` may put a difference off."""
+    def rounding_error(self, value):
+        """Return the error of a difference that rounding in ``value`` may cause."""
         return _NOISE * self.unit * np.abs(value) / self.step
 
-    def allowed(self, a, b, value, norm=0.0):
-        """Return how far derivative ``a`` and difference ``b`` of ``value`` may be apart, where such have this norm."""
-        return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + self.rounding(value)
+    def tolerance(self, a, b, value, norm=0.0):
+        """Return the allowed distance of derivative ``a`` and difference ``b``; ``norm`` is the size of its kind."""
+        return self.atol + self.rtol * np.maximum(np.maximum(np.abs(a), np.abs(b)), norm) + self.rounding_error(value)
 
     def is_blind(self, here, norms, count) -> bool:
         """Tell whether one wrong entry among ``count`` may stay unseen, where slopes have these norms."""
-        limits = [np.sum(self.allowed(0.0, 0.0, x, norm) ** 2) for x, norm in zip(here, norms, strict=True)]
+        limits = [np.sum(self.tolerance(0.0, 0.0, x, norm) ** 2) for x, norm in zip(here, norms, strict=True)]
         squares = [norm**2 * x.size for x, norm in zip(here, norms, strict=True)]
         return sum(limits) * count > _HIDDEN**2 * sum(squares)
 
@@ -169,7 +169,7 @@ def _inner_product(xs, ys) -> np.ndarray:
     return np.concatenate([np.real(np.conj(wide(x)) * wide(y)).ravel() for x, y in zip(xs, ys, strict=True)])
 
 
-# ------------------------------------------------------------------------------------------ what a call does
+# ------------------------------------------------------------------------------------------ results and writes
 
 
 def _check_effects(subject, plain, settings) -> None:
@@ -185,7 +185,7 @@ def _check_effects(subject, plain, settings) -> None:
         others = [_draw(subject, value, settings, n)[1] for n in (1, 2)]
         value, gradients, effects, pull = subject.reverse(cotangent, *others)
         _same_call("differentiated in reverse mode", plain, value, effects)
-        _same_derivative("reverse", subject.inputs, gradients[0], pulled(pull, cotangent))
+        _same_derivative("reverse", subject.inputs, gradients[0], pull_back(pull, cotangent))
         _same_derivative("reverse", subject.inputs, gradients[0], subject.reverse(cotangent)[1][0])
         _check_batched(subject, pull, [cotangent, *others], gradients)
 
@@ -225,8 +225,8 @@ def _cause_of_write(start, wanted, got) -> str:
         if _difference(twice, jax.tree.map(wide, got)) is None:
             return "the write happens twice"
     except (TypeError, ValueError):
-        pass  # no numbers, or of other shapes than before
-    return "a custom transform or rule does not pass on what the function writes, or code asks whether it is traced"
+        pass  # not numbers, or of other shapes than before
+    return "a custom transform or rule does not pass on the writes of the function, or code asks whether it is traced"
 
 
 def _same_derivative(mode, names, first, second) -> None:
@@ -234,7 +234,7 @@ def _same_derivative(mode, names, first, second) -> None:
         if found := _difference(a, b):
             raise GradientCheckError(
                 f"the {mode} derivative ({name}) is another one when computed again, although calls agree:{found}.\n"
-                f"likely cause: fresh noise in the backward pass or in a replay (a rematerialised function, a custom "
+                f"likely cause: fresh noise in the backward pass or in a replay (a rematerialized function, a custom "
                 f"rule), from outside of brainstate.random."
             )
 
@@ -243,7 +243,7 @@ def _check_batched(subject, pull, cotangents, gradients) -> None:
     """Compare the pullback under vmap with the pullback of each cotangent alone."""
     stacked = [jnp.stack([jnp.asarray(c) for c in column]) for column in zip(*cotangents, strict=True)]
     try:
-        batched = jax.vmap(lambda c: pulled(pull, c))(stacked)
+        batched = jax.vmap(lambda c: pull_back(pull, c))(stacked)
     except Exception as error:
         raise GradientCheckError(
             f"the pullback works alone and fails under vmap, as jacrev would call it: {type(error).__name__}: {error}"
@@ -270,7 +270,7 @@ _EDGE = "a value that is not finite, or a step that leaves the domain of the fun
 
 @dataclass(frozen=True)
 class _Finding:
-    """Two numbers that do not agree, and what that suggests."""
+    """Two numbers that do not agree, and the likely cause."""
 
     kind: str
     output: str
@@ -282,7 +282,7 @@ class _Finding:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A direction and a cotangent, the gradient for the latter, and what was measured along the former."""
+    """A direction with the slopes and bends measured along it, and a cotangent with its gradient."""
 
     direction: list
     cotangent: list
@@ -291,8 +291,8 @@ class _Probe:
     bends: list
 
     @classmethod
-    def measured(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
-        """Return the probe with its gradient, where it is not known, and its differences."""
+    def measure(cls, subject, settings, here, direction, cotangent, gradient=None) -> "_Probe":
+        """Return a probe with its differences, and with its gradient, computed unless given."""
         if gradient is None and "rev" in settings.modes:
             gradient = subject.reverse(cotangent)[1][0]
         return cls(direction, cotangent, gradient, *_slopes(subject, here, direction, settings.step))
@@ -300,7 +300,7 @@ class _Probe:
     def alone(self, subject, settings, here, number) -> "_Probe":
         """Return the probe along the part of this direction that belongs to one input."""
         direction = [v if k == number else v * 0 for k, v in enumerate(self.direction)]
-        return _Probe.measured(subject, settings, here, direction, self.cotangent, self.gradient)
+        return _Probe.measure(subject, settings, here, direction, self.cotangent, self.gradient)
 
 
 def _norms(probes) -> list[float]:
@@ -311,15 +311,16 @@ def _norms(probes) -> list[float]:
 
 
 def _judge(subject, settings, here, probe, norms) -> _Finding | None:
-    """Compare the derivatives of ``probe`` with differences; return what is wrong first."""
+    """Compare the derivatives of ``probe`` with differences; return the first finding."""
     h, slopes, bends, direction = settings.step, probe.slopes, probe.bends, probe.direction
     if not all(np.isfinite(s).all() for s in slopes):
         return _worst("value", subject, [~np.isfinite(s) for s in slopes], here, slopes, _EDGE)
-    limits = [settings.allowed(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
+    limits = [settings.tolerance(s, s, x) + settings.unit ** (1 / 3) for s, x in zip(slopes, here, strict=True)]
+    # A bend beyond the tolerance may be a kink. It is one if it does not shrink with the step.
     bent = [np.abs(b) > limit for b, limit in zip(bends, limits, strict=True)]
     if any(b.any() for b in bent):
         nearer = settings.nearer()
-        bounds = [0.75 * np.abs(b) + nearer.rounding(x) for b, x in zip(bends, here, strict=True)]
+        bounds = [0.75 * np.abs(b) + nearer.rounding_error(x) for b, x in zip(bends, here, strict=True)]
         found = _slopes(subject, here, direction, nearer.step)[1]
         kinks = [b & (np.abs(y) > bound) for b, y, bound in zip(bent, found, bounds, strict=True)]
         if any(k.any() for k in kinks):
@@ -330,11 +331,13 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
     wrong = dict(_disagreements(subject, settings, here, probe, norms, exact))
     if not wrong:
         return None
+    # A disagreement counts only beyond the error of the differences, which other steps show.
     others = [_slopes(subject, here, direction, h * part)[0] for part in _OTHERS]
     unsure = [2 * np.max([np.abs(s - t) for t in column], axis=0) for s, *column in zip(slopes, *others, strict=True)]
     if not any(_disagreements(subject, settings, here, probe, norms, unsure)):
         return None
     if any(b.any() for b in bent):
+        # A kink within the step spoils the difference; a smaller step avoids it.
         near = replace(settings, step=h / _CLOSER)
         closer = replace(probe, slopes=_slopes(subject, here, direction, near.step)[0])
         if not any(_disagreements(subject, near, here, closer, norms, exact)):
@@ -345,29 +348,31 @@ def _judge(subject, settings, here, probe, norms) -> _Finding | None:
 
 
 def _slopes(subject, here, direction, h) -> tuple[list, list]:
-    """Return the central difference, and by how much the slopes to the right and to the left differ."""
-    up, down = subject.at(h, direction), subject.at(-h, direction)
+    """Return the slopes, as central differences, and the bends: by how much right and left slope differ."""
+    up, down = subject.value_at(h, direction), subject.value_at(-h, direction)
     with np.errstate(invalid="ignore"):
         slopes = [(u - d) / (2 * h) for u, d in zip(up, down, strict=True)]
+        # (f(x+h) - f(x)) / h - (f(x) - f(x-h)) / h, which is h f'' for a smooth function.
         bends = [(u - 2 * x + d) / h for u, x, d in zip(up, here, down, strict=True)]
     return slopes, bends
 
 
 def _disagreements(subject, settings, here, probe, norms, unsure) -> "Iterator[tuple[str, _Finding]]":
-    """Yield ``(mode, finding)`` for each mode that does not agree with differences that are ``unsure`` by so much."""
+    """Yield ``(mode, finding)`` for each mode that disagrees with the differences, whose error is ``unsure``."""
     slopes, cotangent = probe.slopes, probe.cotangent
     given = list(zip(slopes, here, norms, unsure, strict=True))
     if "fwd" in settings.modes:
         tangents = [wide(t) for t in subject.forward(probe.direction)[1]]
-        limits = [settings.allowed(t, s, x, n) + u for t, (s, x, n, u) in zip(tangents, given, strict=True)]
+        limits = [settings.tolerance(t, s, x, n) + u for t, (s, x, n, u) in zip(tangents, given, strict=True)]
         wrong = [~(np.abs(t - s) <= limit) for t, s, limit in zip(tangents, slopes, limits, strict=True)]
         if any(w.any() for w in wrong):
             yield "fwd", _worst("forward", subject, wrong, tangents, slopes, "", limits)
     if "rev" in settings.modes:
         terms = _inner_product(cotangent, slopes)
+        # <Jᵀ c, v> = <c, J v>: the gradient along the direction against the slopes weighted by the cotangent.
         product, slope = _inner_product(probe.gradient, probe.direction).sum(), terms.sum()
         # Each term may be off by its own limit, at random.
-        limits = [settings.allowed(s, s, x, n) + u for s, x, n, u in given]
+        limits = [settings.tolerance(s, s, x, n) + u for s, x, n, u in given]
         limits = [limit * np.abs(wide(c)) for limit, c in zip(limits, cotangent, strict=True)]
         limit = float(np.sqrt(sum((x**2).sum() for x in limits)))
         if not abs(product - slope) <= limit:
@@ -385,7 +390,7 @@ def _worst(kind, subject, wrong, derivatives, differences, cause, limits=None) -
 
 
 def _cause(mode, wrong, finding, settings) -> str:
-    """Guess what makes a derivative wrong from which modes are, and how."""
+    """Guess the cause of a wrong derivative from the modes that are wrong, and from the numbers."""
     if not settings.double and abs(finding.derivative - finding.difference) < 10 * finding.allowed:
         return "rounding, perhaps, since the numbers are close: float64=True tells"
     if set(settings.modes) == set(_MODE_NAMES) and len(wrong) == 1:
@@ -397,7 +402,7 @@ def _cause(mode, wrong, finding, settings) -> str:
 
 
 def _report(subject, settings, finding, direction, number, guilty) -> GradientCheckError:
-    """Write the whole story of a failure."""
+    """Return the error with the full report of a failure."""
     first, second = ("left slope", "right slope") if finding.kind == "kink" else ("derivative", "differences")
     what = {
         "value": f"the value{subject.label} is not finite near the point",
@@ -428,9 +433,7 @@ def _check_order(subject, settings, order) -> bool:
     inputs = range(len(sizes))
 
     def probes(numbers):
-        return [
-            _Probe.measured(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers
-        ]
+        return [_Probe.measure(subject, settings, here, *_draw(subject, value, settings, number)) for number in numbers]
 
     def alone(probe, i):
         probe = probe.alone(subject, settings, here, i)
@@ -440,12 +443,14 @@ def _check_order(subject, settings, order) -> bool:
     together = probes(range(settings.directions))
     norms = _norms(together)
     blind = settings.is_blind(here, norms, sum(sizes))
+    # All arrays together first: each then is moved alone only to find the ones at fault.
     for number, probe in enumerate(together):
         finding = _judge(subject, settings, here, probe, norms)
         if finding is not None:
             found = [(i, alone(probe, i)[0]) for i in inputs]
             guilty = [(i, own) for i, own in found if own is not None and own.kind == finding.kind]
             raise _report(subject, settings, finding, probe.direction, number, guilty)
+    # One more direction, array by array: a wrong small gradient is lost in the sum with a large one.
     for probe in probes([settings.directions]) if len(inputs) > 1 else ():
         for i in inputs:
             finding, hidden = alone(probe, i)
@@ -467,7 +472,7 @@ def _in_double(f, args, chosen, options, order, plain) -> None:
             out = call_plainly("check_grads", f, args)[0]
             subject = replace(subject_of("check_grads", f, args, *chosen), label=" in double precision")
             if _difference(plain, out) is None and _is_double(subject):
-                _check_order(subject, _Settings.of(subject, out, **options), order)
+                _check_order(subject, _Settings.for_types(subject, out, **options), order)
     except GradientCheckError:
         raise
     except Exception:
@@ -475,7 +480,7 @@ def _in_double(f, args, chosen, options, order, plain) -> None:
 
 
 def _is_double(subject) -> bool:
-    """Tell whether the function computes all that is no integer in double precision."""
+    """Tell whether the function computes everything but integers in double precision."""
     jaxpr = jax.make_jaxpr(lambda leaves: subject.call(leaves)[0])(subject.leaves)
     found = (v.aval for eqn in all_equations(jaxpr) for v in eqn.outvars)
     types: Any = {getattr(aval, "dtype", None) for aval in found} - {None}
@@ -508,9 +513,9 @@ def check_grads(
 ) -> None:
     """Check derivatives against central differences: ``jax.test_util.check_grads`` that knows States.
 
-    Besides, calls from the same States and keys must agree; a differentiated call must return and write what a
-    plain one does; a derivative computed twice must agree; the pullback must work under ``vmap``; and there must be
-    no kink. Random numbers are the same in all evaluations, and no State changes, whatever happens.
+    It also checks that two calls from the same States and keys agree; that a differentiated call has the result and
+    the writes of a plain one; that a derivative computed twice agrees; that the pullback works under ``vmap``; and that
+    there is no kink. Random numbers are the same in all evaluations, and no State changes, whatever happens.
 
     Parameters
     ----------
@@ -530,9 +535,9 @@ def check_grads(
     eps : float, optional
         The step; by default likewise.
     directions : int
-        How many random directions to try, in which all arrays move. Then each array moves alone.
+        Number of random directions to try, along which all arrays move. Then each array moves alone.
     seed : int
-        Where the directions come from.
+        The seed of the directions.
     float64 : bool
         Check in double precision (recommended): floating arguments and the States that are read are cast for the time
         of the check, and ``jax.enable_x64`` is set. Arrays that the function holds itself stay as they are.
@@ -542,7 +547,7 @@ def check_grads(
     GradientCheckError
         If anything is wrong; the message names the State or argument, both numbers and the likely cause.
     StateTypeError, StateValueError
-        If the function or what is to be differentiated cannot be used, as in `GradientTransform`.
+        If the function or the selection of differentiated values cannot be used, as in `GradientTransform`.
 
     Notes
     -----
@@ -562,7 +567,7 @@ def check_grads(
     """
     modes = _check_options(order, modes, directions)
     subject_of("check_grads", f, args, grad_states, argnums)
-    plain, again = settled("check_grads", f, args), call_plainly("check_grads", f, args)[:2]
+    plain, again = settle("check_grads", f, args), call_plainly("check_grads", f, args)[:2]
     if found := _difference(plain[0], again[0]):
         raise GradientCheckError(
             f"two calls with the same States and keys return different results: result{found}.\nlikely cause: the "
@@ -575,7 +580,7 @@ def check_grads(
         given = _double(args) if float64 else args
         called = call_plainly("check_grads", f, given)[:2]
         subject = subject_of("check_grads", f, given, grad_states, argnums)
-        settings = _Settings.of(subject, called[0], **options)
+        settings = _Settings.for_types(subject, called[0], **options)
         _check_effects(subject, called, settings)
         blind = _check_order(subject, settings, order)
     if blind and not settings.double and atol is None and rtol is None:

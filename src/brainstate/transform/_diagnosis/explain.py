@@ -25,7 +25,7 @@ from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixe
 from ..._program.interpret import interpret, open_jaxpr
 from ..._seam.scope import Scope
 from ..._seam.staging import stage
-from .flat_function import random_like, settled, subject_of
+from .flat_function import random_like, settle, subject_of
 
 __all__ = ["Explanation", "Row", "explain"]
 
@@ -236,7 +236,7 @@ def explain(
     (3.0, 0.0, 'integer, rounding, comparison or argmax path')
     """
     subject_of("explain", f, args, grad_states, argnums)
-    settled("explain", f, args)
+    settle("explain", f, args)
     with Scope("explain"):
         subject = subject_of("explain", f, args, grad_states, argnums)
         jaxpr, outputs, written = _trace(subject)

@@ -1,7 +1,7 @@
-"""A function with States as a pure function of a flat list of arrays, for tools that look at derivatives.
+"""A function with States as a pure function of a flat list of arrays, for tools that examine derivatives.
 
-`settled` calls the function as a user does and commits nothing; `subject_of` packs it. A derivative of a `Subject`
-is a subject again. What it does to States comes out as ``effects`` (`Carried`), and is not committed either.
+`settle` calls the function as a user does and commits only the States that it creates; `subject_of` packs it. A
+derivative of a `Subject` is a subject again. Its writes are a result, ``effects`` (`Carried`), and are not committed.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from ..._seam.scope import Cell, Scope, commit, is_tracer, run
 from .._first_order.pure_function import PureFunction, check_argnums, names_of
 from .._select_states import owns_states
 
-__all__ = ["Subject", "call_plainly", "is_python", "pulled", "random_like", "settled", "subject_of", "wide"]
+__all__ = ["Subject", "call_plainly", "is_python", "pull_back", "random_like", "settle", "subject_of", "wide"]
 
 
 def is_python(leaf) -> bool:
@@ -34,14 +34,14 @@ def wide(leaf) -> np.ndarray:
 
 
 def random_like(rng: np.random.Generator, leaves: list) -> list:
-    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``, as both parts of complex ones."""
+    """Return numbers of random sign between 2/3 and 4/3 in the types of ``leaves``; for both parts of complex ones."""
 
-    def like(leaf):
+    def sample(leaf):
         numbers = (rng.choice((-1, 1), jnp.shape(leaf)) * rng.uniform(2 / 3, 4 / 3, jnp.shape(leaf)) for _ in "xy")
         value = next(numbers) + (1j * next(numbers) if jnp.iscomplexobj(leaf) else 0)
         return type(leaf)(value) if is_python(leaf) else jnp.asarray(value, jnp.result_type(leaf))
 
-    return [like(leaf) for leaf in leaves]
+    return [sample(leaf) for leaf in leaves]
 
 
 # ------------------------------------------------------------------------------------------ plain calls
@@ -54,8 +54,8 @@ def call_plainly(name, fun, args) -> tuple[Any, Writes, int]:
     return out, writes, len(scope.born)
 
 
-def settled(name, fun, args) -> tuple[Any, Writes]:
-    """Call ``fun`` until all States that it makes for itself are there: these, and only these, get their values."""
+def settle(name, fun, args) -> tuple[Any, Writes]:
+    """Call ``fun`` until it creates no more States, and return the last call; only created States get their values."""
     out, writes, born = call_plainly(name, fun, args)
     if not born:
         return out, writes
@@ -65,8 +65,8 @@ def settled(name, fun, args) -> tuple[Any, Writes]:
         return out, writes
     commit(Writes(writes.states[-born:], writes.values[-born:]))
     raise StateValueError(
-        f"the function makes {writes.states[-1].describe()} anew in each call, and keeps it: there are no two "
-        f"calls with the same States for {name}. Make the State outside of the function."
+        f"the function creates a new {writes.states[-1].describe()} in each call, and keeps it: no two calls have the "
+        f"same States, which {name} needs. Create the State outside of the function."
     )
 
 
@@ -84,9 +84,9 @@ class Subject:
     owners: list  # the State that an input belongs to, or None
     outputs: list[str]
 
-    def at(self, step, direction) -> list[np.ndarray]:
+    def value_at(self, step, direction) -> list[np.ndarray]:
         """Return the value a step away along ``direction``."""
-        moved = [_moved(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
+        moved = [_move(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
         return [wide(out) for out in self.call(moved)[0]]
 
     def forward(self, direction):
@@ -96,7 +96,7 @@ class Subject:
     def reverse(self, *cotangents):
         """Return ``(value, the gradient for each of the cotangents, effects, pullback)``."""
         out, pull, effects = jax.vjp(self.call, self.leaves, has_aux=True)
-        return out, [pulled(pull, c) for c in cotangents], effects, pull
+        return out, [pull_back(pull, c) for c in cotangents], effects, pull
 
     def derivatives(self, modes, direction, cotangent) -> "Iterator[Subject]":
         """Return the derivatives in this direction as subjects of their own."""
@@ -116,12 +116,12 @@ class Subject:
             yield replace(self, label=label, call=gradient, outputs=[f"gradient: {name}" for name in self.inputs])
 
 
-def pulled(pull, cotangent) -> list:
+def pull_back(pull, cotangent) -> list:
     """Return the gradient; conjugated, so that for complex values too <gradient, v> = <cotangent, J v>."""
     return [jnp.conj(g) for g in pull([jnp.conj(c) for c in cotangent])[0]]
 
 
-def _moved(leaf, step, v):
+def _move(leaf, step, v):
     return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
 
 
@@ -132,8 +132,8 @@ def _refuse_states(name, args) -> None:
             if isinstance(leaf, Cell) or owns_states(leaf):
                 what = leaf.describe() if isinstance(leaf, Cell) else f"a {type(leaf).__name__}, which has States"
                 raise StateValueError(
-                    f"{name}: argument {i} is or holds {what}, and what follows the function are its arguments. Name "
-                    f"what is differentiated: {name}(f, ..., grad_states=...)."
+                    f"{name}: argument {i} is or holds {what}, and States are not arguments. Name the States "
+                    f"to differentiate: {name}(f, ..., grad_states=...)."
                 )
 
 
@@ -156,7 +156,7 @@ def _positions(name, args, grad_states, argnums):
 
 
 def subject_of(name, fun, args, grad_states, argnums) -> Subject:
-    """Return ``fun``, called with ``args``, as a function of the leaves of what is differentiated."""
+    """Return ``fun``, called with ``args``, as a function of the differentiated leaves."""
     _refuse_states(name, args)
     target = PureFunction(fun, name, grad_states, _positions(name, args, grad_states, argnums), check_states=False)
     diff, call, rest = target.open(args, {})

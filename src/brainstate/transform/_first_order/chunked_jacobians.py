@@ -1,8 +1,8 @@
-"""Matrices of derivatives in chunks: so many rows (reverse mode) or columns (forward mode) at once.
+"""Jacobians in chunks: a fixed number of rows (reverse mode) or columns (forward mode) at once.
 
-The function itself runs once, outside the loop: reverse mode keeps its pullback, forward mode its linearisation, and
-a loop applies this linear map to one chunk of unit vectors after the other. What lives at the same time is the
-result, what the linear map keeps, and the intermediate values of one chunk.
+The function itself runs once, outside the loop: reverse mode keeps its pullback, forward mode its linearization. A
+loop applies this linear map to one chunk of unit vectors after the other. Memory holds the result, the residuals of
+the linear map, and the intermediate values of one chunk.
 """
 
 from typing import Any
@@ -28,9 +28,9 @@ def count(leaves) -> int:
 
 
 def unit(leaves, i) -> list:
-    """Return arrays like ``leaves`` that are zero but for a one in entry ``i``, counted through all of them.
+    """Return unit vector ``i`` in the shapes of ``leaves``: zeros, and a one in entry ``i`` counted across all leaves.
 
-    There is no such entry from `count` up: all are zero then.
+    For ``i`` from `count` up, all entries are zero.
     """
     parts, begin = [], 0
     for leaf in leaves:
@@ -46,7 +46,7 @@ def _map_units(line, over, size):
     return jax.lax.map(lambda i: line(unit(over, i)), jnp.arange(count(over)), batch_size=size)
 
 
-def _cut(lines, like):
+def _cut_rows(lines, like):
     """Cut the leading axis of ``lines`` into one array for each leaf of ``like``, in its shape."""
     ends = np.cumsum([np.size(leaf) for leaf in like])
     return [
@@ -55,11 +55,11 @@ def _cut(lines, like):
     ]
 
 
-def _last(lines, like):
-    """As `_cut`, with what was cut at the end of the shape."""
+def _cut_columns(lines, like):
+    """Cut as `_cut_rows` does, and move the axes of each leaf to the end of its shape."""
     return [
         jnp.moveaxis(part, range(jnp.ndim(leaf)), range(-jnp.ndim(leaf), 0))
-        for leaf, part in zip(like, _cut(lines, like), strict=True)
+        for leaf, part in zip(like, _cut_rows(lines, like), strict=True)
     ]
 
 
@@ -79,18 +79,20 @@ def _check_kind(name, what, leaves, wanted):
 
 def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
     """Return ``jax.jacrev(fun, has_aux=True)`` that pulls back ``chunk_size`` unit cotangents at once."""
-    del allow_int  # what is selected was checked; the derivative by an integer is a zero of its type, as in JAX
+    del allow_int  # the selection was checked; the derivative by an integer is a zero of its type, as in JAX
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
+        # An integer leaf has no cotangent that a loop can stack: it stays fixed, and its blocks are zeros.
         moving, fixed = partition(diff, differentiable)
         if holomorphic:
             _check_kind("jacrev", "inputs", leaves, jnp.complexfloating)
         value, pull, aux = jax.vjp(lambda moved: fun(combine(moved, fixed), *rest, **kwargs), moving, has_aux=True)
         outs, out_tree = jax.tree.flatten(value)
         _check_kind("jacrev", "outputs", outs, jnp.complexfloating if holomorphic else jnp.floating)
+        # For each moving leaf, one row of the Jacobian for each entry of the output.
         rows = _map_units(lambda row: pull(out_tree.unflatten(row))[0], outs, chunk_size)
-        cut = {i: _cut(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
+        cut = {i: _cut_rows(lines, outs) for i, lines in zip(fixed.places, rows, strict=True)}
         blocks = [
             treedef.unflatten(
                 [cut[i][k] if i in cut else _zeros(out, leaf, jax.typeof(leaf).dtype) for i, leaf in enumerate(leaves)]
@@ -99,19 +101,20 @@ def chunked_jacrev(fun, *, chunk_size, holomorphic, allow_int):
         ]
         return out_tree.unflatten(blocks), aux
 
-    return wrapped
+    return jacobian
 
 
 def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
     """Return ``jax.jacfwd(fun, has_aux=True)`` that pushes ``chunk_size`` unit tangents forward at once."""
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
         _check_kind(name, "inputs", leaves, jnp.complexfloating if holomorphic else jnp.floating)
         value, push, aux = jax.linearize(lambda d: fun(d, *rest, **kwargs), diff, has_aux=True)
         outs, out_tree = jax.tree.flatten(value)
         if holomorphic:
             _check_kind(name, "outputs", outs, jnp.complexfloating)
+        # The tangent of an integer output is of dtype float0, which no loop can stack.
         moved = [k for k, out in enumerate(outs) if differentiable(out)]
 
         def line(column):
@@ -120,7 +123,7 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
 
         columns = _map_units(line, leaves, chunk_size)
         blocks = [
-            _last(columns[k], leaves)
+            _cut_columns(columns[k], leaves)
             if k in columns
             else [_zeros(out, leaf, jax.typeof(out).dtype) for leaf in leaves]  # an integer, as in JAX
             for k, out in enumerate(outs)
@@ -128,4 +131,4 @@ def chunked_jacfwd(fun, *, chunk_size, holomorphic, name="jacfwd"):
         blocks = [treedef.unflatten(block) for block in blocks]
         return out_tree.unflatten(blocks), aux
 
-    return wrapped
+    return jacobian

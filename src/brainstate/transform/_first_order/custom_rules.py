@@ -1,9 +1,9 @@
-"""Custom derivative rules, and no derivative at all, for functions that read States.
+"""Custom derivative rules for functions that read States.
 
-A rule cannot see what a function closes over, so the States that take part are declared. Their values come to the
-rule as its first argument, in the container in which they were declared, and their cotangents or tangents go back
-in the same place: what JAX sees is ``jax.custom_vjp`` of a function of ``(values, *args)``. Where none is declared it
-is one of ``args``, and a rule that was written for JAX is right as it is.
+A rule cannot see the closure of its function, so the States that take part are declared. Their values are the first
+argument of the rule, in the container in which they were declared, and their cotangents or tangents have the same
+place: JAX sees ``jax.custom_vjp`` of a function of ``(values, *args)``. Without declared States it sees a function of
+``args``, and a rule that was written for JAX works unchanged.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 from ..._copies import Remade
 from ..._errors import StateValueError
 from ..._functions import boundary, check_function, positional_parameters, signature_of, with_leading
-from ..._seam.scope import Scope, differentiated, gather, run
+from ..._seam.scope import Scope, gather, is_differentiated, run
 from ..._seam.tokens import deferred, outside_rule
 from .._select_states import select_states
 from .._wrapper import or_decorator, resemble
@@ -25,12 +25,12 @@ __all__ = ["CustomJVP", "CustomVJP", "custom_jvp", "custom_vjp"]
 
 
 class _Ruled(Scope):
-    """A scope that refuses to read a State for which the rule would have to give a derivative and cannot."""
+    """A scope that refuses to read a differentiated State that is not declared: the rule cannot give its derivative."""
 
     opaque = True
 
     def _inherit(self, state):
-        if differentiated(state):
+        if is_differentiated(state):
             raise StateValueError(
                 f"{state.describe()} is differentiated and read by a function under {self.name} that does not declare "
                 f"it, so the rule cannot give its derivative. Add it to states=, and take its value from the first "
@@ -42,7 +42,7 @@ class _Ruled(Scope):
 
 
 class _Custom(Remade):
-    """What `custom_vjp` and `custom_jvp` share: a JAX function, with the declared States as its first argument."""
+    """Common base of `custom_vjp` and `custom_jvp`: a JAX function whose first argument holds the declared values."""
 
     name: str
     rule_method: str
@@ -54,22 +54,23 @@ class _Custom(Remade):
         self.fun, self.states = fun, states
         if states is not None:
             select_states(states)
-            numbers = tuple(n + 1 for n in numbers)
-        pure = self._guarded(fun) if states is None else _with_values(fun, self._pure)
+            numbers = tuple(n + 1 for n in numbers)  # JAX counts the declared values as argument 0
+        # Without declared States, JAX sees the signature of `fun` itself.
+        pure = self._guard(fun) if states is None else _with_values(fun, self._pure)
         self._ruled = self.of_jax(pure, nondiff_argnums=numbers, nondiff_argnames=nondiff_argnames)
         self._has_rule = False
         resemble(self, fun)
 
     def _pure(self, values, *args):
-        selection = select_states(self.states)
+        selection = select_states(self.states)  # the States that a Module has now
         flat = selection.treedef.flatten_up_to(values)
-        return self._guarded(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
+        return self._guard(self.fun, dict(zip(selection.states, flat, strict=True)))(*args)
 
-    def _guarded(self, fun, values=None):
-        """Return ``fun`` in a scope with these values of the declared States, refusing what no rule can handle."""
+    def _guard(self, fun, values=None):
+        """Return ``fun`` in a scope with these values of the declared States; reads of others and writes are errors."""
 
         @functools.wraps(fun, updated=())
-        def guarded(*args, **kwargs):
+        def call(*args, **kwargs):
             out, writes = run(_Ruled(self.name, values or {}, frozen=False), fun, *args, **kwargs)
             for state in writes.states:
                 raise StateValueError(
@@ -78,11 +79,11 @@ class _Custom(Remade):
                 )
             return out
 
-        return guarded
+        return call
 
     @boundary
     def __call__(self, *args, **kwargs):
-        """Call the function; its derivative is the rule's."""
+        """Call the function; its derivative comes from the rule."""
         if not self._has_rule:
             raise StateValueError(f"no rule is defined yet: call {self.rule_method} of the function first.")
         if self.states is None:
@@ -108,10 +109,10 @@ def _nondiff_positions(name, numbers, fun) -> tuple[int, ...]:
 
 
 def _with_values(fun, pure):
-    """Return ``pure`` with the signature of ``fun`` behind its first argument, by which JAX resolves keywords."""
+    """Return ``pure`` with a signature, by which JAX resolves keywords: its first argument, then those of ``fun``."""
     renamed: Any = functools.update_wrapper(lambda values, /, *args: pure(values, *args), fun, updated=())
     signature = signature_of(fun)
-    if signature is not None:
+    if signature is not None:  # a built-in function may have none; then JAX takes positional arguments only
         renamed.__signature__ = with_leading(signature, ["values"])
     return renamed
 
@@ -126,7 +127,7 @@ class CustomVJP(_Custom):
     ) -> None:
         """Set the rule, as ``defvjp`` of ``jax.custom_vjp``, which has the same options; see `custom_vjp`."""
         options = {"symbolic_zeros": symbolic_zeros, "optimize_remat": optimize_remat, **options}
-        self._ruled.defvjp(self._guarded(fwd), self._guarded(bwd), **options)
+        self._ruled.defvjp(self._guard(fwd), self._guard(bwd), **options)
         self._has_rule = True
 
 
@@ -137,7 +138,7 @@ class CustomJVP(_Custom):
 
     def defjvp(self, rule: Callable, symbolic_zeros: bool = False) -> Callable:
         """Set the rule, as ``defjvp`` of ``jax.custom_jvp``; see `custom_jvp`. Returns the rule."""
-        self._ruled.defjvp(self._guarded(rule), symbolic_zeros=symbolic_zeros)
+        self._ruled.defjvp(self._guard(rule), symbolic_zeros=symbolic_zeros)
         self._has_rule = True
         return rule
 
@@ -146,7 +147,7 @@ class CustomJVP(_Custom):
 
         With States the first rule is for their values, and each rule gets ``(tangent, out, values, *args)``.
         """
-        self._ruled.defjvps(*(rule and self._guarded(rule) for rule in rules))
+        self._ruled.defjvps(*(rule and self._guard(rule) for rule in rules))
         self._has_rule = True
 
 
@@ -168,7 +169,7 @@ def custom_vjp(
     nondiff_argnums, nondiff_argnames
         As in ``jax.custom_vjp``: the arguments of ``fun`` that have no derivative.
     states : State, Module, (Module, filter), or pytree of these, optional
-        The States that the rule is about.
+        The States whose values the rule receives, and whose derivatives it gives.
 
     Returns
     -------

@@ -1,9 +1,9 @@
 """``fwd_grad``: an unbiased estimate of a gradient from directional derivatives, with no reverse pass.
 
 For ``v`` with independent standard normal entries, ``E[(∇f·v) v] = ∇f`` (Baydin et al. 2022, "Gradients without
-backpropagation"); averaging over ``n`` directions divides the variance, ``(|∇f|² + (∂ᵢf)²) / n`` in entry ``i``,
-which is why it suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with
-``v = a + ib`` the mean of ``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, what ``jax.grad`` returns.
+backpropagation"). Averaged over ``n`` directions, entry ``i`` has the variance ``(|∇f|² + (∂ᵢf)²) / n``: the estimate
+suits few parameters or many directions. A complex entry ``x + iy`` is two real ones: with ``v = a + ib`` the mean of
+``(∇f·v) conj(v)`` is ``∂f/∂x - i ∂f/∂y``, as ``jax.grad`` returns it.
 """
 
 import math
@@ -24,10 +24,10 @@ __all__ = ["fwd_grad"]
 def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, key):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def estimator(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
 
-        def along(key):
+        def sample(key):
             keys = jax.random.split(key, len(leaves))
             tangents = [_normal(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
             primals, directions = (diff,), (treedef.unflatten(tangents),)
@@ -37,23 +37,24 @@ def _fwd_grad_transform(fun, *, argnums, has_aux, tangent_size, drct_der_clip, k
                 raise StateValueError(f"fwd_grad needs a real scalar output of a floating type, the output is {kind}.")
             if drct_der_clip is not None:
                 slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
+            # One sample of the estimate, (∇f·v) conj(v).
             return [jnp.asarray(slope, t.dtype) * jnp.conj(t) for t in tangents], aux
 
-        def averaged(key):
+        def average(key):
             if tangent_size is None:
-                return along(key)
+                return sample(key)
             # The function itself does not depend on the direction: only the tangents are mapped.
-            samples, aux = jax.vmap(along, out_axes=(0, None))(jax.random.split(key, tangent_size))
+            samples, aux = jax.vmap(sample, out_axes=(0, None))(jax.random.split(key, tangent_size))
             return [jnp.mean(s, axis=0) for s in samples], aux
 
-        estimate, aux = with_key("fwd_grad", key, averaged)
+        estimate, aux = with_key("fwd_grad", key, average)
         return treedef.unflatten(estimate), aux
 
-    return wrapped
+    return estimator
 
 
 def _normal(key, leaf):
-    """Return standard normal numbers like ``leaf``; of complex ones both parts are, where JAX's have half of it."""
+    """Return standard normal numbers like ``leaf``; if complex, each part has variance 1 (JAX gives each 1/2)."""
     normal = jax.random.normal(key, jnp.shape(leaf), jax.typeof(leaf).dtype)
     return normal * jnp.asarray(math.sqrt(2), normal.dtype) if jnp.iscomplexobj(normal) else normal
 

@@ -1,8 +1,8 @@
 """``functional`` and ``substituted``: a function of States as a pure function, and a block that runs on other values.
 
-Both are a scope whose values come from the caller, so whatever runs inside sees them: transforms of this package, code
-compiled by it, and JAX's own transforms. What is written to a State that was given leaves as a result (`functional`) or
-is dropped (`substituted`); the States themselves keep their values.
+Both open a scope whose values come from the caller, and all code inside sees them: transforms of this package, code
+compiled by it, and JAX's own transforms. Writes to these States are a result (`functional`) or are dropped
+(`substituted`); the States themselves keep their values.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ __all__ = ["functional", "substituted"]
 
 
 def _values_by_state(name, selection, values) -> dict:
-    """Return {State: value} for ``values`` in the structure of the container."""
+    """Return {State: value} for ``values`` in the structure of the selected container."""
     try:
         flat = selection.treedef.flatten_up_to(values)
     except (TypeError, ValueError) as error:
@@ -82,6 +82,7 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
     if states is None:
         refuse_states((args, kwargs), f"arguments of {name}")
         staged = stage(f, args, kwargs, name=name, dynamic=valid_jaxtype)
+        # A State that the function creates is not an input: it belongs to the call that created it.
         born = set(staged.born)
         selection = select_states(tuple(state for state in staged.used if state not in born), "states", State)
     elif args or kwargs:
@@ -107,7 +108,7 @@ def functional(f: Callable, states: Any = None, /, *args: Any, **kwargs: Any) ->
 
 @contextmanager
 def substituted(states: Any, values: Any) -> Iterator[None]:
-    """Run a ``with`` block on other values of some States; then they have their own again.
+    """Run a ``with`` block with other values of some States; afterwards they have their own values again.
 
     Parameters
     ----------
@@ -118,8 +119,8 @@ def substituted(states: Any, values: Any) -> Iterator[None]:
 
     Notes
     -----
-    What the block writes to these States is seen in the block only; what it writes to others stays. If it raises, no
-    State changes. Other threads see nothing of it.
+    Writes of the block to these States are visible in the block only; its writes to other States stay. If it raises, no
+    State changes. Other threads see none of this.
 
     Raises
     ------

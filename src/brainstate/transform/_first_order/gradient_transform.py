@@ -1,15 +1,15 @@
 """One class does the state handling of every derivative; the derivative itself is an argument.
 
 ``GradientTransform`` turns a function that reads and writes States into a pure one, hands it to a JAX transform
-and gives the result the structure of the table in `GradientTransform`. It needs no table of cases for that: what
-is differentiated is packed into *one* pytree that already has the wanted structure ``G``, and JAX, asked for
+and gives the result the structure of the table in `GradientTransform`. The code has no such table of cases: the
+differentiated values are packed into *one* pytree that already has the wanted structure ``G``, and JAX, asked for
 ``argnums=0``, returns its derivative in that structure, whatever the transform (a Hessian gives ``G`` of ``G``).
 
-The three beats: `PureFunction.open` reads the States and packs ``G``; `PureFunction.pure` is what JAX traces; the
+The three beats: `PureFunction.open` reads the States and packs ``G``; JAX differentiates `PureFunction.pure`; the
 written values come back beside the derivative and are committed once.
 
-Only the inexact leaves of a State are differentiated. In the place of another leaf (an integer, a key) the
-packed tree, and so the gradient, holds ``None``.
+Only the inexact leaves of a State are differentiated. For another leaf (an integer, a key) the packed tree, and so
+the gradient, holds ``None``.
 """
 
 from collections.abc import Callable
@@ -53,9 +53,9 @@ class GradientTransform(Remade):
         Called once as ``transform(fun, argnums=0, has_aux=True, **transform_params)`` with a pure function. It
         returns a function of the same arguments that returns ``(derivative, aux)``, aux passed on untouched.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
-        What to differentiate. A Module stands for its ParamStates at the time of the call, a pair for those of them
-        that the filter selects then: ``(model, Not("frozen"))`` leaves out what is tagged so, which has no entry in
-        the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
+        The States to differentiate. A Module stands for its ParamStates at the time of the call, a pair for those of
+        them that the filter selects then: ``(model, Not("frozen"))`` leaves out States with this tag, which have no
+        entry in the result. A State with two names in the Module goes by the first, and has one gradient: the sum.
     argnums : int or sequence of int, optional
         Positions of the arguments to differentiate; -1 is the last positional argument of the call. On a method they
         count the arguments after ``self``.
@@ -66,10 +66,10 @@ class GradientTransform(Remade):
     check_states : bool
         Refuse States that the function never reads, or writes before it reads them (their gradient would be zero).
     debug_nan : bool
-        Raise an error if the derivative, or a value that is one number, holds NaN or infinities, or anything else that
-        comes out holds NaN. It names the first operation that made it, forward or backward, in loops and branches
-        too, by its line. Outside of other transforms the function runs a second time for that; inside, it is traced,
-        without Python control flow on values, and the check is made at run time. Costs nothing if False.
+        Raise an error if the derivative or a scalar value holds NaN or infinities, or any other result holds NaN. The
+        error names the line of the first operation that made it, forward or backward, in loops and branches too.
+        Outside of other transforms the function runs a second time to find it; inside, it is traced, without Python
+        control flow on values, and the check is made at run time. Costs nothing if False.
     name : str, optional
         The name of the derivative in messages; by default that of ``transform``.
 
@@ -79,7 +79,7 @@ class GradientTransform(Remade):
         With ``debug_nan`` only, and also out of `jit`; under a raw JAX transform, and out of loops, maps and other
         derivatives that are not compiled, JAX raises an error of its own that ends in the same text.
     StateTypeError, StateValueError
-        When built, for unusable arguments; when called, for what the call shows. No State has changed then.
+        When built, for unusable arguments; when called, for faults that only a call shows. No State has changed then.
 
     Examples
     --------
@@ -130,16 +130,17 @@ class GradientTransform(Remade):
             check_states=self.check_states,
             allow_int=self.transform_params.get("allow_int", False),
         )
+        # Argument 0 of `pure` holds all differentiated values, of States and arguments.
         self._derivative = transform(self._pure.pure, argnums=0, has_aux=True, **self.transform_params)
         resemble(self, target)
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return the derivative in the structure of the table; commit what the function wrote."""
+        """Return the derivative in the structure of the table; commit the writes of the function."""
         return self.arrange(*self.parts(*args, **kwargs))
 
     def parts(self, /, *args: Any, **kwargs: Any) -> tuple:
-        """Return ``(derivative, value, aux)``, with None for what is not asked for; commit what the function wrote."""
+        """Return ``(derivative, value, aux)``, None for each not asked for; commit the writes of the function."""
         if self.debug_nan:
             return DerivativeCheck(self._parts, repr(self), self._pure.inputs).run(args, kwargs)
         return self._parts(*args, **kwargs)
@@ -147,9 +148,10 @@ class GradientTransform(Remade):
     def _parts(self, /, *args, **kwargs):
         diff, call, rest = self._pure.open(args, kwargs)
         out = self._derivative(diff, call, *rest, **kwargs)
+        # A custom transform that loses the aux would lose the writes of the function with it.
         if not (isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Carried)):
             raise StateTypeError(
-                f"the transform {self._pure.name} returned {type(out).__name__} in place of (derivative, aux): it is "
+                f"the transform {self._pure.name} returned {type(out).__name__} instead of (derivative, aux): it is "
                 f"called with has_aux=True and has to pass the aux that its function returns on untouched."
             )
         value, aux, writes = out[1].tree()
@@ -157,7 +159,7 @@ class GradientTransform(Remade):
         return out[0], value, aux
 
     def arrange(self, derivative: Any, value: Any, aux: Any) -> Any:
-        """Return what a call returns, from its parts."""
+        """Return the result of a call, from its parts."""
         result = (derivative, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ()))
         return result if len(result) > 1 else derivative
 

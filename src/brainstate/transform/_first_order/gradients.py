@@ -1,4 +1,4 @@
-"""grad, vector_grad and the matrices of derivatives: `GradientTransform` with another JAX function each.
+"""`grad`, `vector_grad`, Jacobians and the Hessian: `GradientTransform`, each with another JAX transform.
 
 All share one signature: the function, ``grad_states`` and ``argnums`` by position or name, then options by name.
 Without a function they return a decorator. Called outside ``jit`` they compile nothing: Python control flow on
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def derivative(name, transform, fun, grad_states, argnums, params=None, kind=GradientTransform, **options) -> Any:
-    """Build the `GradientTransform` of this name, or the decorator that will."""
+    """Return the `GradientTransform` of this name, or a decorator if ``fun`` is None."""
     options |= {"name": name, "transform_params": params}
     return or_decorator(fun, lambda fun: kind(fun, transform, grad_states, argnums, **options))
 
@@ -50,19 +50,20 @@ def _grad_transform(fun, *, argnums, has_aux, **params):
 
 
 def _vector_grad_transform(fun, *, argnums, has_aux):
-    def wrapped(diff, /, *rest, **kwargs):
+    def gradient(diff, /, *rest, **kwargs):
         value, pull, aux = jax.vjp(lambda d: fun(d, *rest, **kwargs), diff, has_aux=has_aux)
         if not any(map(differentiable, jax.tree.leaves(value))):
             raise StateTypeError(
                 f"vector_grad sums over outputs of a floating or complex type, and there is none among the outputs "
                 f"(shapes {shapes_of(value)}): the gradient would be zero."
             )
-        return pull(jax.tree.map(_one, value))[0], aux
+        return pull(jax.tree.map(_one, value))[0], aux  # ∇ Σᵢ yᵢ = Jᵀ 1
 
-    return wrapped
+    return gradient
 
 
 def _one(leaf):
+    """Return a cotangent of ones for an output; that of an integer is zero, of dtype float0."""
     return jnp.ones_like(leaf) if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
@@ -80,6 +81,7 @@ def _jacfwd_transform(fun, *, argnums, has_aux, chunk_size, **params):
 
 def _hessian_transform(fun, *, argnums, has_aux, chunk_size, **params):
     if chunk_size is not None:
+        # Forward over reverse: a column of the Hessian is the derivative of the gradient along a unit vector.
         inner = jax.jacrev(fun, argnums=argnums, has_aux=has_aux, **params)
         return chunked_jacfwd(inner, chunk_size=chunk_size, name="hessian", **params)
     return jax.hessian(fun, argnums=argnums, has_aux=has_aux, **params)
@@ -118,7 +120,7 @@ def grad(
     Raises
     ------
     StateTypeError
-        At the call, if the output is no scalar; and as `GradientTransform`.
+        At the call, if the output is not a scalar; and as `GradientTransform`.
 
     Examples
     --------
@@ -134,7 +136,7 @@ def grad(
 
 
 class _ValueFirst(GradientTransform):
-    """A gradient whose value comes first, with the aux beside it."""
+    """A gradient that returns ``(value, G)`` or ``((value, aux), G)``, as ``jax.value_and_grad`` does."""
 
     def arrange(self, derivative, value, aux):
         return ((value, aux) if self.has_aux else value), derivative
@@ -166,7 +168,7 @@ def value_and_grad(
     Raises
     ------
     StateTypeError
-        At the call, if the output is no scalar; and as `GradientTransform`.
+        At the call, if the output is not a scalar; and as `GradientTransform`.
 
     Examples
     --------
@@ -239,8 +241,8 @@ def jacrev(
     holomorphic, allow_int : bool
         As in ``jax.jacrev``.
     chunk_size : int, optional
-        Evaluate so many rows (one for each entry of the output) at once, one chunk after the other, to bound memory.
-        Without it, all at once.
+        Number of rows (output entries) to evaluate at once, one chunk after the other, to bound memory. Without it,
+        all at once.
 
     Returns
     -------
@@ -283,8 +285,8 @@ def jacfwd(
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
-        Evaluate so many columns (one for each entry of what is differentiated) at once, one chunk after the other.
-        The linearised function is kept meanwhile, as for reverse mode.
+        Number of columns (entries of the differentiated values) to evaluate at once, one chunk after the other. The
+        linearized function is kept meanwhile, as for reverse mode.
 
     Returns
     -------
@@ -322,12 +324,12 @@ def hessian(
     fun, grad_states, argnums, has_aux, return_value, check_states, holomorphic, debug_nan
         As in `jacrev`.
     chunk_size : int, optional
-        As in `jacfwd`: so many columns, products of the Hessian with unit vectors, at once.
+        As in `jacfwd`; a column is the product of the Hessian with a unit vector.
 
     Returns
     -------
     GradientTransform
-        A function of the arguments of ``fun``. Its result is a ``G`` that holds a ``G`` in the place of each leaf:
+        A function of the arguments of ``fun``. Its result is a ``G`` that holds a ``G`` instead of each leaf:
         ``H[a][b]`` has shape ``v_a + v_b``. With States and an argument, ``((H_ss, H_sa), (H_as, H_aa))``.
 
     Examples

@@ -1,9 +1,9 @@
 """``root``, ``fixed_point`` and ``argmin``: solutions that can be differentiated, by optimistix.
 
-Optimistix solves, and differentiates by the implicit function theorem: of ``fun(y, p) = 0`` the derivative is
-``dy/dp = -(∂fun/∂y)⁻¹ ∂fun/∂p`` at the solution, whatever the steps that led there, forward and reverse, of any order.
-What is added here is that the States which the function reads are among ``p``: the function is staged once, which
-shows them, and their values are handed to the solver as inputs.
+Optimistix solves ``fun(y, p) = 0``, and differentiates the solution by the implicit function theorem,
+``dy/dp = -(∂fun/∂y)⁻¹ ∂fun/∂p``, whatever the steps that led there: forward and reverse, to any order. This module adds
+the States that the function reads to ``p``: staging the function once finds them, and the solver gets their values as
+inputs.
 
 A solver calls the function as often as it likes, so a function that writes States, or draws random numbers, has
 no meaning here and is refused.
@@ -64,7 +64,7 @@ mlir.register_lowering(_solved, mlir.lower_fun(_checked_in_program, multiple_res
 
 
 def _solve(name, fun, y0, args, solver, max_steps, check):
-    """Return the solution of ``solver``'s problem; ``check(out types, y types)`` judges what ``fun`` returns."""
+    """Return the solution of ``solver``'s problem; ``check(out types, y types)`` refuses unfit results of ``fun``."""
     optimistix = optional("optimistix", name, "implicit")
     if not callable(fun):
         raise StateTypeError(f"{name} solves for a function; got {type(fun).__name__}, which cannot be called.")
@@ -79,17 +79,19 @@ def _solve(name, fun, y0, args, solver, max_steps, check):
         )
     check(staged.result_types, jax.tree.map(jax.typeof, y0))
     pure, inputs = _pure(staged, y0, args)
+    # The precision of the dtype bounds the accuracy of the solution; 2/3 of its digits leave room for rounding.
     tolerance = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(y0))).eps) ** (2 / 3)
     call, default = _problem(optimistix, name)
     solver = default(rtol=tolerance, atol=tolerance) if solver is None else solver
     solution = call(pure, solver, y0, inputs, max_steps=max_steps, throw=False)
     failed = mark(solution.result != optimistix.RESULTS.successful)
     failed = _solved.bind(failed, name=name, max_steps=max_steps)
+    # The result depends on the check, so that no compiler drops it.
     return jax.tree.map(lambda y: jnp.where(failed, jnp.asarray(jnp.nan, y.dtype), y), solution.value)
 
 
 def _pure(staged, y0, args):
-    """Return what was staged as ``pure(y, inputs)``, and the inputs: of States, arguments and closures.
+    """Return the staged function as ``pure(y, inputs)``, and its inputs: values of States, arguments and closures.
 
     JAX's and Equinox's caches keep this function, and so it refers to no State and no array.
     """
@@ -103,6 +105,7 @@ def _pure(staged, y0, args):
         return staged(dict(zip(reads, values, strict=True)), (y, *args), {})[0]
 
     closed, out_tree = trace_flat(run, [*unknowns, *arrays])
+    # Constants become inputs of the solver: optimistix differentiates with respect to inputs, not to closures.
     jaxpr = closed.jaxpr
     compute = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars]), ()))
 
@@ -115,15 +118,16 @@ def _pure(staged, y0, args):
 
 @functools.cache
 def _newton(optimistix):
-    """Return Newton's method that also ends where rounding does: at a step that is small and shrinks no more.
+    """Return Newton's method that also stops when rounding allows no progress: at a small step that no longer shrinks.
 
-    Optimistix wants the value of the function below ``atol``, which one of large terms never is.
+    Optimistix alone waits until the value of the function is below ``atol``, which a sum of large terms never is.
     """
 
     class Newton(optimistix.Newton):
         def terminate(self, fn, y, args, options, state, tags):
             done, result = super().terminate(fn, y, args, options, state, tags)
             step, unit = self.norm(state.diff), jnp.finfo(state.diffsize.dtype).eps
+            # `diffsize` is the step in units of the tolerance.
             stuck = (state.diffsize <= 1) & (state.diffsize > state.diffsize_prev / 2)
             rounded = (step > 0) & (step <= 8 * unit * self.norm(y))
             return done | stuck | rounded, result
@@ -132,7 +136,7 @@ def _newton(optimistix):
 
 
 def _problem(optimistix, name):
-    """Return the function of optimistix, and the solver it has unless one is given."""
+    """Return the function of optimistix, and the default solver."""
     return {
         "root": (optimistix.root_find, _newton(optimistix)),
         "fixed_point": (optimistix.fixed_point, _newton(optimistix)),
@@ -148,7 +152,7 @@ def _start(name, y0):
         if not differentiable(leaf) or jnp.iscomplexobj(leaf):
             raise StateTypeError(
                 f"{name}: y0{jax.tree_util.keystr(path)} is {layout(leaf)}, and the unknown must be of a "
-                f"floating-point dtype. Convert it, or pass what is known among the other arguments."
+                f"floating-point dtype. Convert it, or pass known values among the other arguments."
             )
     return jax.tree.map(jnp.asarray, y0)
 
@@ -170,7 +174,7 @@ def _like_unknown(name, rule):
 
 
 def _any_result(out, y):
-    """Accept what a root is sought of: optimistix takes any pytree of arrays, and Newton says if it is not square."""
+    """Accept any pytree of arrays that holds as many numbers as there are unknowns."""
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (out, y)]
     if sizes[0] != sizes[1]:
         raise StateValueError(
@@ -193,15 +197,15 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
     Parameters
     ----------
     fun : callable
-        ``fun(y, *args)`` returns as many numbers as ``y`` has. It may read States, and writes none. It runs once.
+        ``fun(y, *args)`` returns as many numbers as ``y`` has. It may read States, not write them. It runs once.
     y0 : pytree of floating-point arrays
-        Where to begin; no derivative is taken with respect to it.
+        The starting point; no derivative is taken with respect to it.
     *args : Any
         Further arguments of ``fun``.
     solver : optimistix.AbstractRootFinder, optional
         By default Newton's method, to a tolerance of ``eps ** (2 / 3)`` of the dtype, or as far as rounding allows.
     max_steps : int
-        How many steps are allowed.
+        The largest number of steps.
 
     Returns
     -------
@@ -216,7 +220,7 @@ def root(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int 
         If ``fun`` writes a State or draws random numbers, or its result does not fit.
     NoSolutionError
         If there is no solution within ``max_steps``; also in compiled code, and if one lane of a map has none: the
-        message says how many. A `jit` waits for its end to know, and the States are then as they were.
+        message says how many. A `jit` waits for the end of the program to know; the States are then unchanged.
     ModuleNotFoundError
         If optimistix is not installed: ``pip install optimistix``.
 
@@ -238,11 +242,11 @@ def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_step
     Parameters
     ----------
     fun : callable
-        ``fun(y, *args)`` returns what ``y`` is like. It may read States, and writes none. It runs once.
+        ``fun(y, *args)`` returns a pytree like ``y``. It may read States, not write them. It runs once.
     y0, *args, max_steps
         As in `root`.
     solver : optimistix.AbstractFixedPointSolver or AbstractRootFinder, optional
-        By default Newton's method; ``optimistix.FixedPointIteration`` needs no derivative, and a contraction.
+        By default Newton's method; ``optimistix.FixedPointIteration`` needs no derivative, but a contraction.
 
     Returns
     -------
@@ -261,18 +265,18 @@ def fixed_point(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_step
     >>> round(float(rate), 4)
     0.5008
     """
-    check = _like_unknown("fixed_point", "the function must return the like of y0")
+    check = _like_unknown("fixed_point", "the function must return a pytree like y0")
     return _solve("fixed_point", fun, y0, args, solver, max_steps, check)
 
 
 @boundary
 def argmin(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: int = 256) -> Any:
-    """Minimise ``fun(y, *args)`` over ``y``; the minimiser is differentiable, see `root`.
+    """Minimize ``fun(y, *args)`` over ``y``; the minimizer is differentiable, see `root`.
 
     Parameters
     ----------
     fun : callable
-        ``fun(y, *args)`` returns a real scalar. It may read States, and writes none. It runs once.
+        ``fun(y, *args)`` returns a real scalar. It may read States, not write them. It runs once.
     y0, *args, max_steps
         As in `root`.
     solver : optimistix.AbstractMinimiser, optional
@@ -281,7 +285,7 @@ def argmin(fun: Callable, y0: Any, *args: Any, solver: Any = None, max_steps: in
     Returns
     -------
     pytree
-        The minimiser, like ``y0``; its derivative is that of the solution of ``∇fun = 0``.
+        The minimizer, like ``y0``; its derivative is that of the solution of ``∇fun = 0``.
 
     Raises
     ------

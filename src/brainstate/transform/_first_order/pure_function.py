@@ -1,8 +1,8 @@
-"""A function with States as a pure function of what is differentiated, packed into one pytree.
+"""A function with States as a pure function of the differentiated values, packed into one pytree.
 
-`PureFunction.open` reads the States and packs what is differentiated as ``G``, the structure of the table in
-`GradientTransform`; `PureFunction.pure` is what JAX traces. Only the inexact leaves of a State are differentiated: in
-the place of another leaf (an integer, a key) the packed tree, and so the gradient, holds ``None``.
+`PureFunction.open` reads the States and packs the differentiated values as ``G``, the structure of the table in
+`GradientTransform`; JAX traces `PureFunction.pure`. Of a State only the inexact leaves are differentiated: for another
+leaf (an integer, a key) the packed tree, and so the gradient, holds ``None``.
 """
 
 import operator
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _index(number) -> int:
-    """Return ``number`` as an int; a bool is none, most likely an option in the wrong place."""
+    """Return ``number`` as an int; refuse a bool, which most likely is an option in the wrong place."""
     if isinstance(number, bool):
         raise TypeError
     return operator.index(number)
@@ -58,7 +58,7 @@ def check_argnums(argnums):
 
 
 def from_front(argnums, count):
-    """Return ``argnums`` of a call with ``count`` positional arguments, where negative ones count from the end."""
+    """Return ``argnums`` for a call with ``count`` positional arguments, with negative positions made positive."""
     if argnums is None:
         return None
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -66,7 +66,7 @@ def from_front(argnums, count):
         if not -count <= n < count:
             raise StateTypeError(
                 f"argnums={argnums!r} selects argument {n}, but the call has {count} positional "
-                f"argument{'' if count == 1 else 's'}. Pass what is differentiated by position, not by keyword; "
+                f"argument{'' if count == 1 else 's'}. Pass differentiated arguments by position, not by keyword; "
                 f"States go into grad_states."
             )
     found = tuple(n % count for n in numbers)
@@ -76,7 +76,7 @@ def from_front(argnums, count):
 
 
 def pick(args, argnums):
-    """Return the arguments at ``argnums``, in that structure, and all of them with None in their places."""
+    """Return the arguments at ``argnums``, in that structure, and the list of all arguments with None for these."""
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     picked, rest = tuple(args[n] for n in numbers), list(args)
     for n in numbers:
@@ -106,7 +106,7 @@ def positions(name: str, grad_states: Any, argnums: Any) -> Any:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Call:
-    """What one call differentiates; a static pytree, so that a custom transform may jit the pure function."""
+    """The States and positions that one call differentiates; static, so that a custom transform may jit `pure`."""
 
     selection: Selection | None
     argnums: Hashable
@@ -140,11 +140,11 @@ def function_name(fun) -> str:
 
 
 class PureFunction:
-    """A function with States as a pure function of what is differentiated.
+    """A function with States as a pure function of the differentiated values.
 
     ``open(args)`` gives ``(diff, call, rest)`` and ``pure(diff, call, *rest, **kwargs)`` returns
     ``(value, Carried((value or None, aux, Writes)))``. With ``allow_int`` integers have derivatives, of dtype float0,
-    in States and arguments; with ``allow_int="arguments"`` in these only.
+    in States and arguments; with ``allow_int="arguments"`` in arguments only.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class PureFunction:
         self._selection = None if grad_states is None or is_live(grad_states) else select_states(grad_states)
 
     def open(self, args, kwargs):
-        """Read what is differentiated and pack it as ``diff``."""
+        """Read the differentiated values and pack them as ``diff``."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
         selection = self._selection
         if selection is None and self.grad_states is not None:
-            selection = select_states(self.grad_states)
+            selection = select_states(self.grad_states)  # the States that a Module has now
         numbers = from_front(self.argnums, len(args))
         picked, rest = (None, args) if numbers is None else pick(args, numbers)
         if numbers is not None:
@@ -181,6 +181,7 @@ class PureFunction:
         values = gather(selection.states)
         mixed = () if self.allow_int is True else self._strip(selection, values)
         diff = selection.treedef.unflatten(values)
+        # `frozen_here` is asked now: inside `pure`, JAX traces in any case, for the derivative.
         return (
             diff if numbers is None else (diff, picked),
             Call(selection, numbers, mixed, frozen_here()),
@@ -188,7 +189,7 @@ class PureFunction:
         )
 
     def inputs(self, args, kwargs) -> tuple[list[str], Any]:
-        """Return the name of each array that a call differentiates, and the structure ``G``."""
+        """Return the names of the differentiated arrays of a call, and the structure ``G``."""
         diff, call, _ = self.open(args, kwargs)
         return names_of(call, diff)[0], jax.tree.structure(diff)
 
@@ -196,27 +197,29 @@ class PureFunction:
         return f"{self.name}({function_name(self.fun)})"
 
     def pure(self, diff, call, /, *rest, **kwargs):
-        """Run the function with ``diff`` in place; JAX traces this."""
+        """Run the function with the values in ``diff``; JAX traces this method."""
         picked, values = diff, {}
         if call.selection is not None:
             diff, picked = diff if call.argnums is not None else (diff, None)
             values = dict(zip(call.selection.states, call.selection.treedef.flatten_up_to(diff), strict=True))
             for i in call.mixed:
                 state = call.selection.states[i]
-                with Scope(self.name, frozen=call.frozen):  # a transform may trace this: the read is of this call
+                # Leaves without a derivative are in neither `diff` nor the static `call`: they are read here.
+                with Scope(self.name, frozen=call.frozen):
                     values[state] = _fill(read(state), values[state])
         args = place(rest, call.argnums, picked)
         scope = Scope(self.name, values, frozen=call.frozen)
         out, writes = run(scope, self.fun, *args, **kwargs)
         if self.check_states and (scope.unused or scope.overwritten):
-            raise self._unused(call.selection, scope.unused, scope.overwritten)
+            raise self._unused_error(call.selection, scope.unused, scope.overwritten)
+        # JAX differentiates the first output. It returns no value beside the derivative, so that travels as aux.
         value, aux = self._parts(out)
         if not jax.tree.leaves(value):
             raise StateTypeError(
-                f"{self.name} differentiates what the function returns, and it returned {value!r}: return an array "
+                f"{self.name} differentiates the result of the function, and it returned {value!r}: return an array "
                 f"or a number."
             )
-        return value, Carried.of((value if self.keep_value else None, aux, writes))
+        return value, Carried.pack((value if self.keep_value else None, aux, writes))
 
     def _parts(self, out):
         if not self.has_aux:
@@ -244,7 +247,7 @@ class PureFunction:
                 )
 
     def _strip(self, selection, values):
-        """Put None for the leaves of ``values`` that are not differentiable; return which values have such."""
+        """Replace the leaves of ``values`` without a derivative by None; return the positions of values with such."""
         mixed = []
         for i, value in enumerate(values):
             flags = [differentiable(leaf) for leaf in jax.tree.leaves(value)]
@@ -259,12 +262,12 @@ class PureFunction:
                 values[i] = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, value)
         return tuple(mixed)
 
-    def _unused(self, selection, unused, overwritten):
+    def _unused_error(self, selection, unused, overwritten):
         idle = ", ".join(selection.locate(s) for s in selection.states if s in unused)
         lost = ", ".join(selection.locate(s) for s in selection.states if s in overwritten)
         faults = [f"never reads {idle}"] if idle else []
         faults += [f"writes {lost} before it reads it, so that the value at the start has no influence"] if lost else []
-        fixes = ["Remove from grad_states what is not used"] if idle else []
+        fixes = ["Remove unused States from grad_states"] if idle else []
         fixes += ["Write (reset) outside of the function, or read first"] if lost else []
         return StateValueError(
             f"the function {', and '.join(faults)}: the gradient would be zero. {'. '.join(fixes)}, or set "

@@ -15,7 +15,7 @@ __all__ = ["stop_gradient"]
 
 
 class _Stopped(Scope):
-    """A scope in which the values that chosen States have at its start are constants for derivatives."""
+    """A scope in which the initial values of chosen States are constants for derivatives."""
 
     opaque = True
 
@@ -29,7 +29,7 @@ class _Stopped(Scope):
 
 
 def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
-    """Let no derivative pass through what a function reads from States.
+    """Stop derivatives at the values that a function reads from States.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     Returns
     -------
     callable
-        The function, with the same results and effects. Where a derivative is with respect to such a State, it has an
-        entry, and what this function adds to it is zero. A value that the function writes itself has its derivative.
+        The function, with the same results and effects. A derivative with respect to such a State has an entry, to
+        which this function adds zero. Values that the function itself writes have their derivatives.
 
     Examples
     --------
@@ -55,12 +55,12 @@ def stop_gradient(fun: Callable, states: Any = ...) -> Callable:
     """
     if not callable(fun):
         raise StateTypeError(f"stop_gradient takes a function; got {type(fun).__name__}, which cannot be called.")
-    chooser("stop_gradient", states)  # refuses what it cannot use
+    chooser("stop_gradient", states)  # refuses unusable declarations here rather than at the first call
 
     @boundary
-    def wrapped(*args, **kwargs):
+    def call(*args, **kwargs):
         out, writes = run(_Stopped(chooser("stop_gradient", states)), fun, *args, **kwargs)
         commit(writes)
         return out
 
-    return resemble(wrapped, fun)
+    return resemble(call, fun)

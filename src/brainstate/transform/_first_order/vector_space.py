@@ -1,8 +1,8 @@
-"""The space of vectors ``v`` that a product with a Jacobian or a curvature takes: one for each differentiated array.
+"""The space of the vectors ``v`` that a Jacobian or a curvature multiplies: one array for each differentiated leaf.
 
-A vector has the structure ``G`` of the table in `GradientTransform`, which is that of a gradient, with None in the
-place of what is not differentiated. `Space` holds what is known of it without its numbers: structure, shapes, dtypes,
-and the names under which the user knows its leaves. All of it is static for JAX.
+A vector has the structure ``G`` of the table in `GradientTransform`, that of a gradient, with None for leaves that are
+not differentiated. `Space` describes it without its numbers: structure, shapes, dtypes, and the names by which the
+user knows its leaves. All of it is static for JAX.
 
 A *path* names a part of ``G``. A string names States: the keys of ``grad_states`` joined by dots, ``"layer.weight"``,
 going on into the value of a State that holds a container, ``"cell.kernel.0"``; the empty string means all States. An
@@ -30,7 +30,7 @@ __all__ = ["Outputs", "Space"]
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Space:
-    """Structure, shapes and dtypes of what is differentiated; ``of`` reads them from `PureFunction.open`'s result."""
+    """Structure, shapes and dtypes of the differentiated values, as `PureFunction.open` packs them."""
 
     treedef: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -38,40 +38,41 @@ class Space:
     has_states: bool
     argnums: int | tuple[int, ...] | None
 
+    _model = "the gradient"  # has the structure of a vector; for messages
     _without_integers = "leave it out of argnums"
 
     @classmethod
-    def of(cls, diff, call) -> "Space":
-        """Return the space in which the derivative with respect to ``diff`` lives."""
+    def from_diff(cls, diff, call) -> "Space":
+        """Return the space of derivatives with respect to ``diff``."""
         return cls(*_types(diff), call.selection is not None, call.argnums)
 
     @property
     def structure(self) -> Any:
-        """A ``jax.ShapeDtypeStruct`` in the place of each array."""
+        """A vector with a ``jax.ShapeDtypeStruct`` for each array."""
         return self.treedef.unflatten(map(jax.ShapeDtypeStruct, self.shapes, self.dtypes))
 
-    # -------------------------------------------------------------------------------------- is it one of ours
+    # -------------------------------------------------------------------------------------- checks of a vector
 
     def check(self, what: str, vector: Any) -> None:
-        """Raise an error that names every leaf of ``vector`` that is missing, too many, or of another type."""
+        """Raise an error that names every leaf of ``vector`` that is missing, unexpected, or of another type."""
         if self.fits(vector):
             return
         wanted = {self._label(path): leaf for path, leaf in tree_leaves_with_path(self.structure)}
         given = {self._label(path): leaf for path, leaf in tree_leaves_with_path(vector)}
+        # Leaves are matched by label rather than by place, so that the message names the ones at fault.
         if jax.tree.structure(vector) != self.treedef:
-            faults = [f"no {label}" for label in wanted if label not in given]
-            faults += [f"{label} besides" for label in given if label not in wanted]
-            faults = faults or [f"the structure {jax.tree.structure(vector)} in place of {self.treedef}"]
+            faults = [f"{label} is missing" for label in wanted if label not in given]
+            faults += [f"{label} is unexpected" for label in given if label not in wanted]
+            faults = faults or [f"it is {jax.tree.structure(vector)}, not {self.treedef}"]
             raise StateValueError(
-                f"{what} has {', '.join(faults)}: give one array for each that is differentiated, in the structure "
-                f"that their gradient has."
+                f"{what} has the wrong structure: {', '.join(faults)}. It must have the structure of {self._model}."
             )
         unlike = "; ".join(
-            f"at {label} is {layout(leaf)}, what it belongs to is {layout(wanted[label])}"
+            f"at {label} is {layout(leaf)}, where {layout(wanted[label])} is expected"
             for label, leaf in given.items()
             if layout(leaf) != layout(wanted[label])
         )
-        raise StateValueError(f"{what} {unlike}: each array has the shape and dtype of its own.")
+        raise StateValueError(f"{what} {unlike}. It must have the shapes and dtypes of {self._model}.")
 
     def fits(self, vector: Any) -> bool:
         """Tell whether ``vector`` has the structure, shapes and dtypes of this space."""
@@ -82,7 +83,7 @@ class Space:
         return types == list(zip(self.shapes, self.dtypes, strict=True))
 
     def require_real(self, name: str) -> None:
-        """Refuse leaves that are no real floating numbers: over those, a derivative is no matrix."""
+        """Refuse leaves that are not of a real floating type: the matrix of a derivative is one over the reals."""
         for path, leaf in tree_leaves_with_path(self.structure):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 continue
@@ -96,6 +97,7 @@ class Space:
 
     def _label(self, path) -> str:
         """Name a leaf as the user does: ``grad_states['layer'].weight``, ``argument 1['x']``."""
+        # With States and arguments, G is a pair: the first key of a path tells which.
         if self.has_states and self.argnums is not None and path:
             first, *path = path
             in_states = getattr(first, "idx", None) == 0
@@ -144,18 +146,18 @@ class Space:
     # -------------------------------------------------------------------------------------- a part of it
 
     @property
-    def numbered(self) -> Any:
+    def leaf_numbers(self) -> Any:
         """The number of each leaf in its place."""
         return self.treedef.unflatten(range(len(self.shapes)))
 
     def span(self, part: Any) -> slice:
-        """Return where the leaves of a part of `numbered` stand in the flat vector: side by side."""
+        """Return where the leaves of a part of `leaf_numbers` stand in the flat vector: side by side."""
         numbers, spans = jax.tree.leaves(part), self.spans
         return slice(spans[numbers[0]].start, spans[numbers[-1]].stop)
 
     def part(self, path: str | int) -> Any:
-        """Return the part of `numbered` that ``path`` names."""
-        tree = self.numbered
+        """Return the part of `leaf_numbers` that ``path`` names."""
+        tree = self.leaf_numbers
         states, arguments = tree if self.has_states and self.argnums is not None else (tree, tree)
         if isinstance(path, str) and self.has_states:
             return self._walk(states, path, path)
@@ -169,6 +171,7 @@ class Space:
         if not path and jax.tree.leaves(tree):
             return tree
         found = []
+        # A key may hold dots itself, so more than one child may fit.
         for key, child in _children(tree):
             if path == key or path.startswith(f"{key}."):
                 with contextlib.suppress(StateValueError):
@@ -193,12 +196,13 @@ class Space:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Outputs(Space):
-    """The space of what a function returns; a path is the keys of the output joined by dots."""
+    """The space of the outputs of a function; a path is the keys of the output joined by dots."""
 
+    _model = "the output"
     _without_integers = "return it as aux, with has_aux=True"
 
     @classmethod
-    def of_output(cls, out) -> "Outputs":
+    def from_output(cls, out) -> "Outputs":
         """Return the space of the tangents of ``out``."""
         return cls(*_types(out), False, None)
 
@@ -206,9 +210,9 @@ class Outputs(Space):
         return f"output{keystr(path)}"
 
     def part(self, path: str | int) -> Any:
-        """Return the part of `numbered` that ``path`` names."""
+        """Return the part of `leaf_numbers` that ``path`` names."""
         if isinstance(path, str):
-            return self._walk(self.numbered, path, path)
+            return self._walk(self.leaf_numbers, path, path)
         raise self._unknown(path)
 
     def _unknown(self, path) -> StateValueError:
@@ -231,7 +235,7 @@ def _paths(tree) -> list[str]:
 
 
 def _children(tree) -> list[tuple[str, Any]]:
-    """Return what stands directly below ``tree``, with its key as a part of a path."""
+    """Return the direct children of ``tree``, each with its key as a part of a path."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
     return [(_key_text(path[0]), child) for path, child in found if path]
 

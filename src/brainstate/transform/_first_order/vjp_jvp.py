@@ -1,7 +1,7 @@
 """``vjp`` and ``jvp``: one product with the Jacobian, by the same pure function as every gradient.
 
 Both run the function once, at call time, and commit its writes then; the pullback that ``vjp`` returns may be called
-any number of times. It is a pytree of the values that it kept, as JAX's is.
+any number of times. It is a pytree of its residuals, as JAX's is.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def vjp(
     ([3.0, 6.0], [3.0, 3.0], 3.0)
     """
     numbers = check_argnums(argnums)
-    if numbers == 0 and not primals and grad_states is not None:
+    if numbers == 0 and not primals and grad_states is not None:  # the default, for a function without arguments
         numbers = None
     if grad_states is None and numbers in (None, ()):
         raise StateValueError("vjp: neither grad_states nor argnums is given, there is nothing to differentiate.")
@@ -106,11 +106,12 @@ def vjp(
 
 @boundary
 def _pull_back(pull, cotangent):
-    """Return the cotangents of what is differentiated for the cotangent of the output."""
+    """Return the cotangents of the differentiated values for a cotangent of the output."""
     return pull(cotangent)[0]
 
 
 def _cotangent(leaf):
+    """Return an example of the cotangent of an output; only its type matters."""
     return leaf if differentiable(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
@@ -118,8 +119,7 @@ def _check_tangents(name, what, primals, tangents) -> None:
     wanted, given = jax.tree.structure(primals), jax.tree.structure(tangents)
     if wanted != given:
         raise StateValueError(
-            f"{name}: {what} has the structure {given}, what it belongs to has {wanted}: give one tangent for each "
-            f"array."
+            f"{name}: {what} has the structure {given}, and the primals have {wanted}: give one tangent for each array."
         )
     for (path, primal), tangent in zip(
         jax.tree_util.tree_leaves_with_path(primals), jax.tree.leaves(tangents), strict=True
@@ -130,14 +130,14 @@ def _check_tangents(name, what, primals, tangents) -> None:
             if not differentiable(primal):
                 fix = f"its tangent is {wanted}, np.zeros({jnp.shape(primal)}, jax.dtypes.float0)"
             raise StateValueError(
-                f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, what it belongs to is {layout(primal)}: {fix}."
+                f"{name}: {what}{jax.tree_util.keystr(path)} is {given}, and its primal is {layout(primal)}: {fix}."
             )
 
 
 def direction(name, what, diff, along, grad_states, state_along) -> Any:
-    """Return the tangent of ``diff`` that is made of those for the arguments and the States, if they fit.
+    """Return the tangent of ``diff``, made of the tangents of arguments and States; refuse tangents that do not fit.
 
-    ``what`` are tangents called; those for the States have ``state_`` before it.
+    ``what`` is the name of the parameter with those of the arguments; the other one has the prefix ``state_``.
     """
     _check_sequence(name, what, along)
     if (grad_states is None) != (state_along is None):
@@ -198,9 +198,9 @@ def jvp(
     Raises
     ------
     StateTypeError
-        If ``primals`` or ``tangents`` is no tuple or list.
+        If ``primals`` or ``tangents`` is not a tuple or list.
     StateValueError
-        If tangents are missing, or have another structure, shape or dtype than what they belong to.
+        If tangents are missing, or have another structure, shape or dtype than their primals.
 
     Examples
     --------

@@ -80,7 +80,7 @@ class DerivativeCheck:
         """Stage the call; tracers, and arrays that are not known yet, become inputs."""
 
         def call_packed(args, kwargs, vector):
-            return Carried.of(self.call(*vector, *args, **kwargs))
+            return Carried.pack(self.call(*vector, *args, **kwargs))
 
         return stage(call_packed, (args, kwargs, vector), {}, name=self.transform, dynamic=is_input)
 

@@ -6,15 +6,15 @@ Sums, not means, over the examples ``i``, with ``fᵢ`` the output for example `
     sampled     Σᵢ Jᵢᵀ (mean of sᵢ sᵢᵀ over draws) Jᵢ    labels drawn from the model: unbiased for `exact`
     empirical   Σᵢ Jᵢᵀ sᵢ sᵢᵀ Jᵢ                     labels given: the outer products of the gradients of the examples
 
-``Jᵢᵀ sᵢ`` is the gradient of one example, so the last two are sums of outer products of these, without the gradients
-being made: ``sᵢ sᵢᵀ`` acts at the output, on the rows of example ``i`` only. What the empirical matrix is not, an
-approximation of the other two away from a good fit, is told by Kunstner, Balles and Hennig 2019, "Limitations of the
-empirical Fisher approximation".
+``Jᵢᵀ sᵢ`` is the gradient of one example, so the last two are sums of outer products of gradients. The gradients are
+never computed: ``sᵢ sᵢᵀ`` acts at the output, on the rows of example ``i`` only. Away from a good fit the empirical
+matrix does not approximate the other two (Kunstner, Balles and Hennig 2019, "Limitations of the empirical Fisher
+approximation").
 
 In closed form (Martens 2020, "New insights and perspectives on the natural gradient method"), ``Fᵢ`` is
 ``diag(p) - p pᵀ`` for logits of a categorical with probabilities ``p``, ``p (1 - p)`` for logits of Bernoullis, the
 rate ``exp(f)`` for logarithms of the rates of Poissons, and ``I`` for the mean of a Gaussian of unit variance: each the
-Hessian of its negative log-likelihood, so that `exact` is the generalised Gauss-Newton matrix of that loss.
+Hessian of its negative log-likelihood, so that `exact` is the generalized Gauss-Newton matrix of that loss.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class _Likelihood:
 
 def _one_hot(labels, f):
     hot = jax.nn.one_hot(labels, f.shape[-1], dtype=f.dtype)
-    return hot / hot.sum(axis=-1, keepdims=True)  # NaN for a label that is no class, rather than a row of zeros
+    return hot / hot.sum(axis=-1, keepdims=True)  # NaN for a label that is not a class, rather than a row of zeros
 
 
 def _softmax(f):
@@ -74,7 +74,7 @@ def _draw_poisson(key, f, number):
 
 
 def _exact_categorical(p, u):
-    return p * u - p * (p * u).sum(axis=-1, keepdims=True)
+    return p * u - p * (p * u).sum(axis=-1, keepdims=True)  # (diag(p) - p pᵀ) u
 
 
 LIKELIHOODS = {
@@ -96,7 +96,7 @@ def _outer(scores, u):
 
 @dataclass(frozen=True)
 class _Labels:
-    """Where labels come from: from nowhere (exact), the model (sampled) or a function of the user (empirical)."""
+    """The source of labels: none (exact), the model (sampled) or a function of the user (empirical)."""
 
     kind: str
     targets: Callable | None
@@ -119,7 +119,7 @@ class _Fisher(Through):
             axes = "examples first, classes last" if rank == 2 else "examples first"
             raise StateTypeError(
                 f"fisher: the output of the model is {got}. For {self.likelihood!r} it is one array of {rank} or more "
-                f"axes, {axes}; has_aux=True is for what else there is."
+                f"axes, {axes}. Return anything else as aux, with has_aux=True."
             )
 
     def _curve(self, point, out):
@@ -130,11 +130,12 @@ class _Fisher(Through):
         if self.labels.kind == "sampled":
             targets = law.draw(first_key(self.labels.key), out, self.labels.samples)
         else:
-            targets = self._given(point, out, law)[None]
+            targets = self._read_targets(point, out, law)[None]
+        # For each of the four, sᵢ = ∂(-log p(y | fᵢ))/∂fᵢ = E[y] - y, since fᵢ is its natural parameter.
         scores = jax.vmap(lambda y: mean - law.encode(y, out))(targets)
         return Partial(_outer, scores), None, None
 
-    def _given(self, point, out, law):
+    def _read_targets(self, point, out, law):
         targets = jnp.asarray(self.labels.targets(*point.args, **point.kwargs))
         shape, kind = (out.shape[:-1], jnp.integer) if law.classes else (out.shape, None)
         if targets.shape != shape or (kind and not jnp.issubdtype(targets.dtype, kind)):
@@ -166,7 +167,7 @@ def fisher(
     model_fn : callable
         The model; ``model_fn(*args)`` returns one array with the examples on its first axis, or ``(output, aux)``.
     likelihood : str
-        What the output stands for: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
+        The meaning of the output: ``"categorical"``, logits with the classes on the last axis; ``"bernoulli"``,
         logits; ``"poisson"``, the logarithm of the rate; ``"gaussian"``, the mean, with unit variance. Further axes
         are independent parts of one example.
     grad_states, argnums, has_aux, check_states, debug_nan
@@ -178,7 +179,7 @@ def fisher(
         ``targets(*args)`` returns the labels, for ``"empirical"``: class numbers without the axis of classes, or
         numbers of the shape of the output. A class number that does not exist makes the result NaN.
     samples : int, optional
-        How many labels to draw for each example, for ``"sampled"``; by default 1.
+        Number of labels to draw for each example, for ``"sampled"``; by default 1.
     key : int or key, optional
         Fixes the labels that are drawn; without it each call, or operator, draws new ones from ``brainstate.random``.
 
@@ -186,7 +187,7 @@ def fisher(
     -------
     callable
         ``f(v, *args)`` returns the product, or ``(product, aux)``; ``f.operator(*args)`` the same with a
-        `LinearOperator` in the place of the product, for which labels are drawn once.
+        `LinearOperator` instead of the product, for which labels are drawn once.
 
     Raises
     ------
@@ -194,7 +195,7 @@ def fisher(
         For an unknown likelihood or kind, options that belong to another kind, labels of another shape or dtype, and a
         vector unlike the gradient.
     StateTypeError
-        At the call, if the output is not such an array; and as `GradientTransform`.
+        At the call, if the output is not an array as above; and as `GradientTransform`.
 
     Examples
     --------

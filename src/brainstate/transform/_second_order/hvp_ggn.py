@@ -1,20 +1,20 @@
-"""``hvp`` and ``ggn``: products of a matrix of second derivatives with a vector, the matrix never being made.
+"""``hvp`` and ``ggn``: products of a matrix of second derivatives with a vector; the matrix itself is never built.
 
 Each transform is a product ``h(v, *args)`` and, as ``h.operator(*args)``, a `LinearOperator` that is evaluated at
-one point and multiplies by many vectors. Both are the same three beats as every derivative; here the function whose
-derivative is taken is itself a derivative of `PureFunction.pure`.
+one point and multiplies many vectors. Both have the same three beats as every derivative; here the differentiated
+function is itself a derivative of `PureFunction.pure`.
 
 The Hessian of a scalar ``L(w)`` is taken forward over reverse: ``H v`` is the derivative of ``∇L`` along ``v``
 (Pearlmutter 1994, "Fast exact multiplication by the Hessian"), so ``∇L`` and ``L`` come out of the same pass.
 
-The generalised Gauss-Newton matrix of ``L(w) = l(f(w))`` leaves out the curvature of ``f`` (Schraudolph 2002, "Fast
+The generalized Gauss-Newton matrix of ``L(w) = l(f(w))`` leaves out the curvature of ``f`` (Schraudolph 2002, "Fast
 curvature matrix-vector products for second-order gradient descent")::
 
     ∇²L = Jᵀ (∇²l) J + Σᵢ (∂l/∂fᵢ) ∇²fᵢ          J = ∂f/∂w
     G v = Jᵀ (∇²l (J v))                          positive semi-definite where l is convex
 
-``f`` is linearised once; what transposes that linear map gives ``Jᵀ``. A `Through` is any matrix ``Jᵀ C J``, and the
-Fisher matrix is another.
+``f`` is linearized once; the transpose of that linear map is ``Jᵀ``. `Through` is the base class of all matrices
+``Jᵀ C J``; the Fisher matrix is another.
 """
 
 import functools
@@ -43,20 +43,20 @@ __all__ = ["Curvature", "Point", "Product", "Through", "ggn", "hvp"]
 
 @dataclass(frozen=True)
 class Point:
-    """Where a curvature is evaluated: the arguments, what is differentiated of them, and the pure function of that."""
+    """The point of evaluation: the arguments, the differentiated values and their space, the pure function of these."""
 
     args: tuple
     kwargs: dict
     argnums: Any
     diff: Any
     space: Space
-    states: tuple  # those that are differentiated
+    states: tuple  # the differentiated ones
     pure: Callable
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """A curvature at a point: the product with any vector, and what came out beside it (functions where it costs)."""
+    """A curvature at a point: its product with a vector, the gradient (a function, as it may cost), value and aux."""
 
     product: Callable
     gradient: Callable
@@ -65,7 +65,7 @@ class Curvature:
 
 
 class Product(Remade):
-    """A curvature as a function ``h(v, *args)``; a subclass says in ``_linearise`` which."""
+    """A curvature as a function ``h(v, *args)``; subclasses define it in ``_linearize``."""
 
     name: str
 
@@ -81,12 +81,12 @@ class Product(Remade):
 
     @boundary
     def __call__(self, v: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Return the product with ``v`` at these arguments, and what else was asked for; commit the writes once."""
+        """Return the product with ``v`` at these arguments, with the other results asked for; commit the writes."""
         check = DerivativeCheck(self._derive_product, repr(self), self._target.inputs)
         return self._arrange(*(check.run(args, kwargs, v) if self.debug_nan else check.call(v, *args, **kwargs)))
 
     def operator(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Return what a call returns, with a `LinearOperator` in the place of the product."""
+        """Return the results of a call, with a `LinearOperator` instead of the product."""
         check = operator_check(self._derive_operator, repr(self), self._target.inputs)
         return self._arrange(*(check.run(args, kwargs) if self.debug_nan else check.call(*args, **kwargs)))
 
@@ -99,19 +99,19 @@ class Product(Remade):
 
     def _derive_operator(self, /, *args, **kwargs):
         def linearize(point):
-            found = self._linearise(point)
+            found = self._linearize(point)
             return LinearOperator(found.product, point.space), found
 
         return self._derive(linearize, args, kwargs)
 
     def _derive(self, at_point, args, kwargs):
-        """Run ``at_point`` where the arguments and the States are, commit; return derivatives, the value and aux."""
+        """Run ``at_point`` at the arguments and the States, commit the writes; return derivatives, value and aux."""
 
         def derive():
             diff, call, rest = self._target.open(args, kwargs)
             states = () if call.selection is None else call.selection.states
             pure = functools.partial(_of_diff, self._target.pure, call, rest, kwargs)
-            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.of(diff, call), states, pure))
+            first, found = at_point(Point(args, kwargs, call.argnums, diff, Space.from_diff(diff, call), states, pure))
             gradient = (found.gradient(),) if self.return_grad else ()
             return (first, *gradient), found.value, found.aux
 
@@ -121,15 +121,15 @@ class Product(Remade):
         return result
 
     def _arrange(self, derivatives: tuple, value, aux):
-        """Return what a call returns, from its parts."""
+        """Return the result of a call, from its parts."""
         result = [*derivatives, *((value,) if self.return_value else ()), *((aux,) if self.has_aux else ())]
         return tuple(result) if len(result) > 1 else result[0]
 
-    def _linearise(self, point: Point) -> Curvature:
+    def _linearize(self, point: Point) -> Curvature:
         raise NotImplementedError
 
     def _multiply(self, point, v):
-        found = self._linearise(point)
+        found = self._linearize(point)
         return found.product(v), found
 
     def __repr__(self) -> str:
@@ -141,7 +141,7 @@ def _of_diff(pure, call, rest, kwargs, diff):
 
 
 def _real_scalar(name, what, value):
-    """Return ``value`` if it is one real number, and explain what is wanted otherwise."""
+    """Return ``value`` if it is one real number; raise an error otherwise."""
     if not is_real_scalar(value):
         raise StateTypeError(
             f"{name}: {what} returns one real number, a loss; its output is {scalar_in_words(value)}. Sum or average "
@@ -163,13 +163,13 @@ class _Hessian(Product):
 
         return jax.grad(scalar, has_aux=True)
 
-    def _linearise(self, point):
+    def _linearize(self, point):
         point.space.require_real(self.name)
         grad, product, carried = jax.linearize(self._gradient(point), point.diff, has_aux=True)
         return _with_gradient(product, grad, carried)
 
     def _multiply(self, point, v):
-        # Not by linearising: one product need not keep what many would use.
+        # `jvp` rather than `linearize`: a single product needs no stored residuals.
         grad, product, carried = jax.jvp(self._gradient(point), (point.diff,), (v,), has_aux=True)
         return product, _with_gradient(None, grad, carried)
 
@@ -205,25 +205,26 @@ def hvp(
     Parameters
     ----------
     fun : callable, optional
-        The function; it returns a real scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator.
+        The function; it returns a real scalar, or ``(scalar, aux)`` with ``has_aux``. Left out: a decorator is
+        returned.
     grad_states, argnums, has_aux, return_value, check_states, debug_nan
         See `GradientTransform`.
     return_grad : bool
-        Return the gradient as well, which the same pass has computed.
+        Return the gradient as well, which the same pass computes.
 
     Returns
     -------
     callable
         ``h(v, *args)``, where ``v`` has the structure of the gradient. It returns the product in that structure, or a
         tuple ``(product[, gradient][, value][, aux])``. ``h.operator(*args)`` returns the same with a
-        `LinearOperator` in the place of the product. With complex values, the product is the derivative of ``grad``
+        `LinearOperator` instead of the product. With complex values, the product is the derivative of ``grad``
         along ``v``, linear over the reals, and there is no operator. With ``debug_nan``, every product that the
         operator makes is checked; for that the function runs a second time, abstractly.
 
     Raises
     ------
     StateTypeError
-        At the call, if the output is no real scalar; and as `GradientTransform`.
+        At the call, if the output is not a real scalar; and as `GradientTransform`.
     StateValueError
         At the call, if ``v`` has another structure, shape or dtype than the gradient; the message names the leaf.
 
@@ -245,9 +246,9 @@ def hvp(
 
 
 class Through(Product):
-    """A curvature ``Jᵀ C J`` with the Jacobian of a model; a subclass gives ``C`` at the output in ``_curve``."""
+    """A curvature ``Jᵀ C J`` with the Jacobian ``J`` of a model; subclasses give ``C`` at the output in ``_curve``."""
 
-    def _linearise(self, point):
+    def _linearize(self, point):
         point.space.require_real(self.name)
 
         def model(diff):
@@ -259,6 +260,7 @@ class Through(Product):
         pull = jax.linear_transpose(push, point.diff)
         _, aux, writes = carried.tree()
         commit(writes)
+        # With u = J v the product is Jᵀ (C u), and the gradient is Jᵀ (∂l/∂f).
         curve, slope, value = self._curve(point, out)
         return Curvature(Partial(_sandwich, push, curve, pull), lambda: pull(slope)[0], value, aux)
 
@@ -280,7 +282,7 @@ def _sandwich(push, curve, pull, v):
 
 
 class _OfOutput(Scope):
-    """A scope of a function of the output, which cannot read what is differentiated: ``J`` does not know of that."""
+    """The scope of a loss of the output. It refuses differentiated States: ``Jᵀ C J`` has no term for such a read."""
 
     opaque = True
 
@@ -292,21 +294,22 @@ class _OfOutput(Scope):
         if state in self.refused:
             raise StateValueError(
                 f"{state.describe()} is differentiated and read by the loss of {self.name}: the product has no term "
-                f"for that. Let the model return what the loss needs of it, or add that term's own curvature (hvp)."
+                f"for that. Let the model return the value that the loss needs, or add that term's own curvature (hvp)."
             )
         return super()._inherit(state)
 
 
 @jax.custom_vjp
 def _not_differentiated(x):
-    """Return ``x``, and refuse a derivative with respect to it: reverse mode asks only where there is one."""
+    """Return ``x``; its derivative is an error. Reverse mode asks for it only where the loss depends on ``x``."""
     return x
 
 
 def _refuse_derivative(_, cotangent):
     raise StateValueError(
         "the loss of ggn depends on an argument that is differentiated, and the product has no term for that. Let the "
-        "model return what the loss needs of it, or pass it a second time, as an argument that argnums does not name."
+        "model return the value that the loss needs, or pass it a second time, as an argument that argnums does not "
+        "name."
     )
 
 
@@ -328,12 +331,13 @@ class _GaussNewton(Through):
         def loss(out, picked):
             args = place(rest, point.argnums, jax.tree.map(_not_differentiated, picked))
             value, writes = run(_OfOutput(self.name, point.states), self.loss_fn, out, *args, **point.kwargs)
-            return _real_scalar(self.name, "loss_fn", value), Carried.of((value, writes))
+            return _real_scalar(self.name, "loss_fn", value), Carried.pack((value, writes))
 
         def slope_at(out):
             (slope, _), carried = jax.grad(loss, argnums=(0, 1), has_aux=True)(out, picked)
             return slope, carried
 
+        # Of the gradient ∇l at the output: its value is the slope, its derivative the product with C = ∇²l.
         slope, curve, carried = jax.linearize(slope_at, out, has_aux=True)
         value, writes = carried.tree()
         commit(writes)
@@ -352,15 +356,15 @@ def ggn(
     check_states: bool = True,
     debug_nan: bool = False,
 ) -> Any:
-    """Product of the generalised Gauss-Newton matrix of a loss of a model's output with a vector.
+    """Product of the generalized Gauss-Newton matrix of a loss of a model's output with a vector.
 
     Parameters
     ----------
     model_fn : callable
         The model; ``model_fn(*args)`` returns a pytree of real arrays, or ``(output, aux)`` with ``has_aux``.
     loss_fn : callable
-        ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if it is convex in the
-        output. It depends on what is differentiated through the output only.
+        ``loss_fn(output, *args)`` returns a real scalar. The matrix is positive semi-definite if the loss is convex in
+        the output. It may depend on the differentiated values through the output only.
     grad_states, argnums, check_states, debug_nan
         See `GradientTransform`; they are about ``model_fn``. For ``debug_nan`` and operators see `hvp`.
     has_aux, return_value, return_grad : bool
@@ -370,12 +374,13 @@ def ggn(
     -------
     callable
         As by `hvp`: ``g(v, *args)`` returns ``(product[, gradient][, loss][, aux])``, and so does ``g.operator(*args)``
-        with an operator in the place of the product.
+        with an operator instead of the product.
 
     Raises
     ------
     StateTypeError
-        At the call, if the output of the model is not real, or the loss no real scalar; and as `GradientTransform`.
+        At the call, if the output of the model is not real, or the loss is not a real scalar; and as
+        `GradientTransform`.
     StateValueError
         At the call, for a vector unlike the gradient, or a loss that reads one of ``grad_states`` or depends on an
         argument of ``argnums``.

@@ -1,8 +1,7 @@
-"""``laplacian`` and ``taylor``: higher derivatives along directions, never the tensors of all derivatives.
+"""``laplacian``: the trace of a Hessian, from second derivatives along directions; the Hessian itself is never built.
 
-Both are second or higher derivatives of ``t -> f(x + t v)``. The Laplacian sums the second ones over the unit
-vectors ``v``, by forward over forward mode, or averages them over random signs: for ``E[v vᵀ] = I`` the mean of
-``vᵀ H v`` is the trace of ``H`` (Hutchinson 1990). ``taylor`` pushes a power series through the traced function.
+``vᵀ H v`` is the second derivative of ``t -> f(x + t v)`` at 0, computed by forward over forward mode. The sum over the
+unit vectors ``v`` is the trace of ``H``, and so is the mean over random signs, as ``E[v vᵀ] = I`` (Hutchinson 1990).
 """
 
 import math
@@ -23,13 +22,10 @@ from .._random_keys import Estimate, with_key
 __all__ = ["laplacian"]
 
 
-# ------------------------------------------------------------------------------------------ the Laplacian
-
-
 def _laplacian_transform(fun, *, argnums, has_aux, chunk_size, samples, key):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def laplacian_at(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
         for leaf in leaves:
             if jnp.iscomplexobj(leaf):
@@ -45,17 +41,17 @@ def _laplacian_transform(fun, *, argnums, has_aux, chunk_size, samples, key):
 
         if samples is None:
             return _exact(of_leaves, leaves, chunk_size)
-        return with_key("laplacian", key, lambda key: _estimated(of_leaves, leaves, chunk_size, samples, key))
+        return with_key("laplacian", key, lambda key: _estimate(of_leaves, leaves, chunk_size, samples, key))
 
-    return wrapped
+    return laplacian_at
 
 
 def _check_outputs(value) -> None:
     for path, leaf in jax.tree.leaves_with_path(value):
         if not differentiable(leaf):
             raise StateTypeError(
-                f"laplacian: the output{jax.tree_util.keystr(path)} is {layout(leaf)}, and what is "
-                f"differentiated is of a floating type. Return integers as aux."
+                f"laplacian: the output{jax.tree_util.keystr(path)} is {layout(leaf)}, and a "
+                f"differentiated output must be of a floating type. Return integers as aux."
             )
 
 
@@ -67,6 +63,7 @@ def _curvature(fun, leaves, along):
         return out, aux
 
     try:
+        # The derivative along v of the derivative along v: vᵀ H v for each entry of the output.
         _, out, aux = jax.jvp(slope, (leaves,), (along,), has_aux=True)
     except NotImplementedError as error:
         if "custom_lin" not in str(error):
@@ -78,8 +75,8 @@ def _curvature(fun, leaves, along):
     return out, aux
 
 
-def _staged(fun, leaves):
-    """Return ``fun`` as a traced program that a loop may run again, without its aux, and the aux of one run."""
+def _trace(fun, leaves):
+    """Return ``fun`` as a traced program that a loop may run again, without aux, and the aux of one run."""
     closed, tree = trace_flat(fun, leaves)
     run = jaxpr_as_fun(closed)
     _, aux = tree.unflatten(run(*leaves))
@@ -93,10 +90,11 @@ def _exact(fun, leaves, chunk_size):
         each = jax.vmap(lambda i: _curvature(fun, leaves, unit(leaves, i)), out_axes=(0, None))
         curvatures, aux = each(jnp.arange(size))
         return _sum(curvatures), aux
-    staged, aux = _staged(fun, leaves)
+    staged, aux = _trace(fun, leaves)
     each = jax.vmap(lambda i: _curvature(staged, leaves, unit(leaves, i))[0])
-    # The last chunk is filled up with numbers of no entry, whose direction is zero.
+    # The numbers that fill up the last chunk belong to no entry: `unit` gives zeros, which add nothing.
     chunks = jnp.arange(-(-size // chunk_size) * chunk_size).reshape(-1, chunk_size)
+    # The loop adds up, so that no more than one chunk is held; its carry starts as zeros of the right types.
     types = jax.eval_shape(lambda: _sum(each(chunks[:1, 0])))
     start = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), types)
     total, _ = jax.lax.scan(lambda total, i: (jax.tree.map(jnp.add, total, _sum(each(i))), None), start, chunks)
@@ -107,7 +105,7 @@ def _sum(curvatures):
     return jax.tree.map(lambda c: jnp.sum(c, axis=0, dtype=c.dtype), curvatures)
 
 
-def _estimated(fun, leaves, chunk_size, samples, key):
+def _estimate(fun, leaves, chunk_size, samples, key):
     def one(fun, key):
         keys = jax.random.split(key, len(leaves))
         signs = [
@@ -116,11 +114,12 @@ def _estimated(fun, leaves, chunk_size, samples, key):
         ]
         return _curvature(fun, leaves, signs)
 
+    # All keys are drawn before the loop, so that the estimate does not depend on the size of the chunks.
     keys = jax.random.split(key, samples)
     if chunk_size is None:
         found, aux = jax.vmap(lambda key: one(fun, key), out_axes=(0, None))(keys)
     else:
-        staged, aux = _staged(fun, leaves)
+        staged, aux = _trace(fun, leaves)
         found = jax.lax.map(lambda key: one(staged, key)[0], keys, batch_size=chunk_size)
     mean = jax.tree.map(lambda s: jnp.mean(s, axis=0), found)
     error = jax.tree.map(lambda s: jnp.std(s, axis=0, ddof=1) / math.sqrt(samples), found)
@@ -140,23 +139,23 @@ def laplacian(
     key: Any = None,
     debug_nan: bool = False,
 ) -> Any:
-    """Trace of the Hessian with respect to everything that is selected: the sum of all second derivatives.
+    """Trace of the Hessian with respect to all selected values: the sum of the unmixed second derivatives.
 
     Exactly, by a second derivative along each unit vector (forward over forward mode), or as an estimate from random
     directions ``v`` of signs: the mean of ``v . H v`` has the expectation ``trace(H)`` and, over ``n`` samples, the
     variance ``2 (|H|² - |diag(H)|²) / n`` (Hutchinson 1990, "A stochastic estimator of the trace of the influence
-    matrix"); it is exact where ``H`` is diagonal. The Hessian is not made in either case. What has a derivative for
-    reverse mode only (``custom_vjp``) cannot be differentiated so.
+    matrix"); it is exact where ``H`` is diagonal. The Hessian is never built. A function with a derivative for reverse
+    mode only (``custom_vjp``) cannot be differentiated so.
 
     Parameters
     ----------
     fun : callable, optional
         The function; it returns an array or a pytree of arrays. Left out: a decorator is returned.
     grad_states, argnums, has_aux, return_value, check_states, debug_nan
-        See `GradientTransform`. What is differentiated is real.
+        See `GradientTransform`. The differentiated values must be real.
     chunk_size : int, optional
-        Do so many directions at once, one chunk after the other, to bound memory. The function is then traced, as in
-        a loop: Python cannot branch on values in it.
+        Number of directions to evaluate at once, one chunk after the other, to bound memory. The function is then
+        traced, as in a loop: Python cannot branch on values in it.
     samples : int, optional
         Estimate from this many random directions, from 2 up; without it, exact.
     key : int or key, optional
@@ -165,7 +164,7 @@ def laplacian(
     Returns
     -------
     GradientTransform
-        A function of the arguments of ``fun``. In place of a gradient it returns the Laplacian of each entry of the
+        A function of the arguments of ``fun``. Instead of a gradient it returns the Laplacian of each entry of the
         output, in the structure of the output; with ``samples`` an `Estimate` of two such structures.
 
     Raises
@@ -189,6 +188,3 @@ def laplacian(
     params = {"chunk_size": chunk_size, "samples": samples, "key": key}
     options = {"has_aux": has_aux, "return_value": return_value, "check_states": check_states, "debug_nan": debug_nan}
     return derivative("laplacian", _laplacian_transform, fun, grad_states, argnums, params, **options)
-
-
-# ------------------------------------------------------------------------------------------ Taylor

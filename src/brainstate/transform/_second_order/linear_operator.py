@@ -1,9 +1,9 @@
-"""A matrix of derivatives at one point as an object: products with it, its diagonal, trace, blocks, and all of it.
+"""A matrix of derivatives at one point as an object: its products with vectors, diagonal, trace, blocks and entries.
 
 The object holds one linear map, evaluated once, and the `Space` of its rows and of its columns, which for a curvature
-are the same. Whatever is asked for is made of products with vectors: ``n`` of them for the exact diagonal, with at
-most ``chunk_size`` vectors in memory at a time; a few random ones for an estimate. No matrix is made unless ``dense``,
-``tree`` or a block is asked for, and then by products from the side that has fewer.
+are the same. Everything is computed from products with vectors: ``n`` of them for the exact diagonal, with at most
+``chunk_size`` vectors in memory at a time; a few random ones for an estimate. Only ``dense``, ``tree`` and blocks build
+the matrix, or a part of it, by products from the side that needs fewer.
 
 The estimates probe with signs ``z``, +1 or -1 with equal chance: ``E[z zᵀ] = I``, so ``E[zᵀ H z] = tr H`` (Hutchinson
 1990, "A stochastic estimator of the trace of the influence matrix") and ``E[z * H z] = diag H`` (Bekas, Kokiopoulou and
@@ -38,18 +38,18 @@ _CHUNK = 32
 class LinearOperator:
     """A Jacobian or a curvature at one point; made by `linearize`, and by ``operator`` of `hvp`, `ggn` and `fisher`.
 
-    A vector ``v`` is a pytree in the structure of what is differentiated (``G`` of the table in `GradientTransform`),
-    and the product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of
-    length ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States
-    do. It is a pytree, so it may be passed to a compiled function, which is compiled anew for each operator. With
-    ``debug_nan``, each product that is not finite is a `NonFiniteError`, whoever asks for it: ``H @ v``, ``H.trace()``.
+    A vector ``v`` is a pytree in the structure of the gradient (``G`` of the table in `GradientTransform`), and the
+    product is one in the structure of the output, for a curvature ``G`` again. Or ``v`` is a flat array of length
+    ``n``, and the product one of length ``m``. The operator is a constant: it does not change when the States do. It is
+    a pytree, so it may be passed to a compiled function, which is compiled again for each operator. With ``debug_nan``,
+    each product that is not finite is a `NonFiniteError`, in ``H @ v`` as in ``H.trace()``.
 
     Attributes
     ----------
     shape : tuple
         ``(m, n)``, with m numbers in the output and n in a vector.
     dtype : dtype
-        The dtype of the matrix: that to which the dtypes of all leaves promote.
+        The dtype of the matrix, to which the dtypes of all leaves promote.
     structure : pytree
         The structure of a vector, with a ``jax.ShapeDtypeStruct`` for each array; of the output: ``J.T.structure``.
     T : LinearOperator
@@ -79,7 +79,7 @@ class LinearOperator:
         self._transpose = transpose  # with debug_nan: a check has no transpose, so there are two linear maps
 
     def tree_flatten(self) -> tuple:
-        """Return the linear map and its transpose if that is given, which JAX goes through, and what is static."""
+        """Return the children, the linear map and its transpose if that is given, and the static spaces."""
         return (self._linear, self._transpose), (self._columns, None if self._symmetric else self._rows)
 
     @classmethod
@@ -111,7 +111,7 @@ class LinearOperator:
         self._require_real()
         if self._transpose is not None:
             return LinearOperator(self._transpose, self._rows, self._columns, self._linear)
-        return LinearOperator(Partial(_transposed, self._columns, self._linear), self._rows, self._columns)
+        return LinearOperator(Partial(_multiply_transposed, self._columns, self._linear), self._rows, self._columns)
 
     def __repr__(self) -> str:
         return f"LinearOperator({self.shape[0]} x {self.shape[1]}, {self.dtype})"
@@ -121,7 +121,7 @@ class LinearOperator:
     def matvec(self, v: Any) -> Any:
         """Return the product with ``v``: a pytree for a pytree, a flat vector for a flat one.
 
-        A ``v`` in the structure of what is differentiated is never taken for a flat one, even if it is one array.
+        A ``v`` in the structure of the gradient is never taken for a flat one, even if it is one array.
 
         Raises
         ------
@@ -138,7 +138,7 @@ class LinearOperator:
 
     @boundary
     def __call__(self, v: Any) -> Any:
-        """Return ``matvec(v)``: an operator is a function, as what ``jax.linearize`` returns."""
+        """Return ``matvec(v)``: an operator is a function, like the result of ``jax.linearize``."""
         return self.matvec(v)
 
     def __matmul__(self, v: Any) -> Any:
@@ -146,12 +146,12 @@ class LinearOperator:
         return self.matvec(v)
 
     def ravel(self, tree: Any) -> jax.Array:
-        """Return a vector that is a pytree as a flat one, in the order of the columns of `dense`."""
+        """Return a pytree vector as a flat one, in the order of the columns of `dense`."""
         self._columns.check("the vector given to ravel", tree)
         return self._columns.ravel(tree)
 
     def unravel(self, vector: jax.Array) -> Any:
-        """Return a flat vector as a pytree in the structure of what is differentiated."""
+        """Return a flat vector as a pytree in the structure of the gradient."""
         if jnp.shape(vector) != self.shape[1:]:
             raise StateValueError(
                 f"unravel takes a flat vector of {self.shape[1]} numbers, the shape given is {jnp.shape(vector)}."
@@ -163,7 +163,7 @@ class LinearOperator:
         return self._rows.ravel(self._linear(self._columns.unravel(v)))
 
     def _run(self, compute):
-        """Return ``compute()``, a program of many products; only when it has ended if one of them may raise."""
+        """Return ``compute()``, a program of many products; wait for its end if one of them may raise."""
         return await_errors(compute)() if isinstance(self._linear, CheckedMap) else compute()
 
     def _require_real(self):
@@ -177,8 +177,8 @@ class LinearOperator:
         return self._entries(slice(0, self.shape[0]), slice(0, self.shape[1]), chunk_size)
 
     def tree(self, *, chunk_size: int | None = None) -> Any:
-        """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` in the place of each row leaf."""
-        return self._blocks(self._rows.numbered, self._columns.numbered, chunk_size)
+        """Return the matrix in nested blocks as `jacrev` and `hessian` do: a ``G`` for each row leaf."""
+        return self._blocks(self._rows.leaf_numbers, self._columns.leaf_numbers, chunk_size)
 
     def __getitem__(self, paths: tuple[str | int, str | int]) -> Any:
         """Return the block of the rows and the columns that two paths name, ``H["layer.weight", "layer.bias"]``.
@@ -191,7 +191,7 @@ class LinearOperator:
         Raises
         ------
         StateValueError
-            If a path names nothing; the message lists what there is.
+            If a path names nothing; the message lists the paths that exist.
         """
         if not isinstance(paths, tuple) or len(paths) != 2:
             raise StateTypeError(
@@ -201,11 +201,12 @@ class LinearOperator:
 
     def _blocks(self, rows, columns, chunk_size):
         """Return the entries at ``rows`` and ``columns``, two pytrees of numbers of leaves, nested."""
+        # The arrays that a path names lie side by side: one rectangle is computed, and cut into the blocks.
         down, along = self._rows.span(rows), self._columns.span(columns)
         entries = self._entries(down, along, chunk_size)
 
         def block(i, j):
-            inner = entries[_within(self._rows.spans[i], down), _within(self._columns.spans[j], along)]
+            inner = entries[_relative_span(self._rows.spans[i], down), _relative_span(self._columns.spans[j], along)]
             return inner.reshape(self._rows.shapes[i] + self._columns.shapes[j]).astype(self._rows.dtypes[i])
 
         return jax.tree.map(lambda i: jax.tree.map(lambda j: block(i, j), columns), rows)
@@ -213,6 +214,7 @@ class LinearOperator:
     def _entries(self, rows, columns, chunk_size):
         """Return the entries in these rows and columns, by products with the fewer of them."""
         self._require_real()
+        # A product with the map gives a column, one with the transpose a row.
         if rows.stop - rows.start < columns.stop - columns.start:
             found = self.T._lines(rows, columns, chunk_size)
         else:
@@ -229,7 +231,7 @@ class LinearOperator:
         count = span.stop - span.start
         chunks = max(1, math.ceil(count / (chunk_size or _CHUNK)))
         size = math.ceil(count / chunks)
-        # Chunks of one size, a few numbers past the end among them: a remainder would be a program of its own.
+        # Chunks of one size, with a few numbers past the end: a smaller last chunk would be compiled separately.
         numbers = span.start + jnp.arange(chunks * size)
         return self._run(lambda: jax.lax.map(entry, numbers, batch_size=size)[:count])
 
@@ -244,7 +246,7 @@ class LinearOperator:
         Parameters
         ----------
         chunk_size : int, optional
-            How many of the n products of the exact diagonal to compute at a time; 32 if not given.
+            Number of products, of the n for the exact diagonal, to compute at a time; 32 if not given.
         samples : int, optional
             Estimate the diagonal from this many random products instead.
         key : int or key, optional
@@ -261,7 +263,7 @@ class LinearOperator:
             If ``chunk_size`` and ``samples`` are given together, or ``samples`` is less than 2; or if the matrix is
             not square.
         """
-        if not self._sampled(chunk_size, samples, key):
+        if not self._is_estimate(chunk_size, samples, key):
             return self.unravel(self._diagonal(chunk_size))
         estimate = self._estimate(lambda z, product: z * product, self.shape[1:], samples, key)
         return Estimate(self.unravel(estimate.mean), self.unravel(estimate.error))
@@ -274,7 +276,7 @@ class LinearOperator:
         array, or Estimate of two
             The trace; with ``samples``, the unbiased estimate and its standard error.
         """
-        if not self._sampled(chunk_size, samples, key):
+        if not self._is_estimate(chunk_size, samples, key):
             return self._diagonal(chunk_size).sum()
         return self._estimate(lambda z, product: z @ product, (), samples, key)
 
@@ -283,7 +285,7 @@ class LinearOperator:
             return jnp.zeros((0,), self.dtype)
         return self._each(lambda i: self._flat(self._unit(i))[i], slice(0, self.shape[1]), chunk_size)
 
-    def _sampled(self, chunk_size, samples, key) -> bool:
+    def _is_estimate(self, chunk_size, samples, key) -> bool:
         if self.shape[0] != self.shape[1]:
             raise StateValueError(f"an operator of shape {self.shape} is not square, it has no diagonal and no trace.")
         self._require_real()
@@ -326,7 +328,7 @@ def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCh
     def parts(operator, _):
         if operator._symmetric:
             return [Linear(operator._linear, operator.structure, inputs)]
-        found = [Linear(operator._linear, jax.tree.map(_like, operator.structure))]
+        found = [Linear(operator._linear, jax.tree.map(_stand_in, operator.structure))]
         with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
             found.append(Linear(operator.T._linear, operator.T.structure, inputs))
         return found
@@ -337,14 +339,14 @@ def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCh
     return LinearMapCheck(derive, name, parts=parts, rebuild=rebuild)
 
 
-def _like(leaf):
-    """Return what stands for an array of a vector; that of an integer is known, it holds nothing."""
+def _stand_in(leaf):
+    """Return a stand-in for an array of a vector; a float0 array, which holds nothing, stands for itself."""
     return np.zeros(leaf.shape, leaf.dtype) if leaf.dtype == jax.dtypes.float0 else leaf
 
 
-def _transposed(columns, linear, v):
+def _multiply_transposed(columns, linear, v):
     return jax.linear_transpose(linear, columns.structure)(v)[0]
 
 
-def _within(span, outer):
+def _relative_span(span, outer):
     return slice(span.start - outer.start, span.stop - outer.start)

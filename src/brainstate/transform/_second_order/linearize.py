@@ -1,7 +1,7 @@
-"""``linearize``: a function and its derivative at one point, as a linear map that can be applied again and again.
+"""``linearize``: the value of a function and its derivative at one point, a linear map that can be applied many times.
 
-It is the forward sister of ``vjp``: the function runs once, at call time, and its writes are committed then. The map
-that is returned is a `LinearOperator`: a function of tangents, a pytree of the values that it kept, and the Jacobian.
+It is the forward-mode counterpart of ``vjp``: the function runs once, at call time, and its writes are committed then.
+The linear map is a `LinearOperator`: a function of tangents, a pytree of its residuals, and the Jacobian.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,8 @@ def linearize(
     *primals : pytree
         The arguments.
     grad_states, argnums
-        What has a tangent; see `GradientTransform`. That of an integer argument has dtype float0.
+        The States and arguments that have tangents; see `GradientTransform`. The tangent of an integer argument has
+        dtype float0.
     has_aux : bool
         Whether the function returns auxiliary data.
     debug_nan : bool
@@ -51,7 +52,7 @@ def linearize(
 
     Notes
     -----
-    What ``jax.linearize(fun, x, y)`` returns takes a tangent for each argument, ``J(dx, dy)``; here that is
+    The linear map of ``jax.linearize(fun, x, y)`` takes a tangent for each argument, ``J(dx, dy)``; here that is
     ``argnums=(0, 1)`` and ``J((dx, dy))``, and without ``argnums`` and ``grad_states`` it is ``x`` alone, ``J(dx)``.
 
     Raises
@@ -77,7 +78,7 @@ def linearize(
         out, linear, carried = jax.linearize(lambda d: target.pure(d, call, *rest), diff, has_aux=True)
         _, aux, writes = carried.tree()
         commit(writes)
-        return (LinearOperator(linear, Space.of(diff, call), Outputs.of_output(out)),), out, aux
+        return (LinearOperator(linear, Space.from_diff(diff, call), Outputs.from_output(out)),), out, aux
 
     check = operator_check(derive, repr(target), target.inputs)
     (jacobian,), out, aux = check.run(primals, {}) if debug_nan else derive(*primals)

@@ -35,8 +35,8 @@ def taylor(
     ``fun(x + t v) = value + c[0] t + c[1] t² + …``: coefficient ``k`` is the ``k``-th derivative divided by ``k!``.
 
     A power series is pushed through the function, once (Griewank and Walther 2008, chapter 13): by the rules of
-    ``jax.experimental.jet``, through loops and branches, and by nested derivatives of what has no rule, where the
-    order is 8 at most. The function is traced: Python cannot branch on values in it.
+    ``jax.experimental.jet``, through loops and branches, and by nested derivatives for primitives without a rule, up to
+    order 8. The function is traced: Python cannot branch on values in it.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def taylor(
     order : int
         The number of coefficients, from 1 up.
     grad_states : State, Module, (Module, filter), or pytree of these, optional
-        The States that move; see `GradientTransform`. All others are constant, and written as ``fun`` does.
+        The States that move; see `GradientTransform`. All others are constants; writes are committed as in a call of
+        ``fun``.
     state_directions : pytree, optional
         A direction for each, in the container of ``grad_states`` (None where a leaf is not differentiable).
     has_aux : bool
@@ -59,7 +60,7 @@ def taylor(
     -------
     tuple
         ``(value, coefficients)`` or ``(value, coefficients, aux)``: a list with the structure of the output for each
-        power from 1 to ``order``; None in the place of what is not differentiable.
+        power from 1 to ``order``; None for a leaf that is not differentiable.
 
     Raises
     ------
@@ -99,8 +100,9 @@ def taylor(
 
 
 def _coefficient(tree, out, k):
-    """Return coefficient ``k`` of the value, of the series of all results."""
+    """Return coefficient ``k`` of the value, from the series of all outputs."""
 
+    # A series without terms is that of a constant.
     def term(x):
         if not differentiable(x.primal):
             return None
