@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from _source import MODULES, import_graph, rooms
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/contributing/architecture.md").read_text()
 BLOCK = re.compile(
@@ -147,6 +149,16 @@ def test_the_map_has_every_file():
     on_map = [*drawn()]
     assert len(on_map) == len(set(on_map))
     assert set(on_map) == FILES - {Path("__init__.py")}
+
+
+@pytest.mark.parametrize("folder", ["brainstate", "brainstate.transform"])
+def test_imports_point_upwards_on_the_map(folder):
+    inside = Path(*folder.split(".")[1:])
+    files = [path.relative_to(inside) for path in drawn() if path.is_relative_to(inside)]
+    places = {path.parts[0].removesuffix(".py"): i for i, path in reversed([*enumerate(files)])}
+    for room, imported in rooms(import_graph(MODULES), folder).items():
+        below = [name for name in imported if room != "__init__" and places[name] > places[room]]
+        assert not below, f"{room} imports {below}"
 
 
 def test_the_names_exist():
