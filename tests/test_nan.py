@@ -366,6 +366,16 @@ def atan_at_origin():
     return y
 
 
+def pole_of_gamma():
+    y = jax.lax.lgamma(b.value - 2.0)  # <- here
+    return y
+
+
+def pole_of_derivative():
+    y = jax.lax.polygamma(1.0, b.value - 3.0)  # <- here
+    return y
+
+
 @dataclass
 class Row:
     """A program, and what is to be said about it; None where it does not matter."""
@@ -409,6 +419,8 @@ ROWS = [
     Row(where_trap_root, "backward", "div", ("w",), ("masked later", "jnp.where(x > 0, x, 1.0)")),
     Row(where_trap_exp, "forward", "exp", ("w",), ("overflows", "becomes NaN in mul (backward)")),
     Row(where_trap_division, "backward", None, ("w",), ("masked later",)),
+    Row(pole_of_gamma, "forward", "lgamma", ("b",), ("poles at 0", "keep the operand positive"), kind="Inf"),
+    Row(pole_of_derivative, "forward", "polygamma", ("b",), ("polygamma has poles at 0",), kind="Inf"),
     Row(masked_nan_besides, "forward", "log", (), ("logarithm of a negative",)),
     Row(inside_scan, "forward", "log", (), ("iteration 2 of 4 of a scan",), iteration=2),
     Row(inside_for_loop, "forward", "sqrt", ("b",), ("iteration 2 of 4 of a scan",), iteration=2),

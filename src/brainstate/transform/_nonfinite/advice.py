@@ -121,6 +121,12 @@ REAL = [
         "make the base safe before",
     ),
     Remedy(
+        "lgamma digamma polygamma",
+        "{name} has poles at 0, -1, -2, …",
+        "keep the operand positive: jnp.maximum(x, eps)",
+        lambda origin, at: (at[-1] <= 0).any(),
+    ),
+    Remedy(
         "exp exp2 expm1 sinh cosh",
         "{name} overflows: exp is finite up to 11 in float16, 88 in float32, 709 in float64",
         "subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand",
