@@ -16,7 +16,7 @@ random.seed(0)  # of what a file draws when it is imported
 @pytest.fixture(autouse=True, scope="module")
 def forget():
     """Let go of what a file has compiled, and of the States that JAX's own code has met: a file begins as a process."""
-    _tokens.switched.clear()
+    _tokens.any_met.clear()
     _tokens._states.clear()
     _tokens._token.set_global(None)
     yield

@@ -25,7 +25,7 @@ from brainstate._program.control_flow import (
     Scan,
     While,
     control_flow,
-    fixed_point,
+    find_fixed_point,
     inline_calls,
 )
 from brainstate._program.interpret import all_equations, bind, interpret
@@ -182,9 +182,9 @@ def test_plain_calls_are_inlined_and_no_others():
 
 
 def test_a_fixed_point_that_is_not_reached():
-    assert fixed_point(lambda n: min(n + 1, 5), 0) == 5
-    assert fixed_point(lambda n: min(n + 1, 5), 0, rounds=6) == 5
-    assert fixed_point(lambda n: min(n + 1, 5), 0, rounds=5) is None
+    assert find_fixed_point(lambda n: min(n + 1, 5), 0) == 5
+    assert find_fixed_point(lambda n: min(n + 1, 5), 0, rounds=6) == 5
+    assert find_fixed_point(lambda n: min(n + 1, 5), 0, rounds=5) is None
 
 
 # ------------------------------------------------------------------------------------------ what results need

@@ -68,7 +68,9 @@ def test_staging_is_told_from_computing():
     seen = []
 
     def f(x):
-        seen.append((unsafe_am_i_under_a_jit_DO_NOT_USE(), _compat.staging(), _compat.stages_within(_compat.AT_ONCE)))
+        seen.append(
+            (unsafe_am_i_under_a_jit_DO_NOT_USE(), _compat.is_recording(), _compat.stages_within(_compat.AT_ONCE))
+        )
         return x
 
     f(1.0)

@@ -21,7 +21,7 @@ __all__ = [
     "is_scalar",
     "layout",
     "partition",
-    "promoted",
+    "promoted_dtype",
     "scalar_in_words",
     "shapes_of",
     "tangent_type",
@@ -67,7 +67,7 @@ def tangent_type(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype if differentiable(leaf) else jax.dtypes.float0)
 
 
-def promoted(dtypes) -> np.dtype:
+def promoted_dtype(dtypes) -> np.dtype:
     """Return the dtype that holds numbers of all ``dtypes``; float0 has none."""
     with jax.numpy_dtype_promotion("standard"):
         numbers = [dtype for dtype in dtypes if dtype != jax.dtypes.float0]

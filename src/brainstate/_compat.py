@@ -18,12 +18,12 @@ __all__ = [
     "AT_ONCE",
     "UNSPECIFIED",
     "current_trace",
+    "is_recording",
     "jit_disabled",
     "nans_checked",
     "optional",
     "scan_counts",
     "stages_within",
-    "staging",
     "varying_axes",
 ]
 
@@ -41,7 +41,7 @@ with jax.ensure_compile_time_eval():
     AT_ONCE = current_trace()  # the trace that computes at once; one object for all threads
 
 
-def staging() -> bool:
+def is_recording() -> bool:
     """Tell whether a program is being recorded (by a jit, a scan, ...)."""
     return unsafe_am_i_under_a_jit_DO_NOT_USE()
 
@@ -54,14 +54,14 @@ def stages_within(outer) -> bool | None:
     trace, staged = current_trace(), False
     while trace is not outer:
         if trace is None:
-            return staged if type(outer) is _recording() else None
-        staged = staged or type(trace) is _recording()
+            return staged if type(outer) is _recording_type() else None
+        staged = staged or type(trace) is _recording_type()
         trace = getattr(trace, "parent_trace", None)
     return staged
 
 
 @functools.cache
-def _recording() -> type:
+def _recording_type() -> type:
     kinds = []
     jax.make_jaxpr(lambda: kinds.append(type(current_trace())))()
     return kinds[0]

@@ -15,7 +15,7 @@ import jax
 
 from ._errors import StateTypeError
 
-__all__ = ["Remade", "deep_copied", "reached", "remade"]
+__all__ = ["Remade", "deep_copied", "remade", "things_reached"]
 
 
 class Remade:
@@ -103,7 +103,7 @@ def deep_copied(x: Any, memo: dict[int, Any]) -> Any:
     return remade(new, memo)
 
 
-def reached(x: Any, table: dict[int, Any]) -> list:
+def things_reached(x: Any, table: dict[int, Any]) -> list:
     """Return the things with an id in ``table`` that the function ``x`` refers to."""
     return [thing for key, thing in _reach(x, table)[0].items() if key in table]
 

@@ -86,14 +86,14 @@ def boundary(fun: _F) -> _F:
     """Return ``fun``, whose errors show no frame of this package."""
 
     @functools.wraps(fun)
-    def bounded(*args, **kwargs):
+    def call(*args, **kwargs):
         try:
             return fun(*args, **kwargs)
         except Exception as error:
             shorten(error)
             raise  # as it stands: this adds no frame
 
-    return bounded  # pyright: ignore[reportReturnType]
+    return call  # pyright: ignore[reportReturnType]
 
 
 def check_function(what: str, fun: Any) -> None:

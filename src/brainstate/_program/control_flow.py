@@ -18,7 +18,8 @@ body of a while loop takes (constants, carry) and returns the next carry. All pr
 
 An equation of any other primitive is a single operation: readers have to treat it as one whose inside is unknown.
 
-A property of the carry of a loop that holds for any number of iterations is a `fixed_point` of the body.
+A property of the carry of a loop that holds for any number of iterations is a fixed point of the body
+(`find_fixed_point`).
 """
 
 import operator
@@ -32,7 +33,7 @@ from .._compat import scan_counts
 from .interpret import bind, inner_programs, interpret
 from .source_lines import at_line
 
-__all__ = ["CALLS", "Call", "Cond", "Scan", "While", "control_flow", "fixed_point", "inline_calls"]
+__all__ = ["CALLS", "Call", "Cond", "Scan", "While", "control_flow", "find_fixed_point", "inline_calls"]
 
 # {primitive: the meaning that the call adds to its body}. A reader that *computes* by entering the body loses that
 # meaning; one that only *asks* something about the body loses nothing. Under "devices" the body sees a shard of each
@@ -119,7 +120,7 @@ def control_flow(eqn) -> Call | Scan | While | Cond | None:
     return Cond(params["branches"]) if name == "cond" else None
 
 
-def fixed_point(step: Callable, carry: Any, same: Callable = operator.eq, rounds: int | None = None) -> Any:
+def find_fixed_point(step: Callable, carry: Any, same: Callable = operator.eq, rounds: int | None = None) -> Any:
     """Repeat ``carry = step(carry)`` until that changes nothing, and return it; None if it takes more than ``rounds``.
 
     It ends without a bound where ``step`` only ever adds to a finite set, or only takes away.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jax.extend.core import Jaxpr, Literal
 
-from .control_flow import Call, Cond, Scan, While, control_flow, fixed_point
+from .control_flow import Call, Cond, Scan, While, control_flow, find_fixed_point
 from .interpret import open_jaxpr
 
 __all__ = ["Liveness", "liveness", "prune", "results_of_iteration"]
@@ -71,7 +71,7 @@ def results_of_iteration(loop: Scan | While, wanted: list[bool]) -> list[bool]:
         carry = liveness(loop.body, results).inputs[first:end]
         return [now or later for now, later in zip(results, carry, strict=False)] + results[len(carry) :]
 
-    return fixed_point(step, list(wanted))
+    return find_fixed_point(step, list(wanted))
 
 
 def prune(jaxpr: Jaxpr) -> Jaxpr:

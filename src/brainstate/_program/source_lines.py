@@ -19,7 +19,7 @@ __all__ = ["Site", "at_line", "called_at", "frames_of", "is_part", "site_of"]
 
 _JAX = str(Path(jax.__file__).parent) + os.sep
 _LOOPS = OURS + os.path.join("transform", "_control", "loops.py")
-_PARTS = "_scan_in_parts", "_repeated.<locals>.<lambda>"  # they call the scans that a loop is cut into
+_PARTS = "_scan_in_parts", "_repeat_step.<locals>.<lambda>"  # they call the scans that a loop is cut into
 _LIBRARIES = tuple(os.path.join(_JAX, "_src", part) for part in ("numpy", "nn", "scipy"))
 
 

@@ -8,7 +8,7 @@ from jax.core import Tracer
 
 from .._errors import StateValueError
 
-__all__ = ["donors", "is_deleted", "taken"]
+__all__ = ["donors", "is_deleted", "taken_error"]
 
 #: The names of the functions that were given arrays. While there are none, nobody looks for taken arrays.
 donors: dict[str, None] = {}
@@ -23,7 +23,7 @@ def _is_gone(leaf):
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
 
 
-def taken(names: Iterable[str], by: str | None = None, why: Any = "") -> StateValueError:
+def taken_error(names: Iterable[str], by: str | None = None, why: Any = "") -> StateValueError:
     """Return the error for States of these names whose arrays are gone: ``by`` took them and then failed, or any."""
     whose = f"the arrays of {', '.join(names)}"
     if by is not None:

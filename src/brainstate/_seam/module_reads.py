@@ -36,7 +36,7 @@ __all__ = [
     "announce_change",
     "is_watched",
     "note",
-    "reading",
+    "record_reads",
     "register_container",
 ]
 
@@ -96,7 +96,7 @@ def _getattribute(self, name):
     return super(Watched, self).__getattribute__(name)
 
 
-def _noting(method):
+def _note_reads(method):
     def read(self, *args):
         note(self)
         return method(self, *args)
@@ -114,7 +114,7 @@ def _switch_methods(on: bool) -> None:
     pairs: list = [(Watched, "__getattribute__", _getattribute)]
     for cls in _containers:
         base = cls.__mro__[-2]
-        pairs += [(cls, name, _noting(getattr(base, name))) for name in _READS.split() if hasattr(base, name)]
+        pairs += [(cls, name, _note_reads(getattr(base, name))) for name in _READS.split() if hasattr(base, name)]
     for cls, name, method in pairs:
         if on:
             setattr(cls, name, method)
@@ -123,11 +123,11 @@ def _switch_methods(on: bool) -> None:
 
 
 class _Reader:
-    """One `reading` in progress; an interrupt anywhere lets go of it, and so ends it."""
+    """One block of `record_reads` in progress; an interrupt anywhere lets go of it, and so ends it."""
 
 
 @contextmanager
-def reading(touched: "Touched") -> Iterator[None]:
+def record_reads(touched: "Touched") -> Iterator[None]:
     """Record in ``touched`` the reads of this thread in the block; a block around it records the same."""
     before, reader = (_reads.seen, _reads.reader), _Reader()
     outer = before if before[1]() is not None else (None, _nobody)

@@ -41,14 +41,14 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import set_current_trace, valid_jaxtype
 
-from .._compat import AT_ONCE, current_trace, stages_within, staging
+from .._compat import AT_ONCE, current_trace, is_recording, stages_within
 from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
-from .donation import donors, is_deleted, taken
+from .donation import donors, is_deleted, taken_error
 from .local_states import is_local, local_trace
 from .marker import state_read
 from .packing import ABSENT, Absent, Writes
 from .run_time_errors import await_announced
-from .tokens import altered, changed, forget, meet, read_inside, replaced, separate, switched
+from .tokens import announce_replacement, announce_values, announce_write, any_met, forget, meet, read_inside, separate
 
 __all__ = [
     "Cell",
@@ -97,8 +97,8 @@ def invalidate(what: str) -> None:
     """Announce that a State or Module was replaced, and where, so that compiled functions look again."""
     _replaced.append(what)
     _generation[0] += 1
-    if switched:
-        replaced(innermost())
+    if any_met:
+        announce_replacement(innermost())
 
 
 def retag(what: str) -> None:
@@ -181,7 +181,7 @@ class Scope:
     def __enter__(self):
         self.parent, self.trace = innermost(), current_trace()
         _open[get_ident()] = self
-        if switched or len(_open) > 1:
+        if any_met or len(_open) > 1:
             separate(self, len(_open) > 1)
         return self
 
@@ -216,8 +216,8 @@ class Scope:
             self.unused.discard(state)
             self.overwritten.add(state)
         self.lent.pop(state, None)
-        if switched:
-            altered(self, state)
+        if any_met:
+            announce_write(self, state)
 
     def close(self) -> Writes:
         """Return all writes: by assignment, in place, and to States born inside that outlive the call."""
@@ -329,17 +329,17 @@ def read(state):
         value = scope.read(state)
         if current_trace() is not scope.trace:
             value = read_inside(scope, state, value)
-        elif switched and state in scope.lent:  # it may be changed in place
-            altered(scope, state)
+        elif any_met and state in scope.lent:  # it may be changed in place
+            announce_write(scope, state)
         return value
     try:
         value = state._value
     except AttributeError:
         value = _stored_value(state)
-    if current_trace() is not AT_ONCE and staging():
+    if current_trace() is not AT_ONCE and is_recording():
         meet(None, state)
-    elif switched and type(value) not in _plain:
-        altered(None, state)
+    elif any_met and type(value) not in _plain:
+        announce_write(None, state)
     return _await_value(state) if donors and is_deleted(value) else value
 
 
@@ -365,8 +365,8 @@ def write(state, value) -> None:
     if type(value) not in _plain:
         _admit(state, value)
     state._value = value
-    if switched:
-        altered(None, state)
+    if any_met:
+        announce_write(None, state)
 
 
 def create(state, value) -> None:
@@ -421,7 +421,7 @@ def _await_value(state):
     """Return the value of ``state``, which a call in another thread has taken and is about to replace."""
     with _step_lock:
         if is_deleted(state._value):
-            raise taken([state.describe()])
+            raise taken_error([state.describe()])
         return state._value
 
 
@@ -447,8 +447,8 @@ def commit(writes: Writes) -> None:
         _admit(state, value)  # a container changed in place under a raw transform may hold its tracers
     with _step_lock, _commit_lock:  # never between the gathering and the committing of another call
         _assign_all(states, writes.values)
-    if switched:
-        changed(states)
+    if any_met:
+        announce_values(states)
 
 
 def eager() -> bool:
@@ -468,7 +468,7 @@ def frozen_here() -> bool:
     """Tell whether JAX itself is tracing a program here, and would keep the value of a State that is read."""
     scope = innermost()
     if scope is None:
-        return current_trace() is not AT_ONCE and staging()
+        return current_trace() is not AT_ONCE and is_recording()
     return current_trace() is not scope.trace and bool(stages_within(scope.trace))
 
 

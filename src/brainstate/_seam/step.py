@@ -24,7 +24,7 @@ import jax
 from .._compat import AT_ONCE, current_trace, jit_disabled
 from .._errors import StateValueError, TraceContextError
 from .._functions import shorten
-from .donation import donors, is_deleted, taken
+from .donation import donors, is_deleted, taken_error
 from .packing import ABSENT, Writes
 from .scope import (
     _assign_all,
@@ -42,7 +42,7 @@ from .scope import (
     is_tracer,
 )
 from .staging import Restart
-from .tokens import apart, changed, refuse_leak, switched
+from .tokens import announce_values, any_met, refuse_leak, without_token
 
 __all__ = ["Launcher", "Ready", "generators", "give", "is_outside", "launch", "with_donation"]
 
@@ -65,7 +65,7 @@ def _refuse_taken(states, error, by=None) -> None:
     gone = [s.describe() for s in states if is_deleted(getattr(s, "_value", None))]
     if not gone or innermost() is not None or isinstance(error, StateValueError):
         return
-    words = taken(gone, by, error)
+    words = taken_error(gone, by, error)
     if isinstance(error, Exception):
         raise words from error
     error.add_note(str(words))
@@ -74,7 +74,7 @@ def _refuse_taken(states, error, by=None) -> None:
 @contextlib.contextmanager
 def _marked_as_launch(scope):
     """Run a compiled function that ``scope`` calls: until it ends, reads of States are not those of the user."""
-    with apart():
+    with without_token():
         if scope is not None:
             scope.launches += 1
         try:
@@ -139,8 +139,8 @@ def give(name, returned, jitted, states, generators, written, args, kwargs):
             raise
         finally:
             returned.clear()
-            if switched:
-                changed(written)
+            if any_met:
+                announce_values(written)
     return out
 
 
@@ -202,7 +202,7 @@ class Launcher:
         if program.generation != _generation[0]:
             program = self._look(program)
         try:
-            if program.donates or not program.written or switched or (_open and innermost() is not None):
+            if program.donates or not program.written or any_met or (_open and innermost() is not None):
                 out = program.launch(args, kwargs)
             else:
                 # The steps of `launch`, in this frame, with the loops that cost least for few States.
@@ -283,7 +283,7 @@ class Ready:
             return self._call_within(args, kwargs)
         written, values, i = self._written, [], 0
         try:
-            if switched or not self._writes_all:
+            if any_met or not self._writes_all:
                 return self._launch(args, kwargs)
             if not written:
                 with _commit_lock:

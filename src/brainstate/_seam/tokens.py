@@ -19,7 +19,7 @@ A State is *met* when such a read happens. From then on
 
 So a trace is found again only where the States that it has read have the values that it has seen. A program that never
 meets a State pays for one question to an empty list; for the price of the others see ``docs/explanation/how-it-works``.
-The programs of `jit` itself know their States, and are looked up `apart`, without a token.
+The programs of `jit` itself know their States, and are looked up `without_token`.
 """
 
 import contextlib
@@ -41,26 +41,26 @@ from .._errors import FrozenReadWarning, TraceContextError
 from .local_states import local_trace, users_frame
 
 __all__ = [
-    "altered",
-    "apart",
-    "changed",
-    "deferred",
+    "announce_replacement",
+    "announce_values",
+    "announce_write",
+    "any_met",
     "forget",
+    "is_deferred",
     "meet",
     "outside_rule",
     "read_inside",
     "refuse_leak",
-    "replaced",
     "separate",
-    "switched",
     "token",
+    "without_token",
 ]
 
-switched: list[bool] = []  # not empty from the first meeting on: asked wherever a State changes
+any_met: list[bool] = []  # not empty from the first meeting on: asked wherever a State changes
 
 _token = jax.make_user_context(None)
 _number = itertools.count(1)
-_slots: dict[int, int] = {}  # {number: thread} of scopes that are open in several threads at once
+_open_slots: dict[int, int] = {}  # {number: thread} of scopes that are open in several threads at once
 _TIDY = 512  # after this many tokens JAX's caches are emptied; a small program compiled for a CPU takes about 1 MB
 _spent = [0]
 _told: list[Any] = []  # the trace, by weak reference, and the line of the user of which the last warning spoke
@@ -91,12 +91,12 @@ def token() -> int | None:
     return _token.value
 
 
-def apart() -> Any:
+def without_token() -> Any:
     """Return a context manager in which JAX looks for programs that hold no value of a State."""
     return contextlib.nullcontext() if _token.value is None else _token(None)
 
 
-def changed(states) -> None:
+def announce_values(states) -> None:
     """Announce that ``states`` may have other values now, outside of every scope."""
     if any(state in _states and _states[state].outside for state in states):
         _everywhere()
@@ -108,7 +108,7 @@ def _everywhere() -> None:
     _spend()
 
 
-def replaced(scope) -> None:
+def announce_replacement(scope) -> None:
     """Announce that an attribute that held a State may hold another one, in ``scope`` too if there is one."""
     _everywhere()
     if scope is not None:
@@ -132,17 +132,17 @@ class _Slot:
 
     def __exit__(self, *error):
         self.context.__exit__(*error)
-        _slots.pop(self.number, None)
+        _open_slots.pop(self.number, None)
 
 
 def _part_threads(scope):
     # JAX lets a thread wait for the trace of another one under the same key, and gives it the values read there.
-    if switched:
+    if any_met:
         _renew(scope)
         _spend()
         return
     thread = get_ident()
-    number = next(n for n in itertools.count(1) if _slots.setdefault(n, thread) == thread)
+    number = next(n for n in itertools.count(1) if _open_slots.setdefault(n, thread) == thread)
     scope.context = _Slot(number)
 
 
@@ -153,16 +153,16 @@ def separate(scope, threads: bool) -> None:
     """
     if threads and scope.parent is None:
         _part_threads(scope)
-    elif switched and (scope.stages or scope.opaque or any(state in _states for state in scope.given)):
+    elif any_met and (scope.stages or scope.opaque or any(state in _states for state in scope.given)):
         _renew(scope)
         if not scope.stages:
             _spend()
 
 
-def altered(scope, state) -> None:
+def announce_write(scope, state) -> None:
     """Announce that ``state`` may have another value from now on in ``scope``, or outside of all (None)."""
     if scope is None:
-        changed((state,))
+        announce_values((state,))
     elif state in _states:
         _renew(scope)
 
@@ -189,7 +189,7 @@ def _note(scope, state) -> "_Met | None":
         bare.append(scope)
         scope = scope.parent
     bare = [s for s in bare if _differs(s, state)]
-    switched[:] = [True]
+    any_met[:] = [True]
     met = _states.get(state)
     if met is None:
         met = _states[state] = _Met(weakref.ref(current_trace()))
@@ -224,7 +224,7 @@ def read_inside(scope, state, value):
     """Return ``value`` of a State that a transform of JAX's own within ``scope`` reads, if it can be had there."""
     outer = getattr(_source(scope, state), "trace", None)  # where the value belongs
     traced = outer is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
-    if (deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(outer) is None):
+    if (is_deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(outer) is None):
         raise outside_rule(state)
     if not stages_within(scope.trace):
         return value
@@ -267,7 +267,7 @@ def outside_rule(state) -> TraceContextError:
     )
 
 
-def deferred(scope, frame: Any = None) -> bool:
+def is_deferred(scope, frame: Any = None) -> bool:
     """Tell whether JAX runs a rule, or lowers, for a compiled function that was called in ``scope`` and has ended."""
     if scope is not None:
         return scope.launches > 0
@@ -285,7 +285,7 @@ def meet(scope, state) -> None:
     if met is None:
         return
     (frame, level), trace = users_frame(), current_trace()
-    if deferred(None, frame.f_back):
+    if is_deferred(None, frame.f_back):
         raise outside_rule(state)
     line = frame.f_code.co_filename, frame.f_lineno
     if line in met.told or (_told and _told[0]() is trace and _told[1] == line):

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from .._copies import reached, remade
+from .._copies import remade, things_reached
 from .._errors import StateTypeError, StateValueError, a_type
 from .._seam.module_reads import note
 from .._state import State
@@ -129,7 +129,7 @@ class _Flattener:
     def bind(self):
         """Note which parts of the graph the functions that were met refer to."""
         for function in self.functions:
-            for x in reached(function.value.value, self.kept):
+            for x in things_reached(function.value.value, self.kept):
                 function.refers[self.numbers[id(x)]] = x
 
 
@@ -299,7 +299,7 @@ def clone(node: Any) -> Any:
     (False, True)
     """
     structure, states = flatten(node)
-    copies = {path: TreefyState.of(state).to_state() for path, state in states.items()}
+    copies = {path: TreefyState.from_state(state).to_state() for path, state in states.items()}
     for path, state in copies.items():
         own(state, join_path(path))
     return unflatten(structure, copies)

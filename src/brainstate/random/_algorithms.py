@@ -81,7 +81,7 @@ def _halved_uniform(key, low, high, shape, dtype):
 
 
 @jax.jit
-def _below(x, low, high):
+def _clip_below(x, low, high):
     """Bring numbers that were rounded up to ``high`` back under it."""
     return jnp.where(x < high, x, jnp.maximum(low, jnp.nextafter(high, jnp.full_like(high, -np.inf))))
 
@@ -89,7 +89,7 @@ def _below(x, low, high):
 def uniform(key, low, high, shape, dtype):
     """``jax.random.uniform`` without its upper end; ends whose distance overflows are halved, the numbers doubled."""
     far = high / 2 - low / 2 > jnp.finfo(dtype).max / 2
-    return _below(_draw_with_fallback(far, _uniform, _halved_uniform, key, (low, high), shape, dtype), low, high)
+    return _clip_below(_draw_with_fallback(far, _uniform, _halved_uniform, key, (low, high), shape, dtype), low, high)
 
 
 @sampler
@@ -104,7 +104,7 @@ def triangular(key, left, mode, right, shape, dtype):
 
 @sampler
 def truncated_normal(key, lower, upper, loc, scale, shape, dtype):
-    """Inversion: ``jax.random.truncated_normal`` in the middle, `_beyond` where all of the interval is far out.
+    """Inversion: ``jax.random.truncated_normal`` in the middle, `_distance_beyond` if all of the interval is far out.
 
     In the middle an end beyond which erf is 1 counts as that place. An end more than 50 standard deviations from
     both the mean and the other end does not matter, so infinite ends become finite.
@@ -117,12 +117,12 @@ def truncated_normal(key, lower, upper, loc, scale, shape, dtype):
     lowest, highest = (jnp.where(far, side, jnp.clip(x, -end, end)) for side, x in ((-1, a), (1, b)))
     near = jr.truncated_normal(key, lowest, highest, shape, dtype) * scale + loc
     start = jnp.where(far, jnp.where(above, a, -b), edge)
-    distance = scale * _beyond(jr.uniform(key, shape, dtype), start, (high - low) / scale)
+    distance = scale * _distance_beyond(jr.uniform(key, shape, dtype), start, (high - low) / scale)
     x = jnp.where(far, jnp.where(above, low + distance, high - distance), near)
     return jnp.clip(x, lower, upper)
 
 
-def _beyond(u, start, width):
+def _distance_beyond(u, start, width):
     """Return y in [0, width] at which the normal tail beyond ``start`` has lost the part ``u`` of its mass.
 
     The tail is S(x) = phi(x) / r(x) with the continued fraction r(x) = x + 1/(x + 2/(x + 3/...)), the hazard. So

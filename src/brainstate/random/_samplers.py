@@ -118,22 +118,22 @@ def _affine(x, loc, scale):
 def _with_location(draw):
     """Give the standard ``draw(key, shape, dtype)`` a location and a scale."""
 
-    def located(key, loc, scale, shape, dtype):
+    def draw_with_location(key, loc, scale, shape, dtype):
         x = draw(key, shape, dtype)
         return x if loc is None and scale is None else _affine(x, loc, scale)
 
-    return located
+    return draw_with_location
 
 
 def _with_scale(draw):
     """Give ``draw(key, *parameters, shape, dtype)`` a scale, the last parameter."""
 
-    def scaled(key, *args):
+    def draw_with_scale(key, *args):
         *parameters, scale, shape, dtype = args
         x = draw(key, *parameters, shape, dtype)
         return x if scale is None else x * scale
 
-    return scaled
+    return draw_with_scale
 
 
 def _for_every_dtype(draw, bound):
@@ -143,27 +143,27 @@ def _for_every_dtype(draw, bound):
     """
 
     @counts.sampler
-    def counted(key, parameters, shape, dtype):
+    def draw_count(key, parameters, shape, dtype):
         integer, real = integer_of(dtype), default_dtype(float)
         if bound is None:
             return draw(key, *parameters, shape, integer).astype(dtype)
         fits = bound(jnp, *(p.astype(real) for p in parameters)) <= jnp.iinfo(integer).max
         return jnp.where(fits, draw(key, *parameters, shape, default_dtype(int)), -1).astype(dtype)
 
-    return lambda key, *args: counted(key, args[:-2], *args[-2:])
+    return lambda key, *args: draw_count(key, args[:-2], *args[-2:])
 
 
 def _via_float32(draw):
     """Compute floating numbers of 16 bits in float32, and round: with so few bits most methods fail."""
 
-    def rounded(key, *args):
+    def draw_via_float32(key, *args):
         *parameters, shape, dtype = args
         if dtype.itemsize != 2:
             return draw(key, *args)
         parameters = [p if p is None else p.astype(jnp.float32) for p in parameters]
         return draw(key, *parameters, shape, jnp.dtype(jnp.float32)).astype(dtype)
 
-    return rounded
+    return draw_via_float32
 
 
 def _lognormal(key, mean, sigma, shape, dtype):

@@ -99,7 +99,7 @@ _record = Primitive("tap_record")
 _effects = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))().effects
 
 
-def _recorded(ct, *, name, slots, lanes):
+def _record_by_callback(ct, *, name, slots, lanes):
     jax.debug.callback(lambda statistics: _arrive(statistics, name, slots), _statistics(ct, lanes))
     return ct
 
@@ -118,13 +118,13 @@ _record.def_impl(_record_now)
 _record.def_effectful_abstract_eval(lambda ct, **_: (ct, _effects))
 ad.primitive_jvps[_record] = lambda primals, tangents, **place: (_record.bind(*primals, **place), *tangents)
 batching.primitive_batchers[_record] = _record_lanes
-mlir.register_lowering(_record, mlir.lower_fun(_recorded, multiple_results=False))
+mlir.register_lowering(_record, mlir.lower_fun(_record_by_callback, multiple_results=False))
 
 _tap = Primitive("tap")
 _tap.def_impl(lambda t, **_: t)
 _tap.def_abstract_eval(lambda t, **_: t)
 ad.deflinear2(_tap, lambda ct, _, *, name, slots: [_record.bind(ct, name=name, slots=slots, lanes=0)])
-# The derivative of a tangent is not tapped, see `_tapped`.
+# The derivative of a tangent is not tapped, see `_tap_jvp`.
 ad.primitive_jvps[_tap] = lambda primals, tangents, **place: (_tap.bind(*primals, **place), *tangents)
 batching.defvectorized(_tap)
 mlir.register_lowering(_tap, lambda _, t, **__: [t])
@@ -136,7 +136,7 @@ _listened = jax.custom_jvp(lambda x, name, slots: x, nondiff_argnums=(1, 2))
 
 
 @_listened.defjvp
-def _tapped(name, slots, primals, tangents):
+def _tap_jvp(name, slots, primals, tangents):
     return _listened(primals[0], name, slots), _tap.bind(tangents[0], name=name, slots=slots)
 
 
@@ -178,12 +178,12 @@ def tap(name: str, x: Any) -> Any:
     if not slots:
         return x
 
-    def listened(path, leaf):
+    def tap_leaf(path, leaf):
         if not isinstance(leaf, jax.Array | np.ndarray) or not differentiable(leaf):
             return leaf
         return _listened(leaf, name + jax.tree_util.keystr(path), slots)
 
-    return jax.tree_util.tree_map_with_path(listened, x)
+    return jax.tree_util.tree_map_with_path(tap_leaf, x)
 
 
 class taps(Mapping):
@@ -242,22 +242,22 @@ class taps(Mapping):
         assert leave is not None
         leave.close()
 
-    def _arrived(self) -> dict[str, list[Record]]:
+    def _all_records(self) -> dict[str, list[Record]]:
         if self._leave is not None:
             jax.effects_barrier()
         return self._records
 
     def __getitem__(self, name: str) -> tuple[Record, ...]:
-        records = self._arrived()
+        records = self._all_records()
         if name not in records:
             raise KeyError(f"no cotangent came to a tap named {name!r}; there are {sorted(records)}")
         return tuple(records[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._arrived()))
+        return iter(tuple(self._all_records()))
 
     def __len__(self) -> int:
-        return len(self._arrived())
+        return len(self._all_records())
 
     def __repr__(self) -> str:
         table = [["tap", "records", "first norm", "last norm", "min", "max", "zeros", "nonfinite"]]

@@ -104,7 +104,7 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
     """Return the norm of the gradient, as a transform for `GradientTransform`; with ``per_leaf``, that of each leaf."""
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def gradient_norm(diff, /, *rest, **kwargs):
         leaves, treedef = jax.tree.flatten(diff)
 
         def one(leaves):
@@ -119,7 +119,7 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
         points = {id(p.eqn): p.eqn.outvars[0].aval for p in products.values()}
         others = [i for i in range(len(leaves)) if i not in products]
 
-        def shifted(zeros, moved):
+        def shifted_value(zeros, moved):
             inputs, factors = list(leaves), {}
             for i, leaf in zip(others, moved, strict=True):
                 inputs[i] = leaf
@@ -135,7 +135,7 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
             return value, (factors, aux)
 
         zeros = {point: jnp.zeros(aval.shape, aval.dtype) for point, aval in points.items()}
-        value, pull, (factors, aux) = jax.vjp(shifted, zeros, [leaves[i] for i in others], has_aux=True)
+        value, pull, (factors, aux) = jax.vjp(shifted_value, zeros, [leaves[i] for i in others], has_aux=True)
         along, grads = pull(jnp.ones_like(value))
         dtype = _norm_dtype(leaves)
         squares = {i: _squared_norm(g, dtype) for i, g in zip(others, grads, strict=True)}
@@ -146,7 +146,7 @@ def norms_transform(fun, *, argnums, has_aux, per_leaf, name):
         norm = treedef.unflatten(map(jnp.sqrt, in_order)) if per_leaf else jnp.sqrt(sum(in_order))
         return norm, out_tree.unflatten([value, *aux])[1]
 
-    return wrapped
+    return gradient_norm
 
 
 def check_loss(name, value) -> None:

@@ -33,10 +33,10 @@ from ..._seam.packing import ABSENT
 from ..._seam.run_time_errors import await_errors
 from ..._seam.scope import gather, generation, is_tracer, replaced_since, tag_changes
 from ..._seam.step import Ready, give, launch
-from ..._seam.tokens import apart
+from ..._seam.tokens import without_token
 from .._wrapper import resemble
 from .retraces import options
-from .signature import Part, Row, argument_names, argument_parts, compare, state_part
+from .signature import Comparison, Part, argument_names, argument_parts, compare, state_part
 
 __all__ = ["Cost", "Memory", "Prepared", "Source", "Stage"]
 
@@ -100,7 +100,7 @@ class Source(NamedTuple):
     statics: dict[int | str, Any]  # those of the call, by position or name
 
     @classmethod
-    def of(cls, jitted: Any, program: Any, traced: Any, args: tuple, kwargs: dict[str, Any]) -> "Source":
+    def from_trace(cls, jitted: Any, program: Any, traced: Any, args: tuple, kwargs: dict[str, Any]) -> "Source":
         """Return the source of programs after ``jitted`` was traced for these arguments."""
         places = jitted.statics(len(args))
         return cls(jitted, program, traced, places, _statics_of(places, args, kwargs))
@@ -184,7 +184,7 @@ class Stage(_Step):
 
     def lower(self, **options: Any) -> Any:
         """Lower the traced function, as ``jax.stages.Traced.lower``."""
-        with apart():
+        with without_token():
             lowered = self._step.lower(**options)
         # Only `jax.export` asks with parameters of its own, and it reads the trees of the whole program.
         return lowered if "_private_parameters" in options else Stage(self._source, lowered)
@@ -247,7 +247,7 @@ class Prepared(Remade, Ready, _Step):
         if stage == "jaxpr":
             return str(self._source.traced.jaxpr)
         if stage == "stablehlo":
-            with apart():
+            with without_token():
                 return self._source.traced.lower().as_text()
         if stage == "hlo":
             return self._step.as_text() or ""
@@ -357,14 +357,14 @@ def _with_statics(run, source):
     if not source.statics:
         return run
 
-    def checked(values, /, *args, **kwargs):
+    def run_dynamic(values, /, *args, **kwargs):
         given = _statics_of(source.places, args, kwargs)
         if given.keys() != source.statics.keys() or not all(map(_equal, given.values(), source.statics.values())):
             raise TypeError("a static argument differs from the one that was prepared")
         args, kwargs = source.without_statics(args, kwargs)
         return run(values, *args, **kwargs)
 
-    return checked
+    return run_dynamic
 
 
 def _equal(a, b) -> bool:
@@ -418,11 +418,11 @@ def _place(leaf):
     return leaf.sharding if getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)) else None
 
 
-def _placement_row(name, leaf, sharding) -> Row:
+def _placement_row(name, leaf, sharding) -> Comparison:
     """Compare where an array is with where it was prepared to be."""
     given = _place(leaf)
     same = given is None or sharding is None or given.is_equivalent_to(sharding, leaf.ndim)
-    return Row(name, str(sharding), str(sharding if same else given), same)
+    return Comparison(name, str(sharding), str(sharding if same else given), same)
 
 
 def _table(rows) -> str:

@@ -100,7 +100,7 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
     check_function("make_jaxpr takes a function", fun)
 
     @boundary
-    def wrapped(*args, **kwargs):
+    def trace_pure(*args, **kwargs):
         arrays, rest = partition((args, kwargs), valid_jaxtype)
         staged = stage(fun, args, kwargs, name="make_jaxpr", dynamic=valid_jaxtype)
         reads = tuple(staged.reads)
@@ -114,4 +114,4 @@ def make_jaxpr(fun: Callable, *, return_shape: bool = False) -> Callable:
         found = FoundStates(reads, staged.writes)
         return (jaxpr, found, shapes[0]) if return_shape else (jaxpr, found)
 
-    return resemble(wrapped, fun)
+    return resemble(trace_pure, fun)

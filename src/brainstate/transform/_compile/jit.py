@@ -38,13 +38,13 @@ from ..._errors import StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, signature_of
 from ..._seam.donation import donors
 from ..._seam.local_states import users_frame
-from ..._seam.module_reads import Touched, reading
+from ..._seam.module_reads import Touched, record_reads
 from ..._seam.packing import ABSENT
 from ..._seam.run_time_errors import announce_error, await_errors, is_marked
 from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, replaced_since, run, tag_changes
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, generators, give, launch, with_donation
-from ..._seam.tokens import apart, refuse_leak
+from ..._seam.tokens import refuse_leak, without_token
 from .._select_states import owns_states
 from .._wrapper import or_decorator, resemble
 from .ahead import Source, Stage
@@ -111,7 +111,7 @@ class _Program:
         """Stage the function, and record why."""
         record = self.journal.open(self.fun, self._inputs(values), args, kwargs)
         try:
-            with reading(self.touched):
+            with record_reads(self.touched):
                 staged = stage(self.fun, args, kwargs, name="jit")
         except Exception as error:
             record.fail(error)
@@ -157,13 +157,13 @@ class _Program:
         self.touched.pass_on()  # a trace around this call reads the same
         return out
 
-    def ahead(self, step):
+    def entry_ahead(self, step):
         """Return ``trace`` or ``eval_shape`` of the compiled function, with the States filled in."""
         entry = self.with_donation(getattr(self.compiled, step), [])
 
         def call(args, kwargs):
             values = gather(self.states)
-            with apart():
+            with without_token():
                 return entry(values, *args, **kwargs)
 
         return call
@@ -273,12 +273,12 @@ class Jit(Remade, Launcher):
 
     def trace(self, *args: Any, **kwargs: Any) -> Stage:
         """Trace for these arguments, as ``jax.stages.Wrapped.trace``; the States are filled in."""
-        program, traced = self._ahead("trace", args, kwargs)
-        return Stage(Source.of(self, program.snapshot(), traced, args, kwargs), traced)
+        program, traced = self._run_ahead("trace", args, kwargs)
+        return Stage(Source.from_trace(self, program.snapshot(), traced, args, kwargs), traced)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Return shapes and dtypes of the result; no State changes."""
-        return self._ahead("eval_shape", args, kwargs)[1][0]
+        return self._run_ahead("eval_shape", args, kwargs)[1][0]
 
     @property
     def donates(self) -> bool:
@@ -345,11 +345,11 @@ class Jit(Remade, Launcher):
         return self._program
 
     @boundary
-    def _ahead(self, step, args, kwargs):
+    def _run_ahead(self, step, args, kwargs):
         program = self._program
         if program.generation != generation():
             program = self._look(program)
-        done = program.run(program.ahead(step), args, kwargs)
+        done = program.run(program.entry_ahead(step), args, kwargs)
         if program.newborn:
             made = program.newborn[0]
             self._begin(

@@ -35,13 +35,13 @@ def with_states(fun, program):
     """
     held: Any = weakref.ref(program)
 
-    def keeping(states, /, *args, **kwargs):
+    def call_keeping(states, /, *args, **kwargs):
         return held().pure(states, *args, **kwargs)
 
-    def donating(donated_states, states, /, *args, **kwargs):
+    def call_donating(donated_states, states, /, *args, **kwargs):
         return held().pure(held().restore(donated_states, states), *args, **kwargs)
 
-    stateful: Any = donating if program.donates else keeping
+    stateful: Any = call_donating if program.donates else call_keeping
     signature = signature_of(fun)
     if signature is not None:
         mine = [p.name for p in inspect.signature(stateful).parameters.values() if p.kind is p.POSITIONAL_ONLY]
@@ -54,7 +54,7 @@ def with_states(fun, program):
 
 def compiler(stateful, fun, given, lead):
     """Return ``jax.jit`` of ``stateful``, which takes ``lead`` more arguments in front than ``fun``."""
-    shifted, front = _shift(fun, given, lead), [UNSPECIFIED] * lead
+    shifted, front = _shift_options(fun, given, lead), [UNSPECIFIED] * lead
     shardings = shifted.get("in_shardings")
     if shardings is None or shardings is UNSPECIFIED:
         return jax.jit(stateful, **shifted)
@@ -97,7 +97,7 @@ def static_places(fun, options, lead):
     return tuple(i + lead for i, p in enumerate(known) if p.name in names and p.kind is not p.KEYWORD_ONLY)
 
 
-def _shift(fun, given, lead) -> dict[str, Any]:
+def _shift_options(fun, given, lead) -> dict[str, Any]:
     """Return the options ``given`` to ``jax.jit`` for a function with ``lead`` more arguments, two where it donates."""
     options: dict[str, Any] = dict(given)
     for key in ("static_argnums", "donate_argnums"):

@@ -11,7 +11,7 @@ from ..._compat import jit_disabled
 from ..._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from ..._functions import boundary
 from ..._seam.step import is_outside
-from ..._seam.tokens import apart
+from ..._seam.tokens import without_token
 from .ahead import Prepared
 from .jit import Jit, compiled_form
 from .signature import argument_names
@@ -90,7 +90,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
     jitted = jitted.fresh_copy()  # calls of the jit itself do not change the prepared program
     _check_arguments(jitted, args, kwargs)
     source = jitted.trace(*args, **kwargs)._source
-    with apart():
+    with without_token():
         compiled = source.traced.lower().compile()
     return Prepared(source, compiled, transform)
 

@@ -21,9 +21,9 @@ import jax
 
 from ..._seam.scope import is_tracer
 from .._tap import listeners
-from .signature import NOTHING, Part, Row, argument_names, argument_parts, compare
+from .signature import NOTHING, Comparison, Part, argument_names, argument_parts, compare
 
-__all__ = ["Journal", "Record", "Retrace", "Retraces", "options"]
+__all__ = ["Journal", "Retrace", "Retraces", "TraceRecord", "options"]
 
 _KEPT = 32  # records
 
@@ -76,7 +76,7 @@ class Retraces(tuple[Retrace, ...]):
 
 
 @dataclass(eq=False)
-class Record:
+class TraceRecord:
     """A trace: its call, and once it is finished the States that it takes in and has created."""
 
     number: int
@@ -103,8 +103,8 @@ class Journal:
 
     def __init__(self):
         self._count = 0
-        self._records: deque[Record] = deque(maxlen=_KEPT)
-        self._serving: list[Record] = []  # those of this program, the only ones that can have served
+        self._records: deque[TraceRecord] = deque(maxlen=_KEPT)
+        self._serving: list[TraceRecord] = []  # those of this program, the only ones that can have served
         self._why = "first call"
 
     def begin(self, why: str) -> None:
@@ -112,11 +112,11 @@ class Journal:
         if self._count:
             self._why, self._serving = why, []
 
-    def open(self, fun: Any, inputs: dict[Any, Part], args: tuple, kwargs: dict[str, Any]) -> Record:
+    def open(self, fun: Any, inputs: dict[Any, Part], args: tuple, kwargs: dict[str, Any]) -> TraceRecord:
         """Note that ``fun`` is about to be traced for these States and arguments."""
         arguments = argument_parts(argument_names(fun, len(args)), args, kwargs, lambda _, arg: _is_static(arg))
         self._count += 1
-        record = Record(self._count, arguments, inputs, options())
+        record = TraceRecord(self._count, arguments, inputs, options())
         record.causes = tuple(self._causes(record))
         self._why = ""
         self._records.append(record)
@@ -182,7 +182,7 @@ def _is_static(arg) -> bool:
     return not all(map(is_tracer, jax.tree.leaves(arg)))
 
 
-def _words(row: Row) -> str:
+def _words(row: Comparison) -> str:
     was, now = ("not given" if text == NOTHING else text for text in (row.was, row.now))
     return f"{row.name}: {was} → {now}"
 

@@ -1,7 +1,7 @@
 """The signature of a call in words: the types of its arguments and States by name; and how two calls differ.
 
 A `Part` is one argument or one State, as text only: nothing here keeps an array, a tracer or a Module. Two
-signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Row`, equal or not.
+signatures, ``{key: Part}``, are compared leaf by leaf; each leaf gives a `Comparison`, equal or not.
 """
 
 import reprlib
@@ -17,8 +17,8 @@ from ..._state import State
 
 __all__ = [
     "NOTHING",
+    "Comparison",
     "Part",
-    "Row",
     "argument_names",
     "argument_parts",
     "compare",
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     structure: tuple[str, int] = ("", 0)  # in words, and a hash that tells apart what looks the same
 
 
-class Row(NamedTuple):
+class Comparison(NamedTuple):
     """One leaf in two signatures."""
 
     name: str
@@ -136,27 +136,27 @@ def argument_parts(names: Iterable[str], args, kwargs, is_static: Callable, weak
 # ------------------------------------------------------------------------------------------ differences
 
 
-def compare(old: dict[Any, Part], new: dict[Any, Part]) -> Iterator[Row]:
+def compare(old: dict[Any, Part], new: dict[Any, Part]) -> Iterator[Comparison]:
     """Return a row for each leaf of two signatures."""
     for key in {**old, **new}:
         yield from _rows(old.get(key), new.get(key))
 
 
-def _rows(old: Part | None, new: Part | None) -> Iterator[Row]:
+def _rows(old: Part | None, new: Part | None) -> Iterator[Comparison]:
     if old is None or new is None:
         part: Any = old or new
         for path, text in part.leaves.items():
-            yield Row(part.name + path, text if old else NOTHING, text if new else NOTHING, False)
+            yield Comparison(part.name + path, text if old else NOTHING, text if new else NOTHING, False)
         return
     if old.form != new.form and old.name == new.name:  # and not static in one of them only
-        yield Row(new.name, old.form or "kept", new.form or "kept", False)
+        yield Comparison(new.name, old.form or "kept", new.form or "kept", False)
     restructured = old.leaves == new.leaves and old.structure != new.structure
     if restructured and old.structure[0] == new.structure[0]:
         text = new.structure[0] or new.leaves[""]
-        yield Row(new.name, text, f"another {text}", False)
+        yield Comparison(new.name, text, f"another {text}", False)
         return
     for path in {**old.leaves, **new.leaves}:
         was, now = old.leaves.get(path, NOTHING), new.leaves.get(path, NOTHING)
-        yield Row(new.name + path, was, now, was == now)
+        yield Comparison(new.name + path, was, now, was == now)
     if restructured:
-        yield Row(new.name, old.structure[0], new.structure[0], False)
+        yield Comparison(new.name, old.structure[0], new.structure[0], False)

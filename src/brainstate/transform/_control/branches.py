@@ -18,7 +18,7 @@ from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import commit, gather, is_tracer, refuse_states
-from .loops import agree, device_axes, directly, layouts, probe, spread, types_of
+from .loops import agree, device_axes, layouts, probe, run_in_python, spread, types_of
 
 __all__ = ["cond", "ifelse", "switch"]
 
@@ -141,7 +141,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     """
     _check_pred("cond: pred", pred)
     if jit_disabled() and not is_tracer(pred):
-        return directly("cond", true_fun if pred else false_fun, *operands)
+        return run_in_python("cond", true_fun if pred else false_fun, *operands)
     (yes, no), finish = _branches("cond", (true_fun, false_fun), operands)
     return finish(jax.lax.cond(jnp.asarray(pred).astype(bool), yes, no, *operands))
 
@@ -181,9 +181,9 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
     if not valid_jaxtype(index) or jnp.ndim(index) != 0 or not jnp.issubdtype(jax.typeof(index).dtype, jnp.integer):
         raise StateTypeError(f"switch: index is {layout(index)}, an integer scalar is needed.")
     if len(branches) == 1:
-        return directly("switch", branches[0], *operands)
+        return run_in_python("switch", branches[0], *operands)
     if jit_disabled() and not is_tracer(index):
-        return directly("switch", branches[int(np.clip(index, 0, len(branches) - 1))], *operands)
+        return run_in_python("switch", branches[int(np.clip(index, 0, len(branches) - 1))], *operands)
     pure, finish = _branches("switch", branches, operands)
     return finish(jax.lax.switch(index, pure, *operands))
 

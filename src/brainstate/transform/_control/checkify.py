@@ -42,7 +42,7 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     check_function("checkify takes a function", fun)
 
     @boundary
-    def wrapped(*args, **kwargs):
+    def run_checked(*args, **kwargs):
         frozen = frozen_here()
 
         def pure(*args, **kwargs):
@@ -52,4 +52,4 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
         commit(writes)
         return error, out
 
-    return resemble(wrapped, fun)
+    return resemble(run_checked, fun)

@@ -89,12 +89,12 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable, init_val: Any, *, unro
             f"fori_loop: unroll={unroll!r}, and a bound is a traced value. Unroll only a loop whose range is known."
         )
 
-    def following(carry):
+    def next_carry(carry):
         i, end, val = carry
         return i + 1, end, body_fun(i, val)
 
     start = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype), init_val
-    return named_while("fori_loop", lambda carry: carry[0] < carry[1], named_after(following, body_fun), start)[2]
+    return named_while("fori_loop", lambda carry: carry[0] < carry[1], named_after(next_carry, body_fun), start)[2]
 
 
 @boundary

@@ -32,7 +32,6 @@ __all__ = [
     "checkpointed_for_loop",
     "checkpointed_scan",
     "device_axes",
-    "directly",
     "for_loop",
     "layouts",
     "loop_length",
@@ -40,6 +39,7 @@ __all__ = [
     "named_scan",
     "named_while",
     "probe",
+    "run_in_python",
     "scan",
     "spread",
     "types_of",
@@ -51,10 +51,10 @@ def probe(name, fun, call):
     """Stage ``fun`` on the arguments that JAX gives to a function in ``call(function)``, and leave JAX's transform."""
     check_function(f"{name} takes functions", fun)
 
-    def staging(*args):
+    def stage_fun(*args):
         raise Restart(stage(fun, args, {}, name=name))
 
-    staged = catch_restart(call, staging)
+    staged = catch_restart(call, stage_fun)
     if staged.born:
         raise StateValueError(
             f"{staged.born[0].describe()} is created inside {name} and outlives it: each iteration or branch would "
@@ -63,7 +63,7 @@ def probe(name, fun, call):
     return staged
 
 
-def directly(name, fun, *args):
+def run_in_python(name, fun, *args):
     """Return ``fun(*args)`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
     out, writes = run(Scope(name), fun, *args)
     commit(writes)
@@ -156,10 +156,10 @@ class _Body:
         return self.first, [self._compatible(s, v, at_least_once) for s, v in self.values.items()]
 
     def __call__(self, values, *args):
-        out, writes = self.staged(self.given(values), args, {})
+        out, writes = self.staged(self.inputs_from(values), args, {})
         return out, list(writes.values)
 
-    def given(self, values):
+    def inputs_from(self, values):
         """Return {State: value} for all States that are read, of one iteration."""
         return {**self.closed, **dict(zip(self.carried, values, strict=True))}
 
@@ -172,7 +172,7 @@ class _Body:
         try:
             return loop()
         except TypeError:
-            given = self.given(self.values.values())
+            given = self.inputs_from(self.values.values())
             own = named_after(lambda *args: self.staged(given, args, {})[0], self.fun, same_arguments=True)
             jax.eval_shape(lambda: self.call(own, self.first))
             raise
@@ -292,7 +292,7 @@ def named_scan(name, f, init, xs, length=None, reverse=False, loop=jax.lax.scan,
         f, xs = with_progress(f, xs, count, reverse, pbar)
     plain = partial(jax.lax.scan, length=count, reverse=reverse)
     if jit_disabled():
-        return directly(name, plain, partial(directly, name, f), init, xs)
+        return run_in_python(name, plain, partial(run_in_python, name, f), init, xs)
     body = _Body(name, f, lambda run, init: plain(run, init, xs), init)
 
     def step(carry, x):
@@ -394,7 +394,7 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
 def named_while(name: str, cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
     """Do what `while_loop` does, for a loop of this name."""
     if jit_disabled():
-        return directly(name, jax.lax.while_loop, *_in_python(name, cond_fun, body_fun), init_val)
+        return run_in_python(name, jax.lax.while_loop, *_in_python(name, cond_fun, body_fun), init_val)
     condition, body = _while_parts(name, cond_fun, body_fun, init_val)
     start = body.start(False)
     val, values = body.run(lambda: jax.lax.while_loop(condition, body.step, start))
@@ -422,7 +422,7 @@ def _while_parts(name, cond_fun, body_fun, init_val):
             f"Write it in the body."
         )
     body.close_over(test.reads)
-    return (lambda carry: test(body.given(carry[1]), (carry[0],), {})[0]), body
+    return (lambda carry: test(body.inputs_from(carry[1]), (carry[0],), {})[0]), body
 
 
 @boundary
@@ -462,7 +462,7 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
     at_least("bounded_while_loop: max_steps", max_steps, 0, "the largest number of iterations")
     if jit_disabled():
         functions = _in_python("bounded_while_loop", cond_fun, body_fun)
-        return directly("bounded_while_loop", _repeat_in_python, *functions, init_val, max_steps)
+        return run_in_python("bounded_while_loop", _repeat_in_python, *functions, init_val, max_steps)
     condition, body = _while_parts("bounded_while_loop", cond_fun, body_fun, init_val)
 
     def active(carry):
@@ -472,7 +472,7 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
         return body.step(carry[0]), carry[1] + 1
 
     for _ in range(_levels(max_steps, base) if max_steps else 0):
-        step = _repeated(step, active, base)
+        step = _repeat_step(step, active, base)
     start = body.start(False)
     (val, values), _ = step((start, jnp.int32(0))) if max_steps else (start, 0)
     body.finish(values)
@@ -480,7 +480,7 @@ def bounded_while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any, *,
 
 
 def _in_python(name, cond_fun, body_fun):
-    return partial(directly, f"the condition of {name}", cond_fun), partial(directly, name, body_fun)
+    return partial(run_in_python, f"the condition of {name}", cond_fun), partial(run_in_python, name, body_fun)
 
 
 def _repeat_in_python(cond_fun, body_fun, val, max_steps):
@@ -499,13 +499,13 @@ def _levels(count, base):
     return levels
 
 
-def _repeated(step, active, base):
+def _repeat_step(step, active, base):
     """Return a function that does ``step`` up to ``base`` times while ``active``."""
 
-    def once(carry, _):
+    def iterate(carry, _):
         return jax.lax.cond(active(carry), step, lambda c: c, carry), None
 
-    return jax.checkpoint(lambda carry: jax.lax.scan(once, carry, length=base)[0])
+    return jax.checkpoint(lambda carry: jax.lax.scan(iterate, carry, length=base)[0])
 
 
 @boundary

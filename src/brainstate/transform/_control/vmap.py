@@ -179,7 +179,7 @@ class Mapped(Remade):
         except ValueError:
             self._explain(lane, written, axes, options, (args, kwargs, values))
             raise
-        new = [_reduce(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
+        new = [_reduce_lanes(s, a, v) if isinstance(a, str) else v for s, a, v in zip(written, axes, new, strict=True)]
         commit(Writes((*written, *after), [*new, *after.values()]))
         return jax.tree.map(_Returned.unwrap, out, is_leaf=_is_returned)
 
@@ -192,14 +192,14 @@ class Mapped(Remade):
         return type(self)(fn, **self._given | changes)
 
     def _stage(self, args, kwargs, size):
-        def wrapped(*args, **kwargs):
+        def wrap_results(*args, **kwargs):
             out = self.fn(*args, **kwargs)
             return jax.tree.map(_Returned.wrap, out, is_leaf=lambda x: owns_states(x) or isinstance(x, Iterator))
 
-        wrapped = named_after(wrapped, self.fn, same_arguments=True)
+        wrap_results = named_after(wrap_results, self.fn, same_arguments=True)
 
         def probe(args, kwargs):
-            raise Restart(stage(wrapped, args, kwargs, name=self.name, scope=_Lane(self.name, self.axis_in)))
+            raise Restart(stage(wrap_results, args, kwargs, name=self.name, scope=_Lane(self.name, self.axis_in)))
 
         options = {**self.options, "axis_size": size}
         return catch_restart(lambda fun: jax.vmap(fun, in_axes=(self.in_axes, 0), **options)(args, kwargs), probe)
@@ -288,7 +288,7 @@ class Mapped(Remade):
         return self.copy_with(self.fn.__get__(instance, owner))
 
 
-def _reduce(state, reduction, lanes):
+def _reduce_lanes(state, reduction, lanes):
     """Return the lanes that were written to ``state`` as one value."""
     for leaf in jax.tree.leaves(lanes):
         if not jnp.issubdtype(leaf.dtype, _NEEDS.get(reduction, jnp.generic)) and reduction in _NEEDS:

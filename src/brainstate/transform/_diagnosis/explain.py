@@ -21,7 +21,7 @@ from jax.extend.core import Literal, valid_jaxtype
 
 from ..._arrays import differentiable
 from ..._functions import boundary
-from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixed_point
+from ..._program.control_flow import Call, Cond, Scan, While, control_flow, find_fixed_point
 from ..._program.interpret import interpret, open_jaxpr
 from ..._seam.scope import Scope
 from ..._seam.staging import stage
@@ -51,7 +51,7 @@ class _Paths(NamedTuple):
     discrete: frozenset = frozenset()
 
 
-def _union(many) -> _Paths:
+def _union_of_paths(many) -> _Paths:
     return _Paths(*(frozenset().union(*kind) for kind in zip(*many, strict=True))) if many else _Paths()
 
 
@@ -59,7 +59,7 @@ def _as_discrete(paths) -> _Paths:
     return _Paths(discrete=paths.smooth | paths.discrete, stopped=paths.stopped)
 
 
-def _follow(program, inputs) -> list[_Paths]:
+def _follow_program(program, inputs) -> list[_Paths]:
     """Return the paths to each output of a program, from those to its inputs."""
     jaxpr = open_jaxpr(program)
     return interpret(jaxpr, [_Paths()] * len(jaxpr.constvars), inputs, _follow_equation, lambda _: _Paths())
@@ -69,19 +69,21 @@ def _follow_equation(eqn, ins) -> list[_Paths]:
     """Return the paths to each result of an equation, from those to its operands."""
     match control_flow(eqn):
         case Call(body=body):
-            return _follow(body, ins)
+            return _follow_program(body, ins)
         case Cond(branches=branches):
             number, *operands = ins
-            outs = [_follow(branch, operands) for branch in branches]
-            return [_union([*many, _as_discrete(number)]) for many in zip(*outs, strict=True)]
+            outs = [_follow_program(branch, operands) for branch in branches]
+            return [_union_of_paths([*many, _as_discrete(number)]) for many in zip(*outs, strict=True)]
         case Scan() as loop:
             constants, carry, xs = loop.split(ins)
-            carry = fixed_point(lambda now: _unions(now, _follow(loop.body, [*constants, *now, *xs])), carry)
-            outs = _follow(loop.body, [*constants, *carry, *xs])
+            carry = find_fixed_point(
+                lambda now: _add_paths(now, _follow_program(loop.body, [*constants, *now, *xs])), carry
+            )
+            outs = _follow_program(loop.body, [*constants, *carry, *xs])
             return outs if loop.length else [*carry, *outs[loop.carried :]]
         case While() as loop:
-            return _follow_while(loop, *loop.split(ins))
-    together = _union(ins)
+            return _follow_loop(loop, *loop.split(ins))
+    together = _union_of_paths(ins)
     if eqn.primitive.name == "stop_gradient":
         together = _Paths(stopped=together.smooth | together.stopped, discrete=together.discrete)
     elif eqn.primitive.name in _STEPS:
@@ -89,18 +91,18 @@ def _follow_equation(eqn, ins) -> list[_Paths]:
     return [together if jnp.issubdtype(v.aval.dtype, jnp.inexact) else _as_discrete(together) for v in eqn.outvars]
 
 
-def _unions(carry, outs) -> list[_Paths]:
+def _add_paths(carry, outs) -> list[_Paths]:
     """Add to each carry the paths to the result of an iteration that is the next."""
-    return [_union([now, out]) for now, out in zip(carry, outs, strict=False)]
+    return [_union_of_paths([now, out]) for now, out in zip(carry, outs, strict=False)]
 
 
-def _follow_while(loop, test_constants, constants, carry) -> list[_Paths]:
+def _follow_loop(loop, test_constants, constants, carry) -> list[_Paths]:
     def step(now):
         # Each carry depends on the number of iterations, and so on the inputs of the test: discretely.
-        end = _as_discrete(_follow(loop.test, [*test_constants, *now])[0])
-        return [_union([out, end]) for out in _unions(now, _follow(loop.body, [*constants, *now]))]
+        end = _as_discrete(_follow_program(loop.test, [*test_constants, *now])[0])
+        return [_union_of_paths([out, end]) for out in _add_paths(now, _follow_program(loop.body, [*constants, *now]))]
 
-    return fixed_point(step, carry)
+    return find_fixed_point(step, carry)
 
 
 # ------------------------------------------------------------------------------------------ the report
@@ -177,7 +179,7 @@ def _is_zero_nearby(subject, seed, points=4) -> list[bool]:
     return zero
 
 
-def _trace(subject):
+def _trace_subject(subject):
     """Return the jaxpr, the number of its outputs that are the value, and for each leaf if its State is written."""
     written = []
 
@@ -239,8 +241,10 @@ def explain(
     settle("explain", f, args)
     with Scope("explain"):
         subject = subject_of("explain", f, args, grad_states, argnums)
-        jaxpr, outputs, written = _trace(subject)
-        paths = _union(_follow(jaxpr, [_Paths(frozenset([i])) for i in range(len(subject.leaves))])[:outputs])
+        jaxpr, outputs, written = _trace_subject(subject)
+        paths = _union_of_paths(
+            _follow_program(jaxpr, [_Paths(frozenset([i])) for i in range(len(subject.leaves))])[:outputs]
+        )
         used = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
         used.update(v for v in jaxpr.outvars[:outputs] if not isinstance(v, Literal))
         gradient = _gradient_at(subject, subject.leaves, seed)
@@ -257,11 +261,11 @@ def explain(
             cause = _STOPPED if i in paths.stopped else _DISCRETE
         else:
             cause = _ASIDE if read else _OVERWRITTEN if written[i] else _NEVER
-        rows.append(_row(name, read, written[i], subject.leaves[i], g, cause))
+        rows.append(_report_on(name, read, written[i], subject.leaves[i], g, cause))
     return Explanation(tuple(rows))
 
 
-def _row(name, read, written, value, g, cause) -> Row:
+def _report_on(name, read, written, value, g, cause) -> Row:
     wide = np.asarray(g, np.complex128 if np.iscomplexobj(g) else np.float64)
     norm, size = float(np.linalg.norm(wide)), float(np.linalg.norm(np.asarray(value, wide.dtype)))
     zeros = float(np.mean(wide == 0)) if wide.size else 0.0

@@ -86,7 +86,7 @@ class Subject:
 
     def value_at(self, step, direction) -> list[np.ndarray]:
         """Return the value a step away along ``direction``."""
-        moved = [_move(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
+        moved = [_move_leaf(leaf, step, v) for leaf, v in zip(self.leaves, direction, strict=True)]
         return [wide(out) for out in self.call(moved)[0]]
 
     def forward(self, direction):
@@ -121,7 +121,7 @@ def pull_back(pull, cotangent) -> list:
     return [jnp.conj(g) for g in pull([jnp.conj(c) for c in cotangent])[0]]
 
 
-def _move(leaf, step, v):
+def _move_leaf(leaf, step, v):
     return leaf + step * v if is_python(v) else jnp.asarray(leaf) + step * v
 
 

@@ -16,7 +16,7 @@ from ..._copies import Remade
 from ..._errors import StateValueError
 from ..._functions import boundary, check_function, positional_parameters, signature_of, with_leading
 from ..._seam.scope import Scope, gather, is_differentiated, run
-from ..._seam.tokens import deferred, outside_rule
+from ..._seam.tokens import is_deferred, outside_rule
 from .._select_states import select_states
 from .._wrapper import or_decorator, resemble
 from .pure_function import check_argnums
@@ -36,7 +36,7 @@ class _Ruled(Scope):
                 f"it, so the rule cannot give its derivative. Add it to states=, and take its value from the first "
                 f"argument of the rule."
             )
-        if deferred(self.parent):
+        if is_deferred(self.parent):
             raise outside_rule(state)
         return super()._inherit(state)
 

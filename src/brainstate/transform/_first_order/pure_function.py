@@ -22,7 +22,7 @@ from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states, run
 from .._select_states import Selection, is_live, owns_states, select_states
 
 __all__ = [
-    "Call",
+    "DerivativeCall",
     "PureFunction",
     "check_argnums",
     "from_front",
@@ -105,7 +105,7 @@ def positions(name: str, grad_states: Any, argnums: Any) -> Any:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Call:
+class DerivativeCall:
     """The States and positions that one call differentiates; static, so that a custom transform may jit `pure`."""
 
     selection: Selection | None
@@ -177,14 +177,14 @@ class PureFunction:
         if numbers is not None:
             self._check_argument(picked, numbers)
         if selection is None:
-            return picked, Call(None, numbers, (), frozen_here()), rest
+            return picked, DerivativeCall(None, numbers, (), frozen_here()), rest
         values = gather(selection.states)
         mixed = () if self.allow_int is True else self._strip(selection, values)
         diff = selection.treedef.unflatten(values)
         # `frozen_here` is asked now: inside `pure`, JAX traces in any case, for the derivative.
         return (
             diff if numbers is None else (diff, picked),
-            Call(selection, numbers, mixed, frozen_here()),
+            DerivativeCall(selection, numbers, mixed, frozen_here()),
             rest,
         )
 

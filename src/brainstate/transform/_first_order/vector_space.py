@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend.core import valid_jaxtype
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from ..._arrays import layout, promoted, tangent_type
+from ..._arrays import layout, promoted_dtype, tangent_type
 from ..._errors import StateTypeError, StateValueError
 
 __all__ = ["Outputs", "Space"]
@@ -126,7 +126,7 @@ class Space:
     @property
     def dtype(self) -> np.dtype:
         """The dtype that holds every leaf."""
-        return promoted(self.dtypes)
+        return promoted_dtype(self.dtypes)
 
     @property
     def spans(self) -> list[slice]:

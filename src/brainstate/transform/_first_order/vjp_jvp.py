@@ -17,7 +17,7 @@ from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import boundary
 from ..._seam.scope import commit
 from .._nonfinite.check import DerivativeCheck
-from .._nonfinite.linear_maps import Linear, LinearMapCheck
+from .._nonfinite.linear_maps import LinearMap, LinearMapCheck
 from .pure_function import PureFunction, check_argnums, from_front
 
 __all__ = ["all_positions", "direction", "jvp", "vjp"]
@@ -97,7 +97,7 @@ def vjp(
         return (Partial(_pull_back, pull),), out, aux
 
     def parts(pull, out):
-        return [Linear(pull, jax.tree.map(_cotangent, out), target.inputs)]
+        return [LinearMap(pull, jax.tree.map(_cotangent, out), target.inputs)]
 
     check = LinearMapCheck(derive, repr(target), vector_name="the cotangent", parts=parts)
     (pull,), out, aux = check.run(primals, {}) if debug_nan else derive(*primals)

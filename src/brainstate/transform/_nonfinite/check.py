@@ -87,7 +87,7 @@ class DerivativeCheck:
     def program(self, args: tuple, kwargs: dict, vector: tuple, of_map: bool = False) -> tuple[Program, tuple, Staged]:
         """Return the staged call as a program, its inputs, and what was staged."""
         staged = self.stage(args, kwargs, vector)
-        return *Program.of(self, staged, args, kwargs, vector, of_map), staged
+        return *Program.from_staged(self, staged, args, kwargs, vector, of_map), staged
 
     def _run_in_program(self, args, kwargs, vector):
         program, inputs, staged = self.program(args, kwargs, vector)

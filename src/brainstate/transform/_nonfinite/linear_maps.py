@@ -20,10 +20,10 @@ from .check import DerivativeCheck, find_faults
 from .report import Untraceable
 from .search import inexact
 
-__all__ = ["CheckedMap", "Linear", "LinearMapCheck"]
+__all__ = ["CheckedMap", "LinearMap", "LinearMapCheck"]
 
 
-class Linear(NamedTuple):
+class LinearMap(NamedTuple):
     """A linear function, a pytree, of vectors like ``vector``; ``inputs`` as in `DerivativeCheck`."""
 
     function: Callable
@@ -35,7 +35,7 @@ class Linear(NamedTuple):
 class LinearMapCheck(DerivativeCheck):
     """A derivative with a linear map: ``call(*args, **kwargs)`` returns ``((map, *derivatives), value, *aux)``.
 
-    ``parts(map, value)`` returns the linear functions that the map is made of, a `Linear` each, and
+    ``parts(map, value)`` returns the linear functions that the map is made of, a `LinearMap` each, and
     ``rebuild(map, *functions)`` a map that is made of checked ones.
     """
 
@@ -51,7 +51,8 @@ class LinearMapCheck(DerivativeCheck):
         (linear, *others), value, *aux = out
         with again:
             checked = [
-                CheckedMap.of(self, number, part, args, kwargs) for number, part in enumerate(self.parts(linear, value))
+                CheckedMap.from_check(self, number, part, args, kwargs)
+                for number, part in enumerate(self.parts(linear, value))
             ]
         (others, value), faults = checked[0].check_others((others, value), aux, writes)
         commit(writes)
@@ -103,7 +104,9 @@ class CheckedMap:
         self._leaves, self._faults = leaves, faults
 
     @classmethod
-    def of(cls, check: LinearMapCheck, number: int, linear: Linear, args: tuple, kwargs: dict) -> "CheckedMap":
+    def from_check(
+        cls, check: LinearMapCheck, number: int, linear: LinearMap, args: tuple, kwargs: dict
+    ) -> "CheckedMap":
         """Stage the function of the user and a product in one, for a vector that is yet to come."""
         vector = (jax.tree.map(_placeholder, linear.vector),)
         first = len(jax.tree.leaves((args, kwargs)))  # the number of the first leaf of the vector

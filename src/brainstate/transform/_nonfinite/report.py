@@ -17,7 +17,7 @@ from ..._program.source_lines import is_part
 from ..._seam.scope import gather, is_tracer
 from ..._seam.staging import Staged
 from .advice import describe_array, remedy_for
-from .search import Given, Origin, Value, inexact, origins
+from .search import Given, Origin, TracedValue, inexact, origins
 
 __all__ = ["Program", "Untraceable", "describe_line", "facts_of", "is_input", "untraceable_reason"]
 
@@ -78,7 +78,7 @@ class Program:
     ignored: frozenset[int] = frozenset()  # outputs of which nothing is asked
 
     @classmethod
-    def of(cls, check: Any, staged: Staged, args: tuple, kwargs: dict, vector: tuple, of_map: bool) -> tuple:
+    def from_staged(cls, check: Any, staged: Staged, args: tuple, kwargs: dict, vector: tuple, of_map: bool) -> tuple:
         """Return the program of a staged `DerivativeCheck`, and its inputs: constants, leaves of States, arguments.
 
         ``of_map``: the derivative is a pair (product with a linear map, other derivatives).
@@ -119,7 +119,7 @@ class Program:
 
     def search(self, constants, states, dynamic, lane=()) -> NonFiniteError:
         """Run the program on these inputs, operation by operation, and return what is found."""
-        outputs: list[Value] = []
+        outputs: list[TracedValue] = []
         strict = self.derivative | self.value
 
         def faulty(outs):
@@ -128,9 +128,9 @@ class Program:
             return [out for n, out in asked if out.nan or (out.inf and n in strict)]
 
         named = zip([*constants, *dynamic], self.labels, strict=True)
-        inputs = [Value.of(leaf, [Given(label)]) for leaf, label in named]
+        inputs = [TracedValue.from_array(leaf, [Given(label)]) for leaf, label in named]
         given = {
-            (state, i): Value.of(leaf, [Given(name)])
+            (state, i): TracedValue.from_array(leaf, [Given(name)])
             for (state, i, name), leaf in zip(self.states, states, strict=True)
         }
         flags = [n in self.derivative for n in range(len(self.jaxpr.outvars))]

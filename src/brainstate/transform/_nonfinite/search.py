@@ -32,7 +32,7 @@ from ..._program.interpret import bind, interpret
 from ..._program.liveness import liveness, results_of_iteration
 from ..._program.source_lines import Site, called_at, frames_of, site_of
 
-__all__ = ["Given", "Origin", "Value", "inexact", "origins"]
+__all__ = ["Given", "Origin", "TracedValue", "inexact", "origins"]
 
 _KEYS = jax.dtypes.extended
 _DETAILED = 32  # iterations of one loop that are entered; later ones only pass causes on
@@ -40,7 +40,7 @@ _TRIALS = 16  # causes that are tried one by one
 _ENDLESS = 100_000  # iterations of a while loop, which may never end on values that were made finite
 
 # Primitives whose result has NaN or an infinity exactly at the elements where it arises.
-_ELEMENTWISE = (
+_ELEMENT_BY_ELEMENT = (
     "acos acosh add add_any asin asinh atan2 atanh cbrt convert_element_type cos cosh digamma div erf_inv exp exp2 "
     "expm1 integer_pow lgamma log log1p logistic mul nextafter pow rem rsqrt sin sinh sqrt square sub tan"
 )
@@ -95,7 +95,7 @@ class Origin:
         return "NaN" if np.isnan(self.result).any() else "Inf"
 
 
-class Value(NamedTuple):
+class TracedValue(NamedTuple):
     """An array, the causes why it is not finite, if it holds NaN and infinities, and the equation it comes from."""
 
     array: Any
@@ -105,7 +105,7 @@ class Value(NamedTuple):
     maker: Any = None
 
     @classmethod
-    def of(cls, array, causes: Any = (), maker=None) -> "Value":
+    def from_array(cls, array, causes: Any = (), maker=None) -> "TracedValue":
         """Return ``array`` with these causes, or without if it is finite."""
         if not inexact(array) or np.isfinite(numbers := np.asarray(array)).all():
             return cls(array, maker=maker)
@@ -120,15 +120,15 @@ class Value(NamedTuple):
 _CONSTANT = Given(None)
 
 
-def _constant_value(array) -> Value:
-    return Value.of(array, [_CONSTANT])
+def _constant_value(array) -> TracedValue:
+    return TracedValue.from_array(array, [_CONSTANT])
 
 
 def _all_causes(values) -> frozenset:
     return frozenset().union(*(v.causes for v in values))
 
 
-def _cast(array, atom):
+def _array_of_type(array, atom):
     """Return ``array`` with the type that the program gives it: a literal is a Python number."""
     return np.asarray(array, atom.aval.dtype) if inexact(array) else np.asarray(array)
 
@@ -138,14 +138,14 @@ def _make_finite(array, mask):
     return np.where(mask, np.ones((), numbers.dtype), numbers)
 
 
-def _row(value, i) -> Value:
+def _element(value, i) -> TracedValue:
     whole = np.asarray(value.array) if inexact(value.array) else value.array
-    return Value.of(whole[i], value.causes)
+    return TracedValue.from_array(whole[i], value.causes)
 
 
-def _stack(values) -> Value:
+def _stack_values(values) -> TracedValue:
     arrays = [v.array for v in values]
-    return Value.of(np.stack(arrays) if inexact(arrays[0]) else jnp.stack(arrays), _all_causes(values))
+    return TracedValue.from_array(np.stack(arrays) if inexact(arrays[0]) else jnp.stack(arrays), _all_causes(values))
 
 
 # ------------------------------------------------------------------------------------------ the search
@@ -161,12 +161,12 @@ class _Search:
         self.compiled: dict[int, Any] = {}
         self.entered: dict[Any, int] = {}
 
-    def run(self, closed, args, wanted, where) -> list[Value]:
+    def run(self, closed, args, wanted, where) -> list[TracedValue]:
         """Run a program; ``wanted`` are the outputs that belong to the value of the function."""
         rule = functools.partial(self._step, liveness(closed, wanted).results, where)
         return interpret(closed.jaxpr, map(_constant_value, closed.consts), args, rule, _constant_value)
 
-    def _step(self, live, where, eqn, ins) -> list[Value]:
+    def _step(self, live, where, eqn, ins) -> list[TracedValue]:
         name = eqn.primitive.name
         if name == "state_read":
             return [self.given[eqn.params["state"], eqn.params["leaf"]]]
@@ -174,7 +174,7 @@ class _Search:
             return list(ins)
         if name == "debug_callback":
             return []
-        outs = [Value.of(out, maker=eqn) for out in bind(eqn, [v.array for v in ins])]
+        outs = [TracedValue.from_array(out, maker=eqn) for out in bind(eqn, [v.array for v in ins])]
         if all(out.finite for out in outs):
             return outs
         wanted = live.get(id(eqn), [False] * len(outs))
@@ -186,7 +186,7 @@ class _Search:
 
     # --- programs within
 
-    def _enter(self, eqn, ins, wanted, where) -> list[Value] | None:
+    def _enter(self, eqn, ins, wanted, where) -> list[TracedValue] | None:
         """Run the programs of a call, loop or branch, operation by operation; return None for a single operation."""
         where = replace(where, site=site_of(frames_of(eqn)) or where.site, called=None)
         match control_flow(eqn):
@@ -205,10 +205,10 @@ class _Search:
     def _scan(self, loop, constants, carry, xs, wanted, where, key):
         wanted, rows = results_of_iteration(loop, wanted), [None] * loop.length
         for i in loop.steps():
-            ins = [*constants, *carry, *(_row(x, i) for x in xs)]
+            ins = [*constants, *carry, *(_element(x, i) for x in xs)]
             outs = self._iteration(loop, ins, wanted, where, i, f"{i} of {loop.length} of a scan", key)
             carry, rows[i] = outs[: loop.carried], outs[loop.carried :]
-        return [*carry, *map(_stack, zip(*rows, strict=True))]
+        return [*carry, *map(_stack_values, zip(*rows, strict=True))]
 
     def _while(self, loop, test_constants, constants, carry, wanted, where, key):
         wanted, goes_on = results_of_iteration(loop, wanted), self._compile(loop.test)
@@ -220,12 +220,12 @@ class _Search:
 
     def _iteration(self, loop, ins, wanted, where, i, words, key):
         """Run iteration ``i`` as a whole, and operation by operation if something in its result is not finite."""
-        outs = [Value.of(out) for out in self._compile(loop.body)(*(v.array for v in ins))]
+        outs = [TracedValue.from_array(out) for out in self._compile(loop.body)(*(v.array for v in ins))]
         if all(out.finite for out in outs):
             return outs
         times = self.entered[key, where.path] = self.entered.get((key, where.path), 0) + 1
         if times > _DETAILED and all(_is_inherited(ins, out) for out in outs):
-            return [Value.of(out.array, _inherited_causes(ins, out.nan)) for out in outs]
+            return [TracedValue.from_array(out.array, _inherited_causes(ins, out.nan)) for out in outs]
         inside = replace(where, path=(*where.path, f"iteration {words}"), iteration=i)
         return self.run(loop.body, ins, wanted, inside)
 
@@ -237,7 +237,7 @@ class _Search:
 
     # --- single operations
 
-    def _find_causes(self, eqn, ins, out, phase, where) -> Value:
+    def _find_causes(self, eqn, ins, out, phase, where) -> TracedValue:
         """Return the result ``out`` of a single operation with its causes."""
         if out.finite:
             return out
@@ -248,12 +248,12 @@ class _Search:
         if new is None:
             if out.nan and not any(v.nan for v in ins):
                 self._spoil(causes, self._origin(eqn, ins, out, phase, where), ins)
-            return Value.of(out.array, causes, eqn)
+            return TracedValue.from_array(out.array, causes, eqn)
         origin = self._origin(eqn, ins, out, phase, where)
         if self.only is not None and origin.key != getattr(self.only, "key", None):
-            return Value.of(_make_finite(out.array, new), causes, eqn)
+            return TracedValue.from_array(_make_finite(out.array, new), causes, eqn)
         origin = self.origins.setdefault(origin.key, origin)
-        return Value.of(out.array, causes | {origin}, eqn)
+        return TracedValue.from_array(out.array, causes | {origin}, eqn)
 
     def _locate(self, cause, eqn, where):
         if not isinstance(cause, Given) or cause.name or cause.site:
@@ -266,7 +266,7 @@ class _Search:
         site = site_of(frames)
         place = where if site is None else replace(where, site=site, called=called_at(frames))
         pairs = zip(ins, eqn.invars, strict=True)
-        operands = [_cast(v.array, atom) for v, atom in pairs if not jnp.issubdtype(atom.aval.dtype, _KEYS)]
+        operands = [_array_of_type(v.array, atom) for v, atom in pairs if not jnp.issubdtype(atom.aval.dtype, _KEYS)]
         makers = [v.maker.primitive.name if v.maker else "" for v in ins]
         given = [cause.name for cause in _all_causes(ins) if isinstance(cause, Given) and cause.name]
         key = where.path, where.site, id(eqn)
@@ -281,7 +281,7 @@ class _Search:
                 cause.spoilt, cause.direct = operation, cause.key[-1] in makers
 
 
-def _operands_used(eqn, ins) -> Sequence[Value]:
+def _operands_used(eqn, ins) -> Sequence[TracedValue]:
     """Return the operands; those of a selection without the elements that are not selected."""
     if eqn.primitive.name != "select_n":
         return ins
@@ -290,7 +290,7 @@ def _operands_used(eqn, ins) -> Sequence[Value]:
     kept = [which]
     for i, case in enumerate(cases):
         taken = np.where(chosen == i, np.asarray(case.array), 0)
-        kept.append(Value.of(taken, case.causes, case.maker))
+        kept.append(TracedValue.from_array(taken, case.causes, case.maker))
     return kept
 
 
@@ -310,7 +310,7 @@ def _is_inherited(ins, out) -> bool:
 def _new_elements(eqn, ins, out):
     """Return the mask of elements that are not finite though their operands are; None if empty or unknown."""
     shape = np.shape(out.array)
-    if eqn.primitive.name not in _ELEMENTWISE.split() or any(np.shape(v.array) not in ((), shape) for v in ins):
+    if eqn.primitive.name not in _ELEMENT_BY_ELEMENT.split() or any(np.shape(v.array) not in ((), shape) for v in ins):
         return None
     mask = ~np.isfinite(np.asarray(out.array))
     for v in ins:
@@ -318,23 +318,23 @@ def _new_elements(eqn, ins, out):
     return mask if mask.any() else None
 
 
-def origins(jaxpr, inputs: Sequence[Value], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
+def origins(jaxpr, inputs: Sequence[TracedValue], given: dict, derivative: Sequence[bool], faulty: Callable) -> list:
     """Return the causes of a result that is not finite: `Given`, then forward, then backward ones, each in order.
 
-    ``inputs`` has the `Value` of each input of the program, which has no constants, and ``given`` that of each leaf
-    of a State. ``derivative`` tells for each output whether it belongs to the derivative, ``faulty(outputs)`` returns
-    those that should be finite and are not.
+    ``inputs`` has the `TracedValue` of each input of the program, which has no constants, and ``given`` that of each
+    leaf of a State. ``derivative`` tells for each output whether it belongs to the derivative, ``faulty(outputs)``
+    returns those that should be finite and are not.
     """
     wanted = [not flag for flag in derivative]
 
     def run(only=None):
-        def repaired(value):
+        def repair(value):
             if only is None or not value.nan or not value.causes.isdisjoint((only, getattr(only, "source", None))):
                 return value
-            return Value.of(_make_finite(value.array, np.isnan(np.asarray(value.array))), value.causes)
+            return TracedValue.from_array(_make_finite(value.array, np.isnan(np.asarray(value.array))), value.causes)
 
-        search = _Search({key: repaired(value) for key, value in given.items()}, only)
-        return faulty(search.run(ClosedJaxpr(jaxpr, ()), map(repaired, inputs), wanted, _Where())), search
+        search = _Search({key: repair(value) for key, value in given.items()}, only)
+        return faulty(search.run(ClosedJaxpr(jaxpr, ()), map(repair, inputs), wanted, _Where())), search
 
     found, search = run()
     causes = _all_causes(found)

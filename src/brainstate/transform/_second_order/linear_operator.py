@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._arrays import at_least, layout, promoted
+from ..._arrays import at_least, layout, promoted_dtype
 from ..._errors import StateTypeError, StateValueError
 from ..._functions import boundary
 from ..._seam.run_time_errors import await_errors
 from .._first_order.chunked_jacobians import check_chunk_size
 from .._first_order.vector_space import Space
-from .._nonfinite.linear_maps import CheckedMap, Linear, LinearMapCheck
+from .._nonfinite.linear_maps import CheckedMap, LinearMap, LinearMapCheck
 from .._random_keys import Estimate, with_key
 
 __all__ = ["LinearOperator", "operator_check"]
@@ -96,7 +96,7 @@ class LinearOperator:
     @property
     def dtype(self) -> Any:
         """The dtype of the matrix."""
-        return promoted((*self._rows.dtypes, *self._columns.dtypes))
+        return promoted_dtype((*self._rows.dtypes, *self._columns.dtypes))
 
     @property
     def structure(self) -> Any:
@@ -327,10 +327,10 @@ def operator_check(derive: Callable, name: str, inputs: Callable) -> LinearMapCh
 
     def parts(operator, _):
         if operator._symmetric:
-            return [Linear(operator._linear, operator.structure, inputs)]
-        found = [Linear(operator._linear, jax.tree.map(_stand_in, operator.structure))]
+            return [LinearMap(operator._linear, operator.structure, inputs)]
+        found = [LinearMap(operator._linear, jax.tree.map(_stand_in, operator.structure))]
         with contextlib.suppress(StateTypeError):  # over complex numbers there is no transpose
-            found.append(Linear(operator.T._linear, operator.T.structure, inputs))
+            found.append(LinearMap(operator.T._linear, operator.T.structure, inputs))
         return found
 
     def rebuild(operator, linear, transpose=None):

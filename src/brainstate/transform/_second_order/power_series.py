@@ -111,14 +111,14 @@ class _Rule:
             )
         kept: list = []  # for each result if it is differentiable
 
-        def along(t):
-            full = [x.primal if x.terms is None else _evaluate(x, t) for x in inputs]
+        def values_along(t):
+            full = [x.primal if x.terms is None else _sum_series(x, t) for x in inputs]
             outs = bind(eqn, full)
             kept[:] = [differentiable(out) for out in outs]
             return [[out for out, keep in zip(outs, kept, strict=True) if keep]]
 
         t = jnp.zeros((), jnp.result_type(*(_real_dtype(x.primal) for x in inputs if x.terms is not None)))
-        derivatives = along
+        derivatives = values_along
         for _ in range(self.order):
             derivatives = _append_derivative(derivatives)
         primals, (_, *rest) = bind(eqn, [x.primal for x in inputs]), derivatives(t)
@@ -162,7 +162,7 @@ def _real_dtype(x):
     return jnp.finfo(jax.typeof(x).dtype).dtype
 
 
-def _evaluate(x, t):
+def _sum_series(x, t):
     """Return the value of a series at ``t``."""
     t = t.astype(jax.typeof(x.primal).dtype)
     total = jnp.zeros_like(x.primal)

@@ -28,7 +28,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from ..._errors import DensePatternWarning
-from ..._program.control_flow import Call, Cond, Scan, While, control_flow, fixed_point
+from ..._program.control_flow import Call, Cond, Scan, While, control_flow, find_fixed_point
 from ..._program.interpret import all_equations, all_programs, bind, inner_programs, interpret, open_jaxpr
 from ..._program.liveness import prune
 from ..._program.source_lines import frames_of, site_of
@@ -159,7 +159,7 @@ def _carry_of_loop(step, carry, others, variables) -> list[Value]:
     ``others`` are the other inputs of an iteration. If there is no fixed point within `ROUNDS`, all inputs are mixed.
     """
     carry = [Value(value.deps) for value in carry]
-    found = fixed_point(lambda now: list(map(_union, now, step(now))), carry, _same_sizes, ROUNDS)
+    found = find_fixed_point(lambda now: list(map(_union, now, step(now))), carry, _same_sizes, ROUNDS)
     return _mixture([*others, *carry], variables) if found is None else found
 
 
@@ -190,17 +190,17 @@ def _follow_each_step(loop, constants, carry, xs):
     """Follow a scan step by step."""
     rows: list[Any] = [None] * loop.length
     for i in loop.steps():
-        outs = _run(loop.body, [*constants, *carry, *(_row(x, i) for x in xs)])
+        outs = _run(loop.body, [*constants, *carry, *(_slice_step(x, i) for x in xs)])
         carry, rows[i] = outs[: loop.carried], [out.deps for out in outs[loop.carried :]]
-    return carry + [_stack(column) for column in zip(*rows, strict=True)]
+    return carry + [_stack_steps(column) for column in zip(*rows, strict=True)]
 
 
-def _row(value, i):
+def _slice_step(value, i):
     deps, known = value
     return Value(deps and deps.rearrange(np.asarray(deps.ids[i])), None if known is None else np.asarray(known[i]))
 
 
-def _stack(rows):
+def _stack_steps(rows):
     model = next((row for row in rows if row is not None), None)
     if model is None:
         return Value()
@@ -248,12 +248,12 @@ def _follow_all_steps(loop, constants, carry, xs):
         outs = _run(steps, [*constants, *state[0], *xs])
         return starts(outs[:count]), outs
 
-    found = fixed_point(step, (starts([Value()] * count), []), lambda a, b: _same_sizes(a[0], b[0]), ROUNDS)
+    found = find_fixed_point(step, (starts([Value()] * count), []), lambda a, b: _same_sizes(a[0], b[0]), ROUNDS)
     if found is None:
         return None
     outs = [Value(out.deps) for out in found[1]]
     last = [
-        _union(first, Value(out.deps and _union_over_steps(out.deps))) if i in sums else _row(out, -1)
+        _union(first, Value(out.deps and _union_over_steps(out.deps))) if i in sums else _slice_step(out, -1)
         for i, (first, out) in enumerate(zip(carry, outs, strict=False))
     ]
     return last + ([_reverse(row) for row in outs[count:]] if loop.reverse else outs[count:])
@@ -315,7 +315,7 @@ def _known_carries(loop, constants, carry, xs) -> list[np.ndarray | None]:
             for i, is_known in enumerate(known)
         ]
 
-    known = fixed_point(step, inputs[first : first + count])
+    known = find_fixed_point(step, inputs[first : first + count])
     followed = [i for i in range(count) if known[i]]
     found: list[Any] = [None] * count
     if not followed:

@@ -42,7 +42,7 @@ _MODES = ("auto", "forward", "reverse")
 # ------------------------------------------------------------------------------------------ the function as a program
 
 
-class _Program:
+class _TracedFunction:
     """A function of a pytree that was traced once; called, it returns value and aux, and runs no Python of the user."""
 
     def __init__(self, name, fun, diff):
@@ -84,7 +84,7 @@ def _trace_function(name, fun, diff, rest, kwargs):
                 f"{jax.tree_util.keystr(path) or 'the argument'}, is complex: split it into real and imaginary parts."
             )
     diff = jax.tree.map(jnp.asarray, diff)
-    return diff, _Program(name, lambda d: fun(d, *rest, **kwargs), diff)
+    return diff, _TracedFunction(name, lambda d: fun(d, *rest, **kwargs), diff)
 
 
 def _real_outputs(name, program, diff):
@@ -312,7 +312,7 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
     name = "sparse_jacobian"
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian(diff, /, *rest, **kwargs):
         diff, program = _trace_function(name, fun, diff, rest, kwargs)
         chosen, given, out = _choose_mode(name, program, mode), pattern is not None, _real_outputs(name, program, diff)
         found = (
@@ -329,14 +329,14 @@ def _sparse_jacobian_transform(fun, *, argnums, has_aux, pattern, mode, dense, c
         inner, outer = jax.tree.structure(diff), jax.tree.structure(out)
         return outer.unflatten([inner.unflatten(row) for row in rows]), aux
 
-    return wrapped
+    return jacobian
 
 
 def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pattern):
     del argnums, has_aux  # argument 0 with aux, by the contract of GradientTransform
     name = "sparse_hessian"
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def hessian(diff, /, *rest, **kwargs):
         diff, program = _trace_function(name, fun, diff, rest, kwargs)
         gradient, given = _gradient(name, program), pattern is not None
         found = _check_given_pattern(name, pattern, diff, diff) if given else _detect_hessian(gradient, diff)
@@ -345,29 +345,29 @@ def _sparse_hessian_transform(fun, *, argnums, has_aux, pattern, dense, check_pa
         structure = jax.tree.structure(diff)
         return structure.unflatten([structure.unflatten(row) for row in rows]), aux
 
-    return wrapped
+    return hessian
 
 
 def _jacobian_sparsity_transform(fun, *, argnums, has_aux):
     del argnums, has_aux  # as above
     name = "jacobian_sparsity"
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def jacobian_pattern(diff, /, *rest, **kwargs):
         diff, program = _trace_function(name, fun, diff, rest, kwargs)
         return _detect_jacobian(program, diff, _real_outputs(name, program, diff), _choose_mode(name, program, "auto"))
 
-    return wrapped
+    return jacobian_pattern
 
 
 def _hessian_sparsity_transform(fun, *, argnums, has_aux):
     del argnums, has_aux  # as above
     name = "hessian_sparsity"
 
-    def wrapped(diff, /, *rest, **kwargs):
+    def hessian_pattern(diff, /, *rest, **kwargs):
         diff, program = _trace_function(name, fun, diff, rest, kwargs)
         return _detect_hessian(_gradient(name, program), diff)
 
-    return wrapped
+    return hessian_pattern
 
 
 class _Sparsity(GradientTransform):
