@@ -464,12 +464,12 @@ TABLE = {
     "a policy that is a type of states": (
         lambda a: T.checkpoint(lambda x: put(a.s, x), policy=HiddenState)(1.0),
         StateTypeError,
-        r"policy=.*HiddenState.* is no policy. Give one of jax.checkpoint_policies, or save_states\(filter\)",
+        r"policy=.*HiddenState.* is not a policy. Give one of jax.checkpoint_policies, or save_states\(filter\)",
     ),
     "a policy that is text": (
         lambda a: T.checkpoint(lambda x: put(a.s, x), policy="dots")(1.0),
         StateTypeError,
-        r"policy='dots' is no policy",
+        r"policy='dots' is not a policy",
     ),
     "a filter that is none": (lambda a: T.save_states(3), StateTypeError, r"3 is not a filter"),
     "a state as argument of a checkpoint": (

@@ -104,12 +104,12 @@ def shapes_of(value: Any) -> Any:
 
 
 def scalar_in_words(value: Any) -> str:
-    """Say for a message what ``value`` is in place of a real scalar: its dtype if it is one number, else its shape."""
+    """Describe for a message a ``value`` that is not a real scalar: its dtype if it is one number, else its shape."""
     return f"of dtype {jax.typeof(value).dtype}" if is_scalar(value) else f"of shape {shapes_of(value)}"
 
 
 def at_least(argument: str, value: Any, least: int, meaning: str, none: str | None = None) -> Any:
-    """Return ``value`` if it is an int from ``least`` up; ``none`` says what None stands for, if it may be given.
+    """Return ``value`` if it is an int from ``least`` up; ``none`` says the meaning of None, if it may be given.
 
     Raises
     ------

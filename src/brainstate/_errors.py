@@ -16,7 +16,7 @@
         ├── FrozenReadWarning           a raw ``jax.jit`` compiles a State's value in as a constant
         └── DensePatternWarning         a sparse derivative takes a loop to mix all that enters it
 
-A message says which State (by path or name) or which argument, what the rule is and how to comply.
+A message says which State (by path or name) or which argument, the rule, and how to comply.
 """
 
 from typing import Any

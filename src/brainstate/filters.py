@@ -190,7 +190,7 @@ def to_predicate(filter: _Any) -> Predicate:
     Raises
     ------
     StateTypeError
-        If ``filter`` is nothing that the table of this module lists.
+        If ``filter`` is not in the table of this module.
 
     Examples
     --------

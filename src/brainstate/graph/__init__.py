@@ -3,8 +3,8 @@
 ``states`` and ``nodes`` find them; ``treefy_split`` and ``treefy_merge`` take a graph apart into structure
 and data and back; ``update_states``, ``pop_states`` and ``clone`` change or copy it. `FlattedDict` and
 `NestedDict` are the two forms of a collection, `TreefyState` is a State as plain data. The sources, from the
-bottom up: ``_paths`` (order), ``_snapshot``, ``_mappings``, ``_parts`` (what has parts), ``_nodes`` (what
-notices changes), ``_walk``, ``_split``.
+bottom up: ``_paths`` (order), ``_snapshot``, ``_mappings``, ``_parts`` (objects with parts), ``_nodes`` (objects
+that notice changes), ``_walk``, ``_split``.
 """
 
 from ._mappings import FlattedDict, NestedDict

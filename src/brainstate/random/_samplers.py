@@ -1,4 +1,4 @@
-r"""The samplers as a table: a name, the parameters, a function of ``jax.random``, what it samples, and rules.
+r"""The samplers as a table: a name, the parameters, a function of ``jax.random``, the distribution, and rules.
 
 A call of a sampler is *bind* → *check* → *prepare* → *draw*: arguments are matched with the parameters, rules
 about concrete values are checked, values are cast and broadcast, and only then a key is taken from the

@@ -1,4 +1,4 @@
-"""Compilation: ``jit``, programs prepared ahead of time, and what can be asked of a function without running it.
+"""Compilation: ``jit``, programs prepared ahead of time, and answers about a function without running it.
 
 Begin with `jit`, whose call path is the seam's `step`; then `ahead` (programs compiled before the first call; `prepare`
 makes one in one step), and `retraces`, which says why a function was traced again (`signature` puts calls into words).

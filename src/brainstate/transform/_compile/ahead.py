@@ -8,7 +8,7 @@ about the arguments is asked in Python. ``Compiled`` never compiles: it refuses 
 the call compared with the one that was prepared, leaf by leaf, to show a table of differences.
 
 JAX cannot see that a Module changed. A counter tells that some Module did (``_seam/module_reads``). If the function has
-read what changed, it is traced again, by itself and without being compiled. If it is still the same program with the
+read that Module, it is traced again, by itself and without being compiled. If it is still the same program with the
 same States, nothing happens; otherwise the prepared program is stale, and every call says so.
 
 Static arguments are compared at each call and taken out, since JAX compiles them away. A program that comes from
@@ -235,7 +235,7 @@ class Prepared(Remade, Ready, _Step):
         return Cost(*(amount if amount >= 0 else None for amount in amounts))
 
     def memory(self) -> Memory | None:
-        """Return what one call needs of memory, or None where the backend does not say."""
+        """Return the memory that one call needs, or None where the backend does not say."""
         found = self._step.memory_analysis()
         if found is None:
             return None

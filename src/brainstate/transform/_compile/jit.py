@@ -5,12 +5,12 @@ writes. Which States these are is found while JAX traces, by staging (``_seam/st
 
     call ── gather the values of the known States ── jax.jit of `_Program.pure` ── commit the writes ── result
                                                             │ cache miss: stage the function, once
-                                                            └ States that are no inputs yet? leave JAX with
+                                                            └ States that are not inputs yet? leave JAX with
                                                               `Restart`; the call adds them to its inputs and runs
                                                               again, `pure` then only evaluates the staged program
 
 Nothing else is on the path of a call: JAX's own dispatch sees new shapes, dtypes, structures and static
-arguments, and the number of input States is part of what it sees.
+arguments, and the number of input States is part of its key.
 
 A new program begins when a part of a Module has changed that a trace has read (``_seam/module_reads``). States that a
 call created and left behind are inputs from the next call on, which is therefore traced again; unless that trace
@@ -150,7 +150,7 @@ class _Program:
         self.generators = generators(self.states)
 
     def launch(self, args, kwargs):
-        """Call the compiled function and commit what it writes."""
+        """Call the compiled function and commit its writes."""
         call = self.jitted, self.states, self.generators, self.written, args, kwargs
         gives = self.donates and not self.waits  # a program that may fail keeps its values
         out = give(_name(self.fun), self.returned, *call) if gives else launch(*call)

@@ -26,7 +26,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
     Parameters
     ----------
     transform : callable
-        A function that reads and writes States, a derivative, a ``vmap``, …, or what `jit` returns: that keeps its
+        A function that reads and writes States, a derivative, a ``vmap``, …, or the result of `jit`, which keeps its
         options, such as static arguments.
     *args, **kwargs
         Example arguments: arrays, numbers, or ``jax.ShapeDtypeStruct`` where only the type is known. Static arguments
@@ -38,19 +38,19 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
     -------
     Prepared
         To be called like ``transform``, with arguments of these types: it reads the present values of the States and
-        commits what is written. It has ``cost()``, ``memory()`` and ``as_text(stage)``. Preparing changes no State and
+        commits the writes. It has ``cost()``, ``memory()`` and ``as_text(stage)``. Preparing changes no State and
         runs the function once; calls never run it.
 
     Raises
     ------
     StateTypeError
-        If an argument is nothing that can be compiled for; and by a call whose arguments or States do not match what
-        was prepared, with a table of both.
+        If an argument has no type of JAX; and by a call whose arguments or States do not match the prepared ones, with
+        a table of both.
     StateValueError
         If the function creates States that outlive it; and by a call after a State or Module was replaced on a Module
         and the function would mean another program. To find out, it is traced once more after such a replacement.
     TraceContextError
-        If a transform is in progress; and by a call with something that is traced.
+        If a transform is in progress; and by a call with a traced value.
 
     Examples
     --------

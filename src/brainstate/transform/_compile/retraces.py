@@ -56,7 +56,7 @@ class Retrace:
     trace : int
         Its number, counted from 1.
     causes : tuple of str
-        What differs from the nearest trace before it; all of it.
+        All differences from the nearest trace before it.
     """
 
     trace: int
@@ -150,7 +150,7 @@ class Journal:
         yield from (of_call + of_inputs) or [_UNSEEN]
 
     def _of_call(self, old, new) -> list[str]:
-        """Return what differs in arguments, types of the States that both know, and options."""
+        """Return the differences in arguments, types of the States that both know, and options."""
         known = {key: part for key, part in new.inputs.items() if key in old.inputs}
         alike = {key: old.inputs[key]._replace(form=part.form) for key, part in known.items()}
         differing = [

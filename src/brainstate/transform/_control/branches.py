@@ -1,7 +1,7 @@
 """Branches: ``cond``, ``switch`` and ``ifelse`` whose branches read and write States.
 
-Each branch is staged once. The union of what the branches write leaves each of them: a branch that does not write
-a State hands its present value through, so branches may write different States.
+Each branch is staged once. Every branch returns the values of all States that any branch writes: one that does
+not write a State hands its present value through, so branches may write different States.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def _check_pred(what, pred):
 
 
 def _branches(name, branches, operands):
-    """Return the branches as pure functions of the operands, and a function that commits what they write."""
+    """Return the branches as pure functions of the operands, and a function that commits their writes."""
     refuse_states(operands, f"arguments of {name}")
     staged = [probe(name, b, lambda run: jax.lax.cond(True, run, run, *operands)) for b in branches]
     written = tuple(dict.fromkeys(s for one in staged for s in one.writes))

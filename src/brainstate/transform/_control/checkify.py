@@ -25,7 +25,7 @@ def checkify(fun: Callable, errors: Any = _checkify.user_checks) -> Callable:
     Returns
     -------
     callable
-        A function of the same arguments that returns ``(error, result)``; what ``fun`` writes is committed.
+        A function of the same arguments that returns ``(error, result)``; the writes of ``fun`` are committed.
 
     Examples
     --------

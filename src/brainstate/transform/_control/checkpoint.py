@@ -1,7 +1,7 @@
 """``checkpoint`` (``remat``): trade memory for computation, for functions that read and write States.
 
-The function runs in a scope of its own inside ``jax.checkpoint``; States that it reads are closed over and what
-it writes is an output, so writes are committed once however often JAX replays it, and a replay draws the same
+The function runs in a scope of its own inside ``jax.checkpoint``; States that it reads are closed over and the
+values that it writes are outputs, so they are committed once however often JAX replays it, and a replay draws the same
 random numbers.
 """
 
@@ -78,7 +78,7 @@ class Checkpointed:
         resemble(self, fun)
 
     def _check(self):
-        """Complete numbers and names of static arguments from each other, and refuse what names no parameter."""
+        """Complete numbers and names of static arguments from each other, and refuse names without a parameter."""
         known = list(self._signature.parameters.values()) if self._signature else []
         places, self._open = positional_parameters(self._signature)
         for n in self._numbers:
@@ -104,7 +104,7 @@ class Checkpointed:
 
     @boundary
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the function and commit what it writes."""
+        """Call the function and commit its writes."""
         refuse_states((args, kwargs), "arguments of checkpoint")
         static, fixed = self._static_places(args), {k: v for k, v in kwargs.items() if k in self._names}
         dynamic = [a for i, a in enumerate(args) if i not in static], {k: kwargs[k] for k in kwargs.keys() - fixed}
@@ -158,7 +158,7 @@ def checkpoint(
         Arguments that are passed on as they are, like text and other values that are not of JAX's types. As in `jit` a
         position means the parameter, however it is given, and on a method it counts the arguments after ``self``.
     policy : callable or save_states, optional
-        What to save: one of ``jax.checkpoint_policies``, or `save_states`.
+        Choice of the saved values: one of ``jax.checkpoint_policies``, or `save_states`.
 
     Returns
     -------
@@ -182,7 +182,8 @@ def checkpoint(
     keep = policy.keep if isinstance(policy, save_states) else None
     if isinstance(policy, type) or not (policy is None or keep or callable(policy)):
         raise StateTypeError(
-            f"checkpoint: policy={policy!r} is no policy. Give one of jax.checkpoint_policies, or save_states(filter)."
+            f"checkpoint: policy={policy!r} is not a policy. Give one of jax.checkpoint_policies, or "
+            f"save_states(filter)."
         )
     options = {"prevent_cse": prevent_cse, "policy": policy.policy if isinstance(policy, save_states) else policy}
     return or_decorator(fun, lambda fun: Checkpointed(fun, static_argnums, static_argnames, options, keep))

@@ -64,7 +64,7 @@ def probe(name, fun, call):
 
 
 def run_in_python(name, fun, *args):
-    """Return ``fun(*args)`` of a transform that runs in Python under ``jax.disable_jit``; commit what it writes."""
+    """Return ``fun(*args)`` of a transform that runs in Python under ``jax.disable_jit``; commit its writes."""
     out, writes = run(Scope(name), fun, *args)
     commit(writes)
     return out
@@ -198,7 +198,7 @@ class _Body:
 
 
 def spread(types) -> str:
-    """Say in words what `device_axes` returns."""
+    """Say the result of `device_axes` in words."""
     axes = device_axes(types)
     return f"may differ between the devices of {', '.join(axes)}" if axes else "is the same on all devices"
 
@@ -392,7 +392,7 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
 
 
 def named_while(name: str, cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
-    """Do what `while_loop` does, for a loop of this name."""
+    """Run a `while_loop` under this name."""
     if jit_disabled():
         return run_in_python(name, jax.lax.while_loop, *_in_python(name, cond_fun, body_fun), init_val)
     condition, body = _while_parts(name, cond_fun, body_fun, init_val)

@@ -1,9 +1,9 @@
 """``shard_map``: run a function on the shards of arrays over a device mesh, with States.
 
 A State is replicated unless it is declared to be sharded by a ``PartitionSpec``; inside, the function sees the shard
-of its device, and what it writes is put together by the same spec. A replicated State must be written with the same
-value on all devices (after a ``psum`` or ``pmean``). Each device draws random numbers of its own, from the generator's
-key and the position of the device; the generator advances once.
+of its device, and the shards that it writes are put together by the same spec. A replicated State must be written
+with the same value on all devices (after a ``psum`` or ``pmean``). Each device draws random numbers of its own, from
+the generator's key and the position of the device; the generator advances once.
 
 A derivative taken inside of a replicated State is already summed over the devices by JAX: take ``pmean`` of the loss,
 not of the gradient.
@@ -75,7 +75,7 @@ class Sharded(Remade):
 
     @boundary
     def __call__(self, *args: Any) -> Any:
-        """Run the function on all shards and commit what it writes."""
+        """Run the function on all shards and commit its writes."""
         staged = catch_restart(lambda fun: self._map_shards(fun, self.in_specs, self.out_specs)(*args), self._probe)
         lanes = self._lanes(staged)
         after = {s: own[1] for s, own in lanes.items() if not staged.replaces(s)}  # a new seed is an ordinary write
@@ -109,7 +109,7 @@ class Sharded(Remade):
         raise Restart(stage(self.f, shards, {}, name="shard_map", scope=_Shard(self._types)))
 
     def _lanes(self, staged):
-        """Return {State: (a value for each device, the value afterwards)} of what draws."""
+        """Return {State: (a value for each device, the value afterwards)} of the generators."""
         drawn = [s for s in staged.reads if s in staged.writes and self._per_device(s)]
         return {s: s.lanes(*gather([s]), math.prod(self.mesh.shape[n] for n in self.axes)) for s in drawn}
 

@@ -1,6 +1,6 @@
 """``vmap`` and ``map``: run a function on many lanes at once, with States.
 
-A State is shared by the lanes unless it is declared to have an axis. What happens to a State that the lanes write:
+A State is shared by the lanes unless it is declared to have an axis. The rules for a State that the lanes write:
 
 ===================================  =====================================================================
 declared in ``out_states``           its lanes are stacked along the axis, or reduced (mean, sum, last)
@@ -148,7 +148,7 @@ class Mapped(Remade):
 
     @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the function on all lanes and commit what it writes."""
+        """Run the function on all lanes and commit its writes."""
         refuse_states((args, kwargs), f"arguments of {self.name}")
         unknown = -1  # and not 0: there may be no lane at all
         guess: Any = self._size(args, kwargs, (), default=unknown)
@@ -243,7 +243,7 @@ class Mapped(Remade):
         return 1
 
     def _random(self, staged, size):
-        """Return {State: a value for each lane} of what draws, and {State: its value afterwards}."""
+        """Return {State: a value for each lane} of the generators, and {State: its value afterwards}."""
         lanes, after = {}, {}
         for state in staged.writes:
             own = state.lanes(*gather([state]), size) if state in staged.reads and self.axis_in(state) is None else None
@@ -322,7 +322,7 @@ def vmap(
         The States of which each lane has its own; without an axis, along axis 0. A filter does not mean random
         generators, whose lanes have keys of their own anyway; a generator that holds a key per lane is named itself.
     out_states : the same, where the axis may also be 'stack', 'mean', 'sum' or 'last', optional
-        What becomes of the values that the lanes write. Without it a State of ``in_states`` keeps its axis.
+        Axis or reduction of the values that the lanes write. Without it a State of ``in_states`` keeps its axis.
 
     Returns
     -------

@@ -68,7 +68,7 @@ _INFINITE = "the derivative of {called} is infinite at the edge of its domain"
 _TRAP = (
     "the derivative here is infinite, and it is multiplied by zero: the value is masked later (jnp.where and the "
     "like), or nothing goes this way. Zero times infinity is NaN",
-    "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), besides the mask on the result",
+    "make the operand safe before it is used: jnp.where(x > 0, x, 1.0), in addition to the mask on the result",
 )
 _NORM = (
     "the derivative of a root is infinite at zero, and times zero it is NaN: a norm, or a sum of squares, of zero",

@@ -1,7 +1,7 @@
 """The check of a derivative inside a program: a flag that is computed at run time, and a callback where it is true.
 
-The callback gets the inputs of the program that computed the derivative, runs the search on the host and raises what it
-finds. The derivative depends on the callback, so no compiler leaves it out. How the error leaves the compiled code, and
+The callback gets the inputs of the program that computed the derivative, runs the search on the host and raises its
+error. The derivative depends on the callback, so no compiler leaves it out. How the error leaves the compiled code, and
 who waits for it, is told in `run_time_errors`.
 """
 
@@ -38,7 +38,7 @@ def _nan_unless(fine, dtype):
 
 
 def _gate(program, bad, inputs):
-    """Return False; or at run time, if ``bad`` is true, raise what the search finds (or keep it and return True)."""
+    """Return False; or at run time, if ``bad`` is true, raise the error of the search (or keep it and return True)."""
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
     # Every array is an operand: what a callback refers to, JAX's caches keep. Keys would arrive as bare numbers.
@@ -67,7 +67,7 @@ def _gate(program, bad, inputs):
         return np.ones(sizes, bool)
 
     def call_host(bad, operands):
-        # Under vmap both branches run; lanes come together, along leading axes that are 1 for what has no lanes.
+        # Under vmap both branches run; lanes come together, along leading axes that are 1 for arrays without lanes.
         return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), bool), bad, *operands, vmap_method="expand_dims")
 
     bad = mark(bad)

@@ -34,10 +34,11 @@ __all__ = ["DerivativeCheck", "find_faults"]
 class DerivativeCheck:
     """A derivative that has to be finite: ``call(*vector, *args, **kwargs)`` returns ``(derivative, value, *aux)``.
 
-    ``call`` commits what the user's function writes. The operations that the value depends on are the forward pass, so
-    the value is part of the result even where the user does not ask for it. ``name`` is the transform with its
-    function, ``grad(loss)``. ``inputs(args, kwargs)`` returns the names of what is differentiated and the structure of
-    a gradient, where the derivative has that. A product with a matrix has one ``vector``, ``vector_name`` in messages.
+    ``call`` commits the writes of the user's function. The operations that the value depends on are the forward pass,
+    so the value is part of the result even where the user does not ask for it. ``name`` is the transform with its
+    function, ``grad(loss)``. ``inputs(args, kwargs)`` returns the names of the differentiated values and the structure
+    of a gradient, where the derivative has that. A product with a matrix has one ``vector``, ``vector_name`` in
+    messages.
     """
 
     call: Callable
@@ -51,7 +52,7 @@ class DerivativeCheck:
         return self.name.partition("(")[0]
 
     def run(self, args: tuple, kwargs: dict, *vector: Any) -> tuple:
-        """Return what the call returns, and commit what it writes; raise `NonFiniteError` if that is not finite."""
+        """Return the result of the call and commit its writes; raise `NonFiniteError` if they are not finite."""
         if not eager():
             return self._run_in_program(args, kwargs, vector)
         out, writes, again = self.first_run(args, kwargs, vector)
@@ -62,7 +63,7 @@ class DerivativeCheck:
         return out
 
     def first_run(self, args: tuple, kwargs: dict, vector: tuple = ()) -> tuple:
-        """Return what the call returns, what it writes, and a scope in which it may run a second time.
+        """Return the result of the call, its writes, and a scope in which it may run a second time.
 
         A function that keeps the States that it makes, in an attribute say, makes them in the first run only. In that
         scope they have the values that they were made with, as the first run may have written others.
@@ -85,7 +86,7 @@ class DerivativeCheck:
         return stage(call_packed, (args, kwargs, vector), {}, name=self.transform, dynamic=is_input)
 
     def program(self, args: tuple, kwargs: dict, vector: tuple, of_map: bool = False) -> tuple[Program, tuple, Staged]:
-        """Return the staged call as a program, its inputs, and what was staged."""
+        """Return the staged call as a program, its inputs, and the `Staged`."""
         staged = self.stage(args, kwargs, vector)
         return *Program.from_staged(self, staged, args, kwargs, vector, of_map), staged
 
@@ -106,7 +107,7 @@ class DerivativeCheck:
         return program.search(*inputs)
 
     def _diagnose_by_python(self, args, kwargs, vector, problem) -> NonFiniteError:
-        """Say what a run with JAX's own check finds: the first NaN, which is not always the one that matters."""
+        """Report the finding of JAX's own check: the first NaN, which is not always the one that matters."""
         head, why = f"{self.name}: the result is not finite.", untraceable_reason(problem)
         for check, what in ((jax.debug_nans, "NaN"), (jax.debug_infs, "Inf")):
             try:

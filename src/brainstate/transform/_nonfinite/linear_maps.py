@@ -43,9 +43,9 @@ class LinearMapCheck(DerivativeCheck):
     rebuild: Callable = lambda linear, checked: checked
 
     def run(self, args: tuple, kwargs: dict, *vector: Any) -> tuple:
-        """Return what the call returns, its map checked, and commit what it writes.
+        """Return the result of the call, its map checked, and commit its writes.
 
-        Raises `NonFiniteError` if what comes out beside the map is not finite; the map does so for its products.
+        Raises `NonFiniteError` if a result beside the map is not finite; the map does so for its products.
         """
         out, writes, again = self.first_run(args, kwargs)
         (linear, *others), value, *aux = out
@@ -70,7 +70,7 @@ class LinearMapCheck(DerivativeCheck):
 
 
 def _placeholder(leaf):
-    """Return what stands for ``leaf`` of a vector while it is unknown; in a program, a tracer of its very type."""
+    """Return a placeholder for a ``leaf`` of a vector that is unknown yet; in a program, a tracer of its very type."""
     return leaf * 0 if is_tracer(leaf) and inexact(leaf) else _type_of(leaf)
 
 
@@ -94,9 +94,9 @@ def _is_unknown(leaf) -> bool:
 class CheckedMap:
     """A linear function whose products have to be finite; for JAX a pytree, with the inputs of its program.
 
-    ``leaves`` are these inputs, with types in the places of the vector. ``faults`` are boolean arrays, true if what
-    came out beside the map was not finite: in a traced program it is possible that nobody uses that, and then nothing
-    is raised for it.
+    ``leaves`` are these inputs, with types in the places of the vector. ``faults`` are boolean arrays, true if a
+    result beside the map was not finite: in a traced program it is possible that nobody uses that result, and then
+    nothing is raised for it.
     """
 
     def __init__(self, function: Callable, program: Any, treedef: Any, leaves: list, faults: Sequence = ()):
@@ -122,7 +122,7 @@ class CheckedMap:
         return cls(linear.function, program, treedef, list(map(_copy_array, leaves)))
 
     def tree_flatten(self) -> tuple:
-        """Return the linear function and the inputs, and what is static."""
+        """Return the linear function with the inputs, and the static part."""
         unknown = tuple((i, leaf) for i, leaf in enumerate(self._leaves) if _is_unknown(leaf))
         known = [leaf for leaf in self._leaves if not _is_unknown(leaf)]
         return (self._function, known, self._faults), (self._program, self._treedef, unknown)

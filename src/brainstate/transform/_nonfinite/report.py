@@ -1,4 +1,4 @@
-"""A staged call as a `Program` that can be searched on given inputs, and the text of the error that says what is found.
+"""A staged call as a `Program` that can be searched on given inputs, and the text of the error that tells its finding.
 
 The names in the text come from here: of arguments, States and constants that go in, and of gradients, value, aux and
 States that come out.
@@ -40,7 +40,7 @@ def untraceable_reason(problem: Exception) -> str:
 
 
 class Untraceable:
-    """Stands for the `Program` of what cannot be traced: there is nothing to search."""
+    """Stands for the `Program` of a function that cannot be traced: there is nothing to search."""
 
     def __init__(self, name: str, problem: Exception):
         self._text = (
@@ -50,17 +50,17 @@ class Untraceable:
             self._text += " Use jnp.where or brainstate.transform.cond in place of Python's if to have it."
 
     def without_product(self) -> "Untraceable":
-        """Return what stands for that one."""
+        """Return itself: nothing is known of either part."""
         return self
 
     def search(self, *inputs: Any) -> NonFiniteError:
-        """Return what can be said."""
+        """Return the error that says why nothing more is known."""
         return NonFiniteError(self._text)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One call as a traced program, with names for what goes in and comes out.
+    """One call as a traced program, with names for its inputs and outputs.
 
     It outlives the trace, in JAX's caches too, and so it holds no State and no tracer.
     """
@@ -72,10 +72,10 @@ class Program:
     suspects: list[str]  # arguments that are not finite, if they are constants that cannot be told apart
     derivative: set[int]  # which outputs belong to it
     value: set[int]
-    reached: list[tuple[str, int]]  # what is differentiated, and an output that is its derivative
-    others: list[tuple[str, set[int]]]  # what else comes out
-    product: set[int]  # of the derivative, what is a product with a linear map
-    ignored: frozenset[int] = frozenset()  # outputs of which nothing is asked
+    reached: list[tuple[str, int]]  # a differentiated value, and an output that is its derivative
+    others: list[tuple[str, set[int]]]  # the other outputs
+    product: set[int]  # outputs of the derivative that are a product with a linear map
+    ignored: frozenset[int] = frozenset()  # outputs that may be anything
 
     @classmethod
     def from_staged(cls, check: Any, staged: Staged, args: tuple, kwargs: dict, vector: tuple, of_map: bool) -> tuple:
@@ -114,11 +114,11 @@ class Program:
         return program, ([*staged.closed.consts], [leaf for v in values for leaf in v], dynamic)
 
     def without_product(self) -> "Program":
-        """Return the program that is searched for what comes out beside the product."""
+        """Return the program that is searched for the results beside the product."""
         return replace(self, ignored=frozenset(self.product))
 
     def search(self, constants, states, dynamic, lane=()) -> NonFiniteError:
-        """Run the program on these inputs, operation by operation, and return what is found."""
+        """Run the program on these inputs, operation by operation, and return the error that tells the finding."""
         outputs: list[TracedValue] = []
         strict = self.derivative | self.value
 
@@ -175,7 +175,7 @@ class Program:
 
 
 def _find_reached(derivative, names, structure) -> list[tuple[str, int]]:
-    """Return the pairs (what is differentiated, an output); the structure of a gradient may stand in another one."""
+    """Return the pairs (differentiated value, output); the structure of a gradient may stand in another one."""
     if structure is None:
         return []
     derivative = jax.tree.map(lambda part: jax.tree.leaves(part)[0], derivative, is_leaf=_is_sparse)

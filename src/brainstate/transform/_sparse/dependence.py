@@ -292,7 +292,7 @@ def _reverse(value):
 
 
 def _shift(first, out, shape):
-    """Return the carry that each step starts with: the first one, and that which each step but the last returns."""
+    """Return the carry that each step starts with: the first one, then the results of all steps but the last."""
     model = first.deps or out.deps
     if model is None:
         return None
