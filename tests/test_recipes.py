@@ -113,7 +113,7 @@ def cases(copy):
     return [case.get("name") for case in ElementTree.parse(report).iter("testcase")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the tests of the copy are part of it
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_recipe(recipe, cases):
