@@ -219,7 +219,7 @@ REFUSED = {
     "map over a number": (
         lambda: T.map(jnp.sin, 3.0),
         StateValueError,
-        r"map: what is looped over, at \[0\], is f",
+        r"map: the value to loop over, at \[0\], is f",
     ),
     "loop over a number": (lambda: T.for_loop(jnp.sin, 3.0), StateValueError, r"has no axis to loop over"),
     "scan over a number": (

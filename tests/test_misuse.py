@@ -361,7 +361,7 @@ TABLE = {
     "an axis that what is written does not have": (
         lambda a: T.vmap(lambda x: put(a.s, x), out_states={2: a.s})(XS),
         StateValueError,
-        r"State 's' is declared with axis 2, and what the lanes write has no such axis: it is float32\[3\]",
+        r"State 's' is declared with axis 2, and the written value has no such axis: it is float32\[3\]",
     ),
     "two axes": (
         lambda a: T.vmap(lambda x: put(a.h, a.h.value + x), in_states={0: a.h, -1: HiddenState})(XS),

@@ -310,7 +310,7 @@ class Prepared(Remade, Ready, _Step):
     def _mismatch(self, rows) -> StateTypeError:
         return StateTypeError(
             f"{self._label} was prepared for another call (prepared → given):\n{_table(rows)}\n"
-            f"Give what was prepared, or prepare again for what is given."
+            f"Call it as prepared, or prepare again for this call."
         )
 
     def _renew(self):

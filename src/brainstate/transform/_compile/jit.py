@@ -352,9 +352,7 @@ class Jit(Remade, Launcher):
         done = program.run(program.entry_ahead(step), args, kwargs)
         if program.newborn:
             made = program.newborn[0]
-            self._begin(
-                f"what was traced ahead of time created {made.describe()}"
-            )  # JAX has cached it: nobody may run it
+            self._begin(f"tracing ahead of time created {made.describe()}")  # JAX has cached it: nobody may run it
             if step != "eval_shape":
                 raise StateValueError(
                     f"{made.describe()} is created by the function and outlives it, so a program made ahead of time "

@@ -72,7 +72,7 @@ def prepare(transform: Callable, /, *args: Any, donate_states: bool = False, **k
     brainstate._errors.StateTypeError: step was prepared for another call (prepared → given):
       ❌ argument x           float32[3] → float32[4]
       ✅ ParamState 'weight'  float32[3]
-    Give what was prepared, or prepare again for what is given.
+    Call it as prepared, or prepare again for this call.
     """
     if not is_outside():
         raise TraceContextError("prepare compiles for calls outside of transforms: call it outside as well.")

@@ -37,7 +37,7 @@ class Part(NamedTuple):
     name: str
     form: str
     leaves: dict[str, str]
-    structure: tuple[str, int] = ("", 0)  # in words, and a hash that tells apart what looks the same
+    structure: tuple[str, int] = ("", 0)  # in words, and a hash that tells apart structures that look the same
 
 
 class Comparison(NamedTuple):

@@ -94,12 +94,12 @@ def _check_same(kinds, what, rule):
         if not agree(first, other):
             raise StateTypeError(
                 f"{what} {layouts(first)} {where} and {layouts(other)} {elsewhere}: {rule} the same structure, shapes "
-                f"and dtypes. Cast what differs."
+                f"and dtypes. Cast the parts that differ."
             )
         if device_axes(first) != device_axes(other):
             raise StateTypeError(
-                f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce what "
-                f"differs with jax.lax.psum or pmean, or make both differ with jax.lax.pcast(..., to='varying')."
+                f"{what} a value that {spread(first)} {where}, and one that {spread(other)} {elsewhere}. Reduce the "
+                f"one that differs by jax.lax.psum or pmean, or make both differ by jax.lax.pcast(..., to='varying')."
             )
 
 

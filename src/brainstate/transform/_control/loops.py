@@ -185,15 +185,15 @@ class _Body:
         if agree(before, after) and device_axes(value) != device_axes(after):
             raise StateTypeError(
                 f"{state.describe()} {spread(value)} before an iteration of {self.name} and {spread(after)} after it. "
-                f"Reduce what is assigned with jax.lax.psum or pmean; or, for a State with a value per device, declare "
-                f"it in state_specs of shard_map."
+                f"Reduce the assigned value with jax.lax.psum or pmean; or, for a State with a value per device, "
+                f"declare it in state_specs of shard_map."
             )
         if agree(before, after):
             return value
         raise StateTypeError(
             f"{state.describe()} is {layouts(before)} before an iteration of {self.name} and {layouts(after)} after "
-            f"it: what a loop carries keeps its structure, shape and dtype. Cast the value that is assigned, or the "
-            f"one it starts with."
+            f"it: a carried value keeps its structure, shape and dtype. Cast the value that is assigned, or the one "
+            f"it starts with."
         )
 
 
@@ -219,8 +219,8 @@ def loop_length(name, xs, length):
         if not jnp.ndim(leaf):
             where = jax.tree_util.keystr(path)
             raise StateValueError(
-                f"{name}: what is looped over{where and ', at ' + where + ','} is {layouts(types_of(leaf))}, which has "
-                f"no axis to loop over. Let the function refer to it by name, or give an array."
+                f"{name}: the value to loop over{where and ', at ' + where + ','} is {layouts(types_of(leaf))}, which "
+                f"has no axis to loop over. Let the function refer to it by name, or give an array."
             )
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs)}
     sizes |= {length} if length is not None else set()

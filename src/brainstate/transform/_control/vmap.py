@@ -272,7 +272,7 @@ class Mapped(Remade):
                 lanes = jax.tree.map(layout, types(i, 0))
                 if axis is not None:
                     raise StateValueError(
-                        f"{state.describe()} is declared with axis {axis}, and what the lanes write has no such axis: "
+                        f"{state.describe()} is declared with axis {axis}, and the written value has no such axis: "
                         f"it is {lanes} with the lanes first."
                     ) from error
                 raise BatchAxisError(

@@ -50,7 +50,7 @@ _CLOSER = 64  # divides the step, to tell a kink at the point from one nearby
 _OWN = 1974  # keeps the directions of seed 0 apart from parameters that a user draws with default_rng(0)
 _OTHERS = (1 / 2, 5 / 8, 3 / 4, 7 / 8)  # parts of the step; the spread of their differences estimates the error
 _NOISE = 16  # units of rounding in the value of a function, by which a difference may be off
-_HIDDEN = 0.1  # part of what a typical entry of a gradient adds to a slope; one that is off by less may stay unseen
+_HIDDEN = 0.1  # part of the slope from a typical entry of a gradient; one that is off by less may stay unseen
 
 
 class _Double(Scope):
@@ -476,7 +476,7 @@ def _in_double(f, args, chosen, options, order, plain) -> None:
     except GradientCheckError:
         raise
     except Exception:
-        return  # made for one precision only: what was found in that one stands
+        return  # made for one precision only: the finding in that one stands
 
 
 def _is_double(subject) -> bool:

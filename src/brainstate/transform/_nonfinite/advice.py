@@ -104,7 +104,7 @@ REAL = [
     Remedy(
         "sqrt rsqrt",
         "the root of a negative number",
-        "clip what rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))",
+        "clip values that rounding made negative: jnp.sqrt(jnp.maximum(x, 0.0))",
         lambda origin, at: (at[0] < 0).any(),
     ),
     Remedy("rsqrt", "one over the root of zero", "add a small number: jax.lax.rsqrt(x + eps)"),
@@ -147,7 +147,7 @@ ANY = [
     Remedy(
         "shard_map pallas_call pure_callback",
         "something inside {name}, which is looked at as one operation",
-        "call what is inside alone",
+        "call the function inside alone",
     ),
     Remedy(
         "mul",

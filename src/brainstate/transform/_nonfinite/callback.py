@@ -41,7 +41,7 @@ def _gate(program, bad, inputs):
     """Return False; or at run time, if ``bad`` is true, raise the error of the search (or keep it and return True)."""
     leaves = [leaf for part in inputs for leaf in part]
     ends = list(itertools.accumulate(map(len, inputs)))
-    # Every array is an operand: what a callback refers to, JAX's caches keep. Keys would arrive as bare numbers.
+    # Every array is an operand, since JAX's caches keep all that a callback refers to. Keys would arrive as numbers.
     places = [i for i, leaf in enumerate(leaves) if is_tracer(leaf) or isinstance(leaf, jax.Array | np.ndarray)]
     operands = [jax.lax.stop_gradient(leaves[i]) if inexact(leaves[i]) else leaves[i] for i in places]
     keys = {i: jax.random.key_impl(leaf) for i, leaf in zip(places, operands, strict=True) if _is_key(leaf)}

@@ -135,7 +135,10 @@ class Program:
         }
         flags = [n in self.derivative for n in range(len(self.jaxpr.outvars))]
         try:
-            with jax.debug_nans(False), jax.debug_infs(False):  # this is the search for what they would stop at
+            with (
+                jax.debug_nans(False),
+                jax.debug_infs(False),
+            ):  # they would stop the search at its aim
                 found = origins(self.jaxpr, inputs, given, flags, faulty)
         except Exception as problem:
             return NonFiniteError(
@@ -166,7 +169,7 @@ class Program:
         if not found:
             text = (
                 f"{self.name}: the result is not finite, but it is when its program runs one operation after the "
-                f"other. What is compiled rounds in another way: values are close to what their dtype can hold."
+                f"other. The compiled program rounds in another way: values are close to the limit of their dtype."
             )
             return NonFiniteError(_text(text, lines), **facts)
         if found[0].where.path and any(map(is_part, all_equations(self.jaxpr))):
