@@ -36,7 +36,7 @@ __all__ = ["Record", "listeners", "tap", "taps"]
 
 @dataclass(frozen=True)
 class Record:
-    """One cotangent that came by: norm, extremes and mean of its entries, fraction of zeros, how many are not finite.
+    """One recorded cotangent: norm, extremes and mean of its entries, fraction of zeros, how many are not finite.
 
     Of complex entries, ``min`` and ``max`` are those of the absolute values.
     """

@@ -419,7 +419,7 @@ def _place(leaf):
 
 
 def _placement_row(name, leaf, sharding) -> Comparison:
-    """Compare where an array is with where it was prepared to be."""
+    """Compare the placement of an array with the prepared one."""
     given = _place(leaf)
     same = given is None or sharding is None or given.is_equivalent_to(sharding, leaf.ndim)
     return Comparison(name, str(sharding), str(sharding if same else given), same)

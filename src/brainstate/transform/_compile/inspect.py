@@ -1,4 +1,4 @@
-"""Looking at a function without running it, and checks inside compiled code: thin wrappers of JAX's own.
+"""``eval_shape``, ``make_jaxpr`` and ``named_scope``: a look at a function without running it, with States.
 
 ``named_scope`` is JAX's own: a staged program keeps the names, so States need nothing more.
 """

@@ -285,7 +285,7 @@ def scan(
 
 
 def named_scan(name, f, init, xs, length=None, reverse=False, loop=jax.lax.scan, pbar=None) -> tuple[Any, Any]:
-    """Do a `scan` that messages call ``name``, by ``loop(step, start, xs, length=, reverse=)``."""
+    """Run a `scan` that messages call ``name``, by ``loop(step, start, xs, length=, reverse=)``."""
     refuse_states((init, xs), f"arguments of {name}")
     count = loop_length(name, xs, length)
     if pbar is not None:

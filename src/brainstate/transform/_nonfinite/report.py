@@ -135,10 +135,7 @@ class Program:
         }
         flags = [n in self.derivative for n in range(len(self.jaxpr.outvars))]
         try:
-            with (
-                jax.debug_nans(False),
-                jax.debug_infs(False),
-            ):  # they would stop the search at its aim
+            with jax.debug_nans(False), jax.debug_infs(False):  # they would stop the search at its aim
                 found = origins(self.jaxpr, inputs, given, flags, faulty)
         except Exception as problem:
             return NonFiniteError(
