@@ -206,7 +206,7 @@ def test_treefy_states_has_the_keys_of_states():
 
 
 def test_a_snapshot_becomes_a_state_again():
-    snapshot = TreefyState.from_state(ParamState(1.0, name="n", tag={"a", "b"}, unit="mV"))
+    snapshot = TreefyState.of(ParamState(1.0, name="n", tag={"a", "b"}, unit="mV"))
     for again in (
         snapshot,
         snapshot.copy(),

@@ -169,7 +169,7 @@ class _PathMapping(dict[_K, _V]):
     def treefy_state(self) -> Self:
         """Return the mapping with a snapshot in place of each State."""
         return self._from_paths(
-            {p: TreefyState.from_state(x) if isinstance(x, State) else x for p, x in self.to_flat().items()}
+            {p: TreefyState.of(x) if isinstance(x, State) else x for p, x in self.to_flat().items()}
         )
 
     def copy(self) -> Self:

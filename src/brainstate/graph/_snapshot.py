@@ -89,7 +89,7 @@ class TreefyState:
         self.type, self.value, self._metadata = type, value, metadata
 
     @classmethod
-    def from_state(cls, state: State) -> Self:
+    def of(cls, state: State) -> Self:
         """Take a snapshot. Containers in the value are copied, arrays are shared."""
         value = read(state)  # as it is stored, whatever a subclass shows as ``value``
         if not isinstance(value, jax.Array):

@@ -299,7 +299,7 @@ def clone(node: Any) -> Any:
     (False, True)
     """
     structure, states = flatten(node)
-    copies = {path: TreefyState.from_state(state).to_state() for path, state in states.items()}
+    copies = {path: TreefyState.of(state).to_state() for path, state in states.items()}
     for path, state in copies.items():
         own(state, join_path(path))
     return unflatten(structure, copies)

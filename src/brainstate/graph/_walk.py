@@ -195,7 +195,7 @@ def iter_node(node: Any) -> Iterator[tuple[Path, Node]]:
 
 def snapshots(states: dict[Path, State]) -> NestedDict:
     """Return snapshots of States as a tree."""
-    return NestedDict._from_paths({path: TreefyState.from_state(state) for path, state in states.items()})
+    return NestedDict._from_paths({path: TreefyState.of(state) for path, state in states.items()})
 
 
 def _deal_out(flat, filters, form):
