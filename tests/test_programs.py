@@ -11,7 +11,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from _interpreter import interpreted
 from brainstate import State
@@ -20,7 +20,10 @@ from programs import compare, generate
 
 # Programs read States in functions of JAX's own as well; each of these says so once.
 pytestmark = pytest.mark.filterwarnings("ignore::brainstate.FrozenReadWarning")
-COUNTS = [50, pytest.param(int(os.environ.get("BRAINSTATE_PROGRAMS", "3000")), marks=pytest.mark.long)]
+# How many programs, and the seed where they are the same in each run; in parts, for several processes.
+PARTS = 8
+PART = int(os.environ.get("BRAINSTATE_PROGRAMS", "3000")) // PARTS
+COUNTS = [(50, 0), *(pytest.param(PART, part, marks=pytest.mark.long) for part in range(1, PARTS + 1))]
 ANY = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 turn = itertools.count(1)
 
@@ -35,8 +38,9 @@ def check(program, **how):
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("compiled", [False, True], ids=["interpreted", "compiled"])
-@pytest.mark.parametrize("count", COUNTS)
-def test_agrees_with_pure_jax(count, compiled):
+@pytest.mark.parametrize(("count", "part"), COUNTS)
+def test_agrees_with_pure_jax(count, part, compiled):
+    @seed(part if settings.default.derandomize else None)
     @settings(max_examples=max(1, count // 50) if compiled else count, **ANY)
     @given(generate())
     def agrees(program):
