@@ -723,12 +723,22 @@ def test_a17_a_module_is_asked_by_nobody_else():
     same(T.grad(lambda: model(X), model)()[("w",)], jnp.full(2, X))
 
 
-def test_a17_equinox_finds_nothing_in_a_module():
-    """It asks a Module nothing: the docstring and the page of differences say so."""
+@pytest.mark.parametrize("way", ["grad", "value_and_grad", "vjp", "in jit", "in our jit", "in a container"])
+def test_a17_equinox_finds_nothing_in_a_module(way):
+    """It asks a Module nothing, and its gradient would be None: the States refuse."""
     eqx = pytest.importorskip("equinox")
-    assert eqx.filter_grad(loss_of)(Scale()) is None
-    assert not eqx.is_array_like(Scale())
-    assert "filter_grad" in nn.Module.__doc__
+    ways = {
+        "grad": lambda m: eqx.filter_grad(loss_of)(m),
+        "value_and_grad": lambda m: eqx.filter_value_and_grad(loss_of)(m),
+        "vjp": lambda m: eqx.filter_vjp(loss_of, m),
+        "in jit": lambda m: eqx.filter_jit(eqx.filter_grad(loss_of))(m),
+        "in our jit": lambda m: T.jit(lambda: eqx.filter_grad(loss_of)(m))(),
+        "in a container": lambda m: eqx.filter_grad(lambda ms: loss_of(ms[0]))([m]),
+    }
+    model = Scale()
+    with pytest.raises(TraceContextError, match=r"\(Scale\).*grad_states=module"):
+        ways[way](model)
+    assert eqx.filter_grad(lambda x: x * loss_of(model))(jnp.float32(1)) == loss_of(model)
 
 
 # ------------------------------------------------------------------------------------------ D: messages, attributes

@@ -46,6 +46,7 @@ from .._errors import StateTypeError, StateValueError, TraceContextError, a_type
 from .donation import donors, is_deleted, taken_error
 from .local_states import is_local, local_trace
 from .marker import state_read
+from .other_libraries import is_kept
 from .packing import ABSENT, Absent, Writes
 from .run_time_errors import await_announced
 from .tokens import announce_replacement, announce_values, announce_write, any_met, forget, meet, read_inside, separate
@@ -336,7 +337,7 @@ def read(state):
         value = state._value
     except AttributeError:
         value = _stored_value(state)
-    if current_trace() is not AT_ONCE and is_recording():
+    if current_trace() is not AT_ONCE and is_kept(state):
         meet(None, state)
     elif any_met and type(value) not in _plain:
         announce_write(None, state)

@@ -39,6 +39,7 @@ from jax.extend.core import set_current_trace
 from .._compat import AT_ONCE, current_trace, stages_within
 from .._errors import FrozenReadWarning, TraceContextError
 from .local_states import local_trace, users_frame
+from .other_libraries import refuse_lost
 
 __all__ = [
     "announce_replacement",
@@ -226,6 +227,7 @@ def read_inside(scope, state, value):
     traced = outer is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
     if (is_deferred(scope) and current_trace() is not AT_ONCE) or (traced and stages_within(outer) is None):
         raise outside_rule(state)
+    refuse_lost(state)
     if not stages_within(scope.trace):
         return value
     meet(scope, state)

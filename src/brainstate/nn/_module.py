@@ -47,8 +47,8 @@ class Module(Node):
     (an ordinary class that holds one, a set) is refused with a `StateTypeError`.
 
     A Module is not a pytree and not an argument of a transform: a function refers to it by name, and
-    ``grad(fun, grad_states=model)`` differentiates with respect to it. ``jax.grad(fun)(model)`` is an error that says
-    so; ``equinox.filter_grad(fun)(model)`` returns None, as for any object in which JAX finds no array.
+    ``grad(fun, grad_states=model)`` differentiates with respect to it. ``jax.grad(fun)(model)`` and
+    ``equinox.filter_grad(fun)(model)`` are errors that say so.
 
     Examples
     --------
