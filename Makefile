@@ -38,7 +38,7 @@ test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --ignore=tests/test_formalities.py
 minutes:
-	@echo 'make test takes about three minutes on two cores, and seven the first time: it makes its environment and compiles.'
+	@echo 'make test takes about four minutes on two cores, and eight the first time: it makes its environment and compiles.'
 test: minutes $(VENV)/.test  ## formalities first, then the tests, docstrings and documents, without the long ones
 	$(BIN)/python -m pytest -q tests/test_formalities.py
 	$(PYTEST) -m 'not long' $(ARGS)
