@@ -1,4 +1,8 @@
-"""JAX's transforms, for functions that read and write States; each under the name that JAX gives it."""
+"""JAX's transforms, for functions that read and write States; each under the name that JAX gives it.
+
+The rooms, in the order in which to read them: `_control` (loops, branches, maps), `_compile`, `_first_order` (with
+`_nonfinite`, which serves ``debug_nan``), `_batches`, `_second_order`, `_sparse`, `_diagnosis`.
+"""
 
 from ._batches.accumulate import accumulate
 from ._batches.per_example import per_example_grad, per_example_norms
