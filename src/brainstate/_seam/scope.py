@@ -316,9 +316,10 @@ def _return_to(scope):
 
 
 def _leave(scope, *_):
-    _return_to(scope.parent)
+    # In this order: an interrupt in between leaves the scope to `_skip_abandoned`; a context may be left twice.
     if scope.context is not None:
         scope.context.__exit__(None, None, None)
+    _return_to(scope.parent)
     # Nothing may keep a finished trace alive.
     scope.trace, scope.used, scope.values, scope.lent = None, tuple(scope.values), {}, {}
 

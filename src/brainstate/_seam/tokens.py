@@ -133,7 +133,8 @@ class _Slot:
 
     def __exit__(self, *error):
         self.context.__exit__(*error)
-        _open_slots.pop(self.number, None)
+        if _open_slots.get(self.number) == get_ident():
+            del _open_slots[self.number]
 
 
 def _part_threads(scope):
