@@ -32,7 +32,7 @@ SEAM_LAYERS = {
     "marker": "",
     "local_states": "",
     "donation": "",
-    "other_libraries": "",
+    "other_libraries": "local_states",
     "tokens": "local_states other_libraries",
     "run_time_errors": "",
     "scope": "donation local_states marker other_libraries packing run_time_errors tokens",

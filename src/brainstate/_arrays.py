@@ -20,6 +20,7 @@ __all__ = [
     "is_real_scalar",
     "is_scalar",
     "layout",
+    "owns_states",
     "partition",
     "promoted_dtype",
     "scalar_in_words",
@@ -52,6 +53,11 @@ def combine(picked: Any, rest: Rest) -> Any:
     for i, leaf in zip(rest.places, picked, strict=True):
         leaves[i] = leaf
     return rest.treedef.unflatten(leaves)
+
+
+def owns_states(leaf: Any) -> bool:
+    """Tell whether ``leaf`` is a Module: an object whose class has a method ``states``."""
+    return callable(getattr(type(leaf), "states", None))
 
 
 def differentiable(leaf) -> bool:

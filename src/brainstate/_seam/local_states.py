@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 
 from .._compat import current_trace
 
-__all__ = ["is_local", "local_trace", "users_frame"]
+__all__ = ["frames_in", "is_local", "local_trace", "users_frame"]
 
 _NOT_USERS = (
     str(Path(__file__).parents[1]) + os.sep,
@@ -31,6 +32,15 @@ def local_trace(state: Any, outer: Any = None) -> Any:
             return trace
         trace = getattr(trace, "parent_trace", None)
     return None
+
+
+def frames_in(file: str, frame: Any = None) -> Iterator[Any]:
+    """Yield the frames of code in a file whose path ends in ``file``, from ``frame`` or the caller outwards."""
+    frame = frame or sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(file):
+            yield frame
+        frame = frame.f_back
 
 
 def users_frame() -> tuple[Any, int]:

@@ -2,12 +2,13 @@
 
 import os
 import sys
-from typing import Any
 
 import jax
 
+from .._arrays import owns_states
 from .._compat import is_recording
 from .._errors import TraceContextError
+from .local_states import frames_in
 
 __all__ = ["is_kept", "refuse_lost"]
 
@@ -31,15 +32,11 @@ def refuse_lost(state) -> None:
     TraceContextError
         If that is so.
     """
-    frame: Any = sys._getframe() if "equinox._ad" in sys.modules else None
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_EQUINOX):
-            given = frame.f_locals.get("x"), frame.f_locals.get("primals")
-            for leaf in jax.tree.leaves(given):
-                if callable(getattr(type(leaf), "states", None)) and state in leaf.states().values():
-                    raise TraceContextError(
-                        f"{state.describe()} is read in a derivative of Equinox with respect to its Module "
-                        f"({type(leaf).__name__}), which would be None: Equinox sees no array in a Module. Use "
-                        f"brainstate.transform.grad(fun, grad_states=module)."
-                    )
-        frame = frame.f_back
+    for frame in frames_in(_EQUINOX) if "equinox._ad" in sys.modules else ():
+        for leaf in jax.tree.leaves((frame.f_locals.get("x"), frame.f_locals.get("primals"))):
+            if owns_states(leaf) and state in leaf.states().values():
+                raise TraceContextError(
+                    f"{state.describe()} is read in a derivative of Equinox with respect to its Module "
+                    f"({type(leaf).__name__}), which would be None: Equinox sees no array in a Module. Use "
+                    f"brainstate.transform.grad(fun, grad_states=module)."
+                )

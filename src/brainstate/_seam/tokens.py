@@ -25,7 +25,6 @@ The programs of `jit` itself know their States, and are looked up `without_token
 import contextlib
 import itertools
 import os
-import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -38,7 +37,7 @@ from jax.extend.core import set_current_trace
 
 from .._compat import AT_ONCE, current_trace, stages_within
 from .._errors import FrozenReadWarning, TraceContextError
-from .local_states import local_trace, users_frame
+from .local_states import frames_in, local_trace, users_frame
 from .other_libraries import refuse_lost
 
 __all__ = [
@@ -232,10 +231,7 @@ def read_inside(scope, state, value):
     if not stages_within(scope.trace):
         return value
     meet(scope, state)
-    frame: Any = sys._getframe()
-    while frame is not None and not frame.f_code.co_filename.endswith(_RULES):
-        frame = frame.f_back
-    if frame is None or not traced:
+    if not traced or not any(frames_in(_RULES)):
         return value
     _in_rules[state] = None
     # JAX drops the derivative of a value that a function with a rule closes over: refuse it, where there is one.
@@ -274,10 +270,7 @@ def is_deferred(scope, frame: Any = None) -> bool:
     """Tell whether JAX runs a rule, or lowers, for a compiled function that was called in ``scope`` and has ended."""
     if scope is not None:
         return scope.launches > 0
-    frame = frame or sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _STEP:
-        frame = frame.f_back
-    return frame is not None
+    return any(frames_in(_STEP, frame))
 
 
 def meet(scope, state) -> None:

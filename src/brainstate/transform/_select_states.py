@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
+from .._arrays import owns_states
 from .._errors import StateTypeError, StateValueError, a_type
 from .._state import ParamState, State
 from ..filters import All, to_predicate
@@ -24,14 +25,8 @@ __all__ = [
     "is_pair",
     "list_states",
     "narrow",
-    "owns_states",
     "select_states",
 ]
-
-
-def owns_states(leaf: Any) -> bool:
-    """Tell whether ``leaf`` is a Module: an object whose class has a method ``states``."""
-    return callable(getattr(type(leaf), "states", None))
 
 
 def _is_filter(x) -> bool:

@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..._arrays import owns_states
 from ..._compat import jit_disabled
 from ..._copies import Remade
 from ..._errors import StateTypeError, StateValueError
@@ -45,7 +46,6 @@ from ..._seam.scope import Scope, gather, generation, is_tracer, refuse_states, 
 from ..._seam.staging import Restart, stage
 from ..._seam.step import Launcher, generators, give, launch, with_donation
 from ..._seam.tokens import refuse_leak, without_token
-from .._select_states import owns_states
 from .._wrapper import or_decorator, resemble
 from .ahead import Source, Stage
 from .jit_options import compiler, in_tuples, static_places, with_states

@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import mapped_aval
 
-from ..._arrays import at_least, layout
+from ..._arrays import at_least, layout, owns_states
 from ..._copies import Remade
 from ..._errors import BatchAxisError, StateTypeError, StateValueError
 from ..._functions import Unbound, boundary, check_function, named_after
 from ..._seam.packing import Writes
 from ..._seam.scope import Scope, commit, gather, is_tracer, read, refuse_states
 from ..._seam.staging import Restart, catch_restart, stage
-from .._select_states import draws, list_states, owns_states
+from .._select_states import draws, list_states
 from .._wrapper import or_decorator, resemble
 from .loops import for_loop, loop_length, loop_over_slices
 

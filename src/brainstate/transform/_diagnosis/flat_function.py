@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._arrays import differentiable
+from ..._arrays import differentiable, owns_states
 from ..._errors import StateTypeError, StateValueError
 from ..._seam.packing import Writes
 from ..._seam.scope import Cell, Scope, commit, is_tracer, run
 from .._first_order.pure_function import PureFunction, check_argnums, names_of
-from .._select_states import owns_states
 
 __all__ = ["Subject", "call_plainly", "is_python", "pull_back", "random_like", "settle", "subject_of", "wide"]
 

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.extend.core import valid_jaxtype
 
-from ..._arrays import differentiable, layout
+from ..._arrays import differentiable, layout, owns_states
 from ..._errors import StateTypeError, StateValueError, a_type
 from ..._functions import check_function
 from ..._seam.packing import Carried
 from ..._seam.scope import Scope, frozen_here, gather, read, refuse_states, run
-from .._select_states import Selection, is_live, owns_states, select_states
+from .._select_states import Selection, is_live, select_states
 
 __all__ = [
     "DerivativeCall",
